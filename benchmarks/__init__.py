@@ -1,0 +1,1 @@
+"""What slimnb costs, as ratios to the same work written plainly: `python -m benchmarks`."""

@@ -1,0 +1,410 @@
+# ---
+# jupyter:
+#   jupytext:
+#     formats: ipynb,py:percent
+#     text_representation:
+#       extension: .py
+#       format_name: percent
+#       format_version: '1.3'
+#   kernelspec:
+#     display_name: Python 3
+#     language: python
+#     name: python3
+# ---
+
+# %% [markdown]
+# # Slimmable networks
+#
+# > Can one set of weights run at many widths?
+#
+# | | |
+# |---|---|
+# | Papers | S-Net: Yu et al., *Slimmable Neural Networks*, 2019. US-Net: Yu and Huang, *Universally Slimmable Networks*, 2019. They are the baselines of all five papers of this book |
+# | Regenerated | why one batch norm fails; accuracy against MACs for separate nets, S-Net and US-Net; calibration; latency of five ways to run a slim net (shape of DS-Net Table 1 and SP-Net Table 7) |
+# | Not reproduced | their ImageNet accuracies: scale `full` holds the recipe, and nobody has run it here |
+# | Cost | `smoke`: under a minute on two CPU cores, generated images. `small`: CIFAR-100, about an hour per seed on one CPU core. `full`: days of GPU time |
+#
+# A phone, a watch and a server have different budgets. The plain answer is one network for each. This chapter
+# builds the other answer, one network whose layers can be sliced thinner, and finds the one part of it that
+# refuses to be shared.
+
+# %% tags=["parameters"]
+scale = "smoke"  # "smoke" | "small" | "full": data and recipe, see slimnb/recipes.py
+seed = 0  # first seed
+seeds = 1  # number of seeds; the papers report one run each
+device = "auto"  # "auto" | "cpu" | "cuda"
+data = "auto"  # "auto": synthetic at smoke, CIFAR-100 above; or a data set's name or folder
+out = ""  # folder for figures; "" is build/ at smoke and figures/ above
+latency_mult = 0.25  # width whose latency is taken apart; DS-Net Table 1 has .25
+latency_rounds = 30  # timed rounds of each way to run it; medians are reported
+
+# %%
+import inspect
+
+import numpy as np
+import pandas as pd
+import torch
+from IPython.display import Markdown
+
+from slimnb import figures, recipes
+from slimnb.calibrate import calibrate_bn, evaluate
+from slimnb.chapter import Chapter
+from slimnb.claims import Claim
+from slimnb.data import load_data
+from slimnb.experiment import latencies, run
+from slimnb.layers import Selection, SlimmableConv2d, SwitchableBatchNorm2d
+from slimnb.methods.slimmable import InplaceDistillation, Sandwich, any_width
+from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.parameters import Float, Int
+from slimnb.results import results_frame
+from slimnb.runs import RunStore
+from slimnb.train import Pass
+
+chapter = Chapter.begin("01_slimmable_networks", globals(), latency_mult=Float(0, 1), latency_rounds=Int(1, 1000))
+
+# %% [markdown]
+# ## The idea on three channels
+#
+# A 1x1 convolution with three input and three output channels is a 3x3 matrix. At width 2 we use its top left
+# 2x2 corner: two filters, each reading two channels. Nothing is copied and nothing is trained again.
+
+# %%
+conv = SlimmableConv2d(3, 3, kernel=1, unit=0)
+conv.weight.data = torch.tensor([[1., 2, 3], [-1, 1, 2], [2, -2, 1]]).reshape(3, 3, 1, 1)
+x = torch.tensor([1., 2, 3]).reshape(1, 3, 1, 1)
+for width in (1, 2, 3):
+    y = conv(x[:, :width], Selection(widths=(width,)))  # (1, width, 1, 1)
+    print(f"width {width}: {y.flatten().tolist()}")
+
+# %%
+axes = figures.slicing_diagram(conv.weight.detach().squeeze(), [1, 2, 3], "A slimmer width uses the top left corner")
+chapter.save(axes, "slicing")
+
+# %% [markdown]
+# Look at the first output channel: 1, then 5, then 14. The same filter answers differently at each width, because
+# it hears fewer channels. Slimmer is not "the same features, fewer of them". Every number after the first layer
+# has another scale, and normalisation is the layer that cares about scales.
+#
+# ## Why one batch norm fails
+#
+# Let a filter have independent weights of variance $\sigma_w^2$ and its $n$ inputs second moment $m_2$. Its output,
+# `conv(x)`, has variance
+#
+# $$\operatorname{Var}[y] = n\,\sigma_w^2\, m_2 ,$$
+#
+# so at a quarter of the input width the variance is a quarter. Batch normalisation divides by the root of a
+# running variance, and there is one number for all widths. We check the formula on random features.
+
+# %%
+rng = torch.Generator().manual_seed(chapter.seed)
+wide = SlimmableConv2d(64, 64, kernel=1, unit=0)
+wide.weight.data = torch.randn(64, 64, 1, 1, generator=rng)
+features = torch.randn(256, 64, 4, 4, generator=rng).relu()
+for width in (16, 32, 64):
+    y = wide(features[:, :width], Selection(widths=(width,)))
+    print(f"{width} input channels: variance {y[:, :16].var():.1f}, by the formula {width * features.square().mean():.1f}")
+
+# %% [markdown]
+# That is a random layer. In a trained network the effect decides between working and guessing. We now train every
+# network of this chapter with one call each: seven arms, all with the same optimiser, epochs and data order.
+# `run` looks for a finished run first, resumes an interrupted one second, and trains last.
+#
+# The claims come before the runs, so that the results cannot choose them. Their thresholds are in accuracy points.
+
+# %%
+CHAPTER, SNET, USNET = chapter.name, "S-Net (Yu et al. 2019)", "US-Net (Yu and Huang 2019)"
+one_bn_fails = Claim("one-bn-fails", CHAPTER, "With one batch norm for all widths the slimmest net falls far behind S-Net",
+                     SNET, "top1", "superiority", ("S-Net", "One BN"), delta=5)
+snet_matches = Claim("snet-matches-individual", CHAPTER, "S-Net at full width is as accurate as a separate net",
+                     "SP-Net, Table 3: MobileNetV1, 28.6 against 28.1 % error", "top1", "equivalence",
+                     ("S-Net", "Individual"), delta=1, paper_value=-0.5)
+snet_helps_slim = Claim("snet-helps-slim", CHAPTER, "S-Net's slimmest net beats a separate net of that width",
+                        "SP-Net, Table 3: MobileNetV1 at .5, 34.7 against 34.9 % error", "top1", "superiority", ("S-Net", "Individual"), delta=0.5)
+usnet_matches = Claim("usnet-matches-snet", CHAPTER, "US-Net, trained for any width, is as accurate as S-Net at full width",
+                      USNET, "top1", "equivalence", ("US-Net", "S-Net"), delta=1)
+
+# %%
+images = load_data(chapter.data_name, chapter.data_root, chapter.device, cache=chapter.root / "data/cache")
+print(images)
+planned = [r for s in chapter.all_seeds for r in recipes.slimmable(chapter.scale, s, images.size)]
+store = RunStore(chapter.root / "data/runs", chapter.root / "data/results")
+results = [run(recipe, images, store, device=chapter.device) for recipe in planned]
+frame = results_frame(results)
+print(f"{len(results)} runs, {sum(r.seconds for r in results) / 60:.1f} minutes of training")
+
+# %% [markdown]
+# The arm *One BN* trains four widths together and keeps one batch norm for all. Its training loss looks healthy,
+# as each batch is normalised by its own statistics. The test shows what the running statistics are worth.
+
+# %%
+def top1(arm, mult, column="top1"):
+    """Accuracy of an arm at a width, one entry per seed, in percent."""
+    rows = frame[(frame["arm"] == arm) & (frame["mult"] == mult)].sort_values("seed")
+    return rows[column].to_numpy()
+
+
+def runs_of(*arms):
+    return sorted({r.run_id for r in results if r.recipe.arm in arms})
+
+
+slimmest, widest = min(recipes.WIDTHS), max(recipes.WIDTHS)
+shown = frame[frame["mult"].isin(recipes.WIDTHS)]
+shown.pivot_table(index="arm", columns="mult", values="top1", aggfunc="mean", sort=False).round(1)
+
+# %%
+chapter.claim(one_bn_fails, top1("S-Net", slimmest), top1("One BN", slimmest), runs_of("S-Net", "One BN"))
+
+# %% [markdown]
+# To see the cause, we take a network whose statistics we may set at will (US-Net, below) and lend the statistics
+# of one width to another. Each row is a width that runs, each column the width whose statistics it uses.
+
+# %%
+us_net = [r for r in results if r.recipe.arm == "US-Net"]
+borrowed = pd.concat([pd.DataFrame(r.probes["borrowed"]).assign(seed=r.recipe.seed) for r in us_net])
+borrowed = borrowed[borrowed["mult"].isin(recipes.WIDTHS) & borrowed["statistics_mult"].isin(recipes.WIDTHS)]
+borrowed.pivot_table(index="mult", columns="statistics_mult", values="top1").round(1)
+
+# %%
+statistics = pd.DataFrame(us_net[0].probes["statistics"])
+axes = figures.statistics(statistics[statistics["mult"].isin(recipes.WIDTHS)],
+                          "The same channels have other statistics at every width")
+chapter.save(axes, "statistics")
+
+# %% [markdown]
+# On the diagonal of the table every width uses its own statistics and works. Off the diagonal the weights are the
+# same and the accuracy is gone, further off the further apart the widths are. The weights can be shared; two
+# vectors per layer cannot.
+#
+# ## Switchable batch norm
+#
+# S-Net keeps a private batch norm for each of $k$ fixed widths and shares every convolution (Yu et al. 2019). In slimnb the statistics are rows of a `(slots, C)` buffer; a subnet knows its row. This is the
+# whole forward pass:
+
+# %%
+def source(thing):
+    """Library code, as it runs."""
+    return Markdown(f"```python\n{inspect.cleandoc(inspect.getsource(thing))}\n```")
+
+
+source(SwitchableBatchNorm2d.forward)
+
+# %% [markdown]
+# One training step runs all four widths on the same batch, adds their gradients and updates once:
+#
+# $$g = \sum_{w \in \{.25, .5, .75, 1\}} \nabla\, \mathrm{CE}\big(y, \mathrm{net}(x, w)\big).$$
+#
+# The private parameters are few. We count those of MobileNetV1 for ImageNet.
+
+# %%
+from slimnb.cost import count_params
+
+full = MobileNetV1(bn="private")
+widths = [full.uniform(mult) for mult in (0.5, 0.75, 1.0)]
+alone, together = count_params(full, [full.largest]), count_params(full, widths)
+print(f"one width {alone / 1e6:.2f} M parameters, three widths {together / 1e6:.2f} M: {100 * (together / alone - 1):.1f} % more")
+
+# %%
+history = pd.concat([pd.DataFrame(r.history).assign(arm=r.recipe.arm) for r in results
+                     if r.recipe.arm in ("One BN", "S-Net") and r.recipe.seed == chapter.seed])
+history = history.assign(mult=history["name"].str.rstrip("x").astype(float), loss=history["ce"])
+axes = figures.training_curves(history, "All widths learn together, with one batch norm or with four")
+chapter.save(axes, "training")
+
+# %% [markdown]
+# In training the two arms are alike: normalising by the batch hides the fault. It appears when the running
+# statistics take over, which is why a training curve would never have shown it.
+
+# %%
+chapter.claim(snet_matches, top1("S-Net", widest), top1("Individual", widest), runs_of("S-Net", "Individual"))
+
+# %%
+chapter.claim(snet_helps_slim, top1("S-Net", slimmest), top1("Individual", slimmest), runs_of("S-Net", "Individual"))
+
+# %% [markdown]
+# ## Any width: the sandwich rule and in-place distillation
+#
+# Four switches are four networks. US-Net asks for every width in between, and so it can neither train nor
+# normalise each of them. Its sandwich rule (Yu and Huang 2019) runs, in every step, the largest, the
+# smallest and $n - 2$ random widths; the paper takes $n = 4$. Their reason: a width in between computes with
+# channels that both ends have trained, so the ends bound its loss.
+
+# %%
+source(Sandwich.plan)
+
+# %% [markdown]
+# The largest network learns from the labels. All others learn from the largest, on the same batch, at no extra
+# forward pass, which the paper calls in-place distillation:
+#
+# $$\ell_{w} = \mathrm{CE}\big(\operatorname{softmax}(z_{\text{largest}}),\, z_w\big), \qquad z_{\text{largest}}\ \text{detached}.$$
+
+# %%
+source(InplaceDistillation.__call__)
+
+# %% [markdown]
+# We check that code against the equation on four random predictions, in two lines of NumPy.
+
+# %%
+objective, labels = InplaceDistillation(), torch.arange(4)
+teacher, student = torch.randn(4, 10, generator=rng), torch.randn(4, 10, generator=rng)
+objective.begin(None, x, [])
+objective(Pass(widths[0]), teacher, labels)
+loss, _ = objective(Pass(widths[0], target="teacher"), student, labels)
+p, log_q = teacher.softmax(1).numpy(), student.log_softmax(1).numpy()
+assert np.allclose(loss.numpy(), -(p * log_q).sum(1), atol=1e-6)
+print("loss per sample:", np.round(-(p * log_q).sum(1), 3))
+
+# %% [markdown]
+# ## Calibration
+#
+# Thousands of widths cannot keep statistics while training. US-Net computes them afterwards: run some training
+# images at the width wanted and average the batch statistics exactly,
+#
+# $$\mu \leftarrow \Big(1 - \tfrac{B_t}{\sum_{s \le t} B_s}\Big)\,\mu + \tfrac{B_t}{\sum_{s \le t} B_s}\,\mu_{t},$$
+#
+# where $B_t$ is the size of batch $t$. `calibrate_bn` does this for many subnets in one
+# pass over the data. It takes no labels and no gradient. How many images does it need?
+
+# %%
+calibration = pd.concat([pd.DataFrame(r.probes["calibration"]).assign(seed=r.recipe.seed) for r in us_net])
+ax = figures.calibration(calibration[calibration["mult"].isin(recipes.WIDTHS)],
+                         "A few hundred images are enough to calibrate a width")
+chapter.save(ax, "calibration")
+
+# %%
+by_images = calibration.groupby(["images", "mult"])["top1"].mean().unstack()
+(by_images.iloc[-1] - by_images).abs().max(axis=1).rename("largest gap to the last row, points").round(2).to_frame()
+
+# %% [markdown]
+# slimnb refuses to evaluate a subnet whose statistics are missing or were taken from other weights. The error
+# names the call that mends it.
+
+# %%
+net = MobileNetV1(10, 32, layout=((8, 2), (16, 1)))
+half, batch = net.uniform(0.5), torch.randn(8, 3, 32, 32, generator=rng)
+try:
+    evaluate(net, [half], [(batch, torch.zeros(8, dtype=torch.long))])
+except Exception as error:
+    print(error)
+calibrate_bn(net, [half], [batch])
+print("after calibration:", evaluate(net, [half], [(batch, torch.zeros(8, dtype=torch.long))])[0].n, "images evaluated")
+
+# %% [markdown]
+# ## Accuracy against MACs
+#
+# The question of the chapter, in one figure. Each point is a width; a line is one set of weights, except for the
+# individual nets, where every point is trained on its own.
+
+# %%
+ax = figures.accuracy(frame[frame["arm"] != "One BN"], "One set of weights serves every budget")
+chapter.save(ax, "accuracy")
+
+# %%
+chapter.claim(usnet_matches, top1("US-Net", widest), top1("S-Net", widest), runs_of("US-Net", "S-Net"))
+
+# %% [markdown]
+# The generated images come with a known difficulty, so that at `smoke` scale we can ask who needs the width.
+# CIFAR-100 has no such label and the next figure is left out there.
+
+# %%
+if "top1_hard" in frame:
+    axes = figures.easy_and_hard(frame[frame["arm"] != "One BN"], "Width is spent on the hard images")
+    chapter.save(axes, "easy-and-hard")
+
+# %% [markdown]
+# ## What a slim network costs in time
+#
+# MACs fall with the square of the width. Time need not: it depends on how the slim network is run. DS-Net's Table 1
+# times five ways for a ResNet-50 at a quarter of its channels on a GPU, and we repeat it on this device. *Mask*
+# computes everything and multiplies by zeros; *index* gathers the weights by a list; *slice* takes the corner;
+# *ideal* is an ordinary thin network that never was part of a larger one.
+
+# %%
+timed = latencies(chapter.scale, latency_mult, latency_rounds, store, chapter.device)
+print(timed["about"], f"| largest difference between the outputs of mask, index, slice and ideal: {timed['difference']:.1e}")
+paper_ms = {"full": 12.2, "mask": 12.4, "index": 16.6, "slice": 7.9, "ideal": 7.2}  # DS-Net, Table 1
+modes = pd.DataFrame(timed["modes"])
+modes["paper_ms"] = modes["mode"].map(paper_ms)
+ax = figures.latency_bars(modes, "Slicing keeps up with a thin network of its own; masking saves nothing")
+chapter.save(ax, "latency")
+
+# %%
+mask_saves_nothing = Claim("slice-faster-than-mask", CHAPTER, "A sliced ResNet-50 is faster than a masked one",
+                           "DS-Net, Table 1: 7.9 against 12.4 ms", "ms", "superiority", ("slice", "mask"), delta=0,
+                           direction="less", paper_value=4.5, unit="ms")
+ms = modes.pivot_table(index="repeat", columns="mode", values="ms")
+chapter.claim(mask_saves_nothing, ms["slice"], ms["mask"], [timed["run_id"]])
+
+# %%
+ax = figures.latency_by_width(pd.DataFrame(timed["widths"]), "Gathering weights by index costs time at every width")
+chapter.save(ax, "latency-by-width")
+
+# %% [markdown]
+# ## What surprised us
+#
+# - Training curves cannot show the failure of a shared batch norm, only evaluation can. A library that lets you
+#   evaluate with the wrong statistics will, so ours does not.
+# - A shared batch norm does not fail evenly. Its running statistics are a mixture of all widths, and the widths that
+#   dominate the mixture survive. Read its row in the table above from left to right.
+# - US-Net is not a free lunch at this scale: read its full width against S-Net's. The largest network shares every
+#   step with three others and with their summed gradients, and a short training is the place where that costs most.
+# - The papers select nothing on a validation split; we pick nothing at all here, and the test split is opened once
+#   per run.
+#
+# ## Summary
+#
+# - A slimmer width is the corner of each weight. The corner hears fewer channels, so its statistics differ.
+# - Convolutions can be shared; batch-norm statistics cannot. S-Net keeps them apart, US-Net takes them afterwards.
+# - Slicing costs about as much time as a thin network of its own; masking costs as much as the full one.
+#
+# ## Exercises
+#
+# 1. *Recall.* Which tensors of an S-Net with widths .25, .5, .75 and 1 exist once, and which four times?
+# 2. *By hand.* A 1x1 convolution has 64 inputs and 128 outputs on an 8x8 map. How many MACs has it at width .5?
+# 3. *Code.* Draw 10,000 sandwich steps. How often does a step's random pair hold the same width twice, when 31 widths
+#    are equally likely?
+# 4. *Ablation.* Set `n_random=0` with `dataclasses.replace(recipe, n_random=0)` and run US-Net again: which widths
+#    lose? What does that say about the sandwich's bread?
+# 5. *Code.* Calibrate with a batch of 8 images and then one of 1,000. Which wrong result would a plain mean of the
+#    two batch means give, and what does `calibrate_bn` do instead?
+# 6. *Open.* Group normalisation has no running statistics. Does a slimmable net with it need anything private?
+#
+# The cells below hold the checkable answers.
+
+# %% tags=["hide-cell"]
+switches = MobileNetV1(10, 32, layout=((8, 2), (16, 1)), bn="private")
+switches.reserve([switches.uniform(mult) for mult in (0.5, 1.0)])
+rows = {name: len(p) for name, p in switches.named_parameters() if "norm" in name}
+print("1. convolutions and the classifier once; gamma, beta and statistics once per width:", set(rows.values()), "rows")
+
+# %% tags=["hide-cell"]
+print("2.", 32 * 64 * 8 * 8, "MACs: half the inputs times half the outputs is a quarter of", 64 * 128 * 8 * 8)
+
+# %% tags=["hide-cell"]
+draw = any_width(full, recipes.SANDWICH_MULTS)
+sandwich = Sandwich(full.largest, full.uniform(0.25), draw, n_random=2, seed=1)
+pairs = [sandwich.plan(step)[2:] for step in range(10_000)]
+same = np.mean([a.route == b.route for a, b in pairs])
+print(f"3. {same:.3f} of the steps; equally likely widths give 1/31 = {1 / 31:.3f}")
+
+# %% tags=["hide-cell"]
+net = MobileNetV1(10, 32, layout=((8, 2), (16, 1)))
+few, many = torch.randn(8, 3, 32, 32, generator=rng) + 3, torch.randn(1000, 3, 32, 32, generator=rng)
+calibrate_bn(net, [net.largest], [few, many])
+stem = net.features[0]
+means = [stem.conv(batch, net.select(net.largest, statistics="batch")).mean((0, 2, 3)) for batch in (few, many)]
+exact, plain = (8 * means[0] + 1000 * means[1]) / 1008, (means[0] + means[1]) / 2
+print(f"5. largest error of the plain mean {(plain - stem.norm.running_mean[0]).abs().max():.3f},",
+      f"of the mean by images {(exact - stem.norm.running_mean[0]).abs().max():.0e}")
+
+# %% [markdown]
+# ## References
+#
+# - J. Yu, L. Yang, N. Xu, J. Yang, T. Huang. *Slimmable Neural Networks*. ICLR 2019: switchable batch norm, S-Net.
+# - J. Yu, T. Huang. *Universally Slimmable Networks and Improved Training Techniques*. ICCV 2019: sandwich rule,
+#   in-place distillation, batch-norm statistics after training.
+# - C. Li et al. *Dynamic Slimmable Network*. CVPR 2021: Table 1, latency of slicing, masking and indexing.
+# - Library: `slimnb/methods/slimmable.py`, `slimnb/layers.py`, `slimnb/calibrate.py`; their tests are
+#   `tests/test_slimmable.py`, `tests/test_layers.py`, `tests/test_calibrate.py`.
+
+# %%
+chapter.end()

@@ -1,0 +1,163 @@
+"""The command line: `python -m slimnb run 01 --scale small -p seeds 3`, `runs`, `claims`, `figures`.
+
+Arguments are checked before anything heavy is imported: a misspelt parameter costs a second, not a minute.
+"""
+
+from __future__ import annotations
+
+import os
+import sys
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Annotated
+
+import tyro
+
+from slimnb.errors import SlimnbError, exit_with
+
+
+@dataclass(frozen=True)
+class Run:
+    """Execute a chapter with papermill and keep the result only if it is whole."""
+
+    notebook: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHAPTER")]
+    """A chapter's file, or the start of its name: notebooks/00_notation.py, 00_notation, 00."""
+    scale: str | None = None
+    """smoke, small or full; without it, what the parameters cell says."""
+    parameters: Annotated[
+        tuple[tuple[str, str], ...],
+        tyro.conf.UseAppendAction,
+        tyro.conf.arg(aliases=["-p"], metavar="NAME VALUE"),
+    ] = ()
+    """Another parameter and its value; may be repeated: -p seeds 3 -p device cuda."""
+    out: Path | None = None
+    """Where the executed notebook goes; without it, build/SCALE/NAME.ipynb."""
+    publish: bool = False
+    """Put the executed notebook beside its text, as the pair a reader of the repository sees."""
+    echo: bool = False
+    """Print what the cells print while they run."""
+
+
+@dataclass(frozen=True)
+class Figures:
+    """Draw the committed figures again from finished runs; trains nothing."""
+
+    scale: str = "small"
+    """The scale whose runs are drawn."""
+
+
+@dataclass(frozen=True)
+class Runs:
+    """List the runs in the run store: finished, interrupted and committed ones."""
+
+
+@dataclass(frozen=True)
+class Claims:
+    """List the claims and their verdicts, recomputed from the ledger."""
+
+    smoke: bool = False
+    """The smoke ledger under build/ instead of the committed one."""
+
+
+def main(arguments: list[str] | None = None) -> None:
+    """Parse `arguments` (default: the process's own) and run the command; exit status as in slimnb.errors."""
+    arguments = list(sys.argv[1:] if arguments is None else arguments)
+    debug = "--debug" in arguments
+    arguments = [a for a in arguments if a != "--debug"]
+    command = tyro.cli(
+        tyro.conf.OmitSubcommandPrefixes[tyro.conf.FlagCreatePairsOff[Run | Figures | Runs | Claims]],
+        args=arguments,
+        prog="slimnb",
+        description=f"{__doc__.splitlines()[0]} Add --debug for a traceback.",
+    )
+    try:
+        {Run: run, Figures: figures, Runs: runs, Claims: claims}[type(command)](command)
+    except SlimnbError as error:
+        if debug:
+            raise
+        exit_with(error)
+    except KeyboardInterrupt:
+        raise SystemExit(130) from None
+
+
+def run(command: Run) -> None:
+    """Execute one chapter. Raises SlimnbError."""
+    from slimnb.chapter import find_root
+    from slimnb.notebook import declared_by, read_chapter
+
+    source = find_chapter(command.notebook)
+    declared = declared_by(read_chapter(source))
+    words = dict(command.parameters) | ({"scale": command.scale} if command.scale is not None else {})
+    given = {name: declared.read(name, text) for name, text in words.items()}
+    scale = declared.check(given)["scale"]
+
+    from slimnb.execute import execute
+
+    out = command.out or find_root(source.parent) / "build" / scale / f"{source.stem}.ipynb"
+    if command.publish:
+        out = source.with_suffix(".ipynb")
+    execute(source, out, given, echo=command.echo)
+
+
+def find_chapter(text: str) -> Path:
+    """The one chapter's file that `text` names by its path or the start of its name. Raises B11."""
+    from slimnb.chapter import find_root
+
+    if Path(text).is_file():
+        return Path(text)
+    found = sorted((find_root() / "notebooks").glob("[0-9][0-9]_*.py"))
+    match = [path for path in found if path.stem.startswith(text) and text]
+    if len(match) != 1:
+        there = ", ".join(path.stem for path in found) or "no chapter yet"
+        there = f"There are: {there}."[:140]
+        raise SlimnbError("B11", f"{text[:40]!r}", f"names {len(match)} chapters", there)
+    return match[0]
+
+
+def figures(command: Figures) -> None:
+    """Execute every chapter with training forbidden, which draws its figures. Raises SlimnbError."""
+    from slimnb import experiment
+    from slimnb.chapter import find_root
+    from slimnb.execute import execute
+
+    root = find_root()
+    os.environ[experiment.NO_TRAINING] = "1"
+    for source in sorted((root / "notebooks").glob("[0-9][0-9]_*.py")):
+        execute(source, root / "build" / "figures" / f"{source.stem}.ipynb", {"scale": command.scale})
+
+
+def runs(command: Runs) -> None:
+    """Print one line per finished run of the store, and name the unfinished ones."""
+    from slimnb.chapter import find_root
+    from slimnb.runs import RunStore
+
+    root = find_root() / "data"
+    store = RunStore(root / "runs", root / "results")
+    records = store.records()
+    for record in records:
+        place = "local" if (store.root / record["run_id"]).is_dir() else "committed"
+        print(f"{record['run_id']:58} {place:9} {record['result'].get('seconds', 0):7.0f} s")
+    done = {record["run_id"] for record in records}
+    for path in sorted(store.root.glob("*/")):
+        if path.name not in done:
+            print(f"{path.name:58} unfinished; running its chapter again resumes it")
+    if not records:
+        print("No run is finished yet. `make book` trains the smoke runs.")
+
+
+def claims(command: Claims) -> None:
+    """Print the ledger, one line per claim and scale."""
+    from slimnb.chapter import find_root
+    from slimnb.claims import ledger_frame
+
+    path = find_root() / ("build/smoke/claims.csv" if command.smoke else "data/claims.csv")
+    frame = ledger_frame(path)
+    columns = ["scale", "claim", "verdict", "n", "mean", "low", "high", "unit"]
+    if frame.empty:
+        print(f"No claim is recorded yet in {path.relative_to(path.parents[1])}.")
+    else:
+        print(frame[[c for c in columns if c in frame]].to_string(index=False))
+
+
+if __name__ == "__main__":
+    main()

@@ -1,0 +1,152 @@
+"""Counter-based random numbers, and augmentation of whole batches on whatever device they lie."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from zlib import crc32
+
+import torch
+from torch import Tensor
+from torch.nn import functional as F
+
+_MASK = (1 << 64) - 1
+_STEP = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd: consecutive indices land far apart
+_MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))  # SplitMix64's finaliser
+
+
+def _signed(value: int) -> int:
+    return value - (1 << 64) if value >> 63 else value
+
+
+def _mix(value: int) -> int:
+    for shift, factor in _MIX:
+        value = ((value ^ (value >> shift)) * factor) & _MASK
+    return value
+
+
+def _key(seed: int, stream: str | int, epoch: int) -> int:
+    key = 0
+    for part in (seed, crc32(stream.encode()) if isinstance(stream, str) else stream, epoch):
+        key = _mix((key + part + _STEP) & _MASK)
+    return key
+
+
+def keyed_bits(seed: int, stream: str | int, epoch: int, index: Tensor) -> Tensor:
+    """64 random bits per entry of `index` (int64, any shape): a hash of (seed, stream, epoch, index).
+
+    Integer arithmetic only, so CPU and CUDA give the same bits, in any order and any grouping.
+    The index is SplitMix64's counter (Steele, Lea and Flood, 2014), the other three choose where it starts.
+    """
+    bits = index * _signed(_STEP) + _signed(_key(seed, stream, epoch))
+    for shift, factor in _MIX:
+        # torch's >> copies the sign bit in; the mask makes it a logical shift.
+        bits = (bits ^ ((bits >> shift) & ((1 << (64 - shift)) - 1))) * _signed(factor)
+    return bits
+
+
+def keyed_uniform(seed: int, stream: str | int, epoch: int, index: Tensor) -> Tensor:
+    """Uniform float32 in [0, 1), one per entry of `index` (int64), a pure function of the four arguments."""
+    return ((keyed_bits(seed, stream, epoch, index) >> 40) & 0xFFFFFF).float() * 2.0**-24
+
+
+def keyed_choice(seed: int, stream: str | int, epoch: int, index: Tensor, count: int) -> Tensor:
+    """Uniform integers in range(count), int64, one per entry of `index` (int64); count < 2^24."""
+    return (keyed_uniform(seed, stream, epoch, index) * count).long()
+
+
+def keyed_order(seed: int, stream: str | int, epoch: int, rows: Tensor) -> Tensor:
+    """The rows (N,) int64 in a random order, the same on every device."""
+    return rows[torch.argsort(keyed_bits(seed, stream, epoch, rows), stable=True)]
+
+
+def crop_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, size: int) -> Tensor:
+    """Each image's own crop, mirrored where `flip`: (B, 3, S, S) uint8 to (B, 3, size, size), in one gather.
+
+    `top` and `left` (B,) int64 are pixels and may leave the image on any side, where it reads as zero.
+    """
+    batch, channels, side, _ = images.shape
+    along = torch.arange(size, device=images.device)
+    rows = top[:, None] + along
+    columns = left[:, None] + torch.where(flip[:, None], size - 1 - along, along)
+    pixel = (rows.clamp(0, side - 1) * side)[:, :, None] + columns.clamp(0, side - 1)[:, None, :]
+    index = pixel.view(batch, 1, -1).expand(-1, channels, -1)
+    crops = images.reshape(batch, channels, -1).gather(2, index).view(batch, channels, size, size)
+    inside = _within(rows, side)[:, :, None] & _within(columns, side)[:, None, :]
+    return crops.mul_(inside[:, None])
+
+
+def _within(places: Tensor, side: int) -> Tensor:
+    return (places >= 0) & (places < side)
+
+
+def draw_crops(seed: int, epoch: int, index: Tensor, spare: int) -> tuple[Tensor, Tensor]:
+    """Offsets down and across in range(spare + 1), int64, for each sample (B,)."""
+    down, across = (keyed_choice(seed, name, epoch, index, spare + 1) for name in ("down", "across"))
+    return down, across
+
+
+def draw_flips(seed: int, epoch: int, index: Tensor) -> Tensor:
+    """A fair coin, bool, for each sample (B,)."""
+    return keyed_uniform(seed, "flip", epoch, index) < 0.5
+
+
+def draw_boxes(seed: int, epoch: int, index: Tensor, scale: tuple[float, float] = (0.25, 1.0),
+               ratio: tuple[float, float] = (3 / 4, 4 / 3), tries: int = 10) -> Tensor:
+    """Random boxes (B, 4): top, left, height, width as fractions of a square image.
+
+    Area uniform in `scale`, logarithm of width over height uniform in `ratio`; the first of `tries` draws
+    that fits in the image, else the whole of it (Szegedy et al. 2015, section 6, in the form in common use).
+    """
+    draw = index[:, None] * tries + torch.arange(tries, device=index.device)
+    area = scale[0] + (scale[1] - scale[0]) * keyed_uniform(seed, "area", epoch, draw)
+    low, high = math.log(ratio[0]), math.log(ratio[1])
+    aspect = torch.exp(low + (high - low) * keyed_uniform(seed, "aspect", epoch, draw))
+    sides = torch.stack(((area / aspect).sqrt(), (area * aspect).sqrt()))  # (2, B, tries): height, width
+    fits = (sides <= 1).all(0)
+    first = fits.int().argmax(1, keepdim=True)
+    height, width = (side.gather(1, first).squeeze(1) for side in sides)
+    whole = torch.ones_like(height)
+    height, width = (torch.where(fits.any(1), side, whole) for side in (height, width))
+    top = keyed_uniform(seed, "top", epoch, index) * (1 - height)
+    left = keyed_uniform(seed, "left", epoch, index) * (1 - width)
+    return torch.stack((top, left, height, width), dim=1)
+
+
+def resized_crop(images: Tensor, boxes: Tensor, flip: Tensor, size: int) -> Tensor:
+    """Each image's own box, resized bilinearly and mirrored where `flip`: (B, 3, size, size) float32.
+
+    `images` (B, 3, S, S), `boxes` as `draw_boxes` gives them. Nothing is smoothed before it shrinks: keep S
+    below about twice `size`.
+    """
+    top, left, height, width = boxes.unbind(1)
+    zero = torch.zeros_like(top)
+    mirror = torch.where(flip, -width, width)
+    across = torch.stack((mirror, zero, 2 * left + width - 1), dim=1)
+    down = torch.stack((zero, height, 2 * top + height - 1), dim=1)
+    shape = (len(images), 3, size, size)
+    grid = F.affine_grid(torch.stack((across, down), dim=1), shape, align_corners=False)
+    return F.grid_sample(images.float(), grid, padding_mode="border", align_corners=False)
+
+
+def centre_crop(images: Tensor, size: int) -> Tensor:
+    """The middle (B, 3, size, size) of (B, 3, S, S), a view."""
+    start = (images.shape[-1] - size) // 2
+    return images[:, :, start : start + size, start : start + size]
+
+
+class Normalise:
+    """Pixels 0..255 (B, 3, H, W) of any type to (pixel / 255 - mean) / std, channels_last, of `dtype`."""
+
+    def __init__(self, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype,
+                 device: torch.device | str):
+        mean, std = (torch.tensor(values, dtype=torch.float64).view(1, 3, 1, 1) for values in (mean, std))
+        self.scale = (1 / (255 * std)).to(device, torch.float32)
+        self.shift = (-mean / std).to(device, torch.float32)
+        self.dtype = dtype
+
+    def __call__(self, images: Tensor) -> Tensor:
+        # copy=True: what follows is in place and must never reach the data set. Arithmetic runs along rows of
+        # pixels and the layout changes last: on a CPU twice as fast as the other way round.
+        x = images.to(torch.float32, copy=True).mul_(self.scale).add_(self.shift)
+        return torch.empty_like(x, dtype=self.dtype, memory_format=torch.channels_last).copy_(x)

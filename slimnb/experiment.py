@@ -1,0 +1,193 @@
+"""From a recipe to a result: find the finished run, resume the interrupted one, or train it."""
+
+from __future__ import annotations
+
+import importlib
+import os
+import time
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+from slimnb import probes
+from slimnb.calibrate import calibrate_bn
+from slimnb.data import Batches, ImageData
+from slimnb.distributed import broadcast_weights, rank_of, share, synchronise_batch_norm, world_of
+from slimnb.errors import SlimnbError
+from slimnb.latency import compare_latency, conditions, execution_modes
+from slimnb.methods.slimmable import InplaceDistillation, Sandwich, Switches, Uniform, any_width
+from slimnb.nets.base import SlimmableNet
+from slimnb.nets.resnet import ResNet50
+from slimnb.recipes import WIDTHS, Recipe
+from slimnb.runs import RunStore, code_fingerprint, machine_fingerprint
+from slimnb.state import net_state
+from slimnb.train import Labels, Schedule, make_optimizer, train
+
+NETS = {"mobilenet_v1": "MobileNetV1", "mobilenet_v2": "MobileNetV2", "vgg": "VGG", "resnet": "ResNet50"}
+NO_TRAINING = "SLIMNB_NO_TRAINING"  # in the environment: an unfinished run is an error, not a reason to train
+
+
+@dataclass(frozen=True)
+class Result:
+    """A finished run: its recipe and what was measured."""
+
+    recipe: Recipe
+    rows: list[dict]  # one per subnet: mult, macs, params, top1 (test, percent), top1_val, ce, ...
+    history: list[dict]  # step, lr, name, ce
+    probes: dict[str, list[dict]]
+    seconds: float  # of training
+    run_id: str
+    stale_code: bool = False  # the result is of an earlier version of the code
+
+
+def build(recipe: Recipe, num_classes: int) -> SlimmableNet:
+    """The untrained supernet of a recipe, its batch-norm slots reserved."""
+    if recipe.net not in NETS:
+        raise SlimnbError("P10", f"net = {recipe.net!r}", f"it is one of {', '.join(NETS)}", "Set net='mobilenet_v1'.")
+    module = importlib.import_module(f"slimnb.nets.{recipe.net}")
+    bn = "shared_affine" if recipe.bn == "one" else recipe.bn
+    layout = {"layout": recipe.layout} if recipe.layout else {}
+    net = getattr(module, NETS[recipe.net])(num_classes, recipe.input_size, recipe.largest, bn=bn, seed=recipe.seed,
+                                            **layout)
+    if recipe.bn != "calibrated":
+        net.reserve([net.uniform(mult) for mult in recipe.mults], shared=recipe.bn == "one")
+    return net
+
+
+def plan(recipe: Recipe, net: SlimmableNet):
+    """(sampler, objective) of a recipe."""
+    if recipe.method == "switches":
+        return Switches({f"{mult}x": net.uniform(mult) for mult in recipe.mults}), Labels()
+    draw = any_width(net, recipe.train_mults)
+    if recipe.method == "sandwich":
+        smallest = net.uniform(min(recipe.train_mults))
+        return (Sandwich(net.largest, smallest, draw, recipe.n_random, recipe.seed),
+                InplaceDistillation(recipe.temperature))
+    if recipe.method == "uniform":
+        return Uniform(net.largest, draw, recipe.seed), Labels()
+    raise SlimnbError("P10", f"method = {recipe.method!r}", "it is switches, sandwich or uniform", "Set method='sandwich'.")
+
+
+def code_of(recipe: Recipe) -> str:
+    """Fingerprint of the code that can change this recipe's result."""
+    return code_fingerprint(["slimnb.train", "slimnb.probes", "slimnb.methods.slimmable", f"slimnb.nets.{recipe.net}"])
+
+
+def run(recipe: Recipe, data: ImageData, store: RunStore | None = None, *, device: str = "cpu", quiet: bool = False,
+        allow_drift: bool = False, group=None) -> Result:
+    """The result of `recipe` on `data`: loaded if it is finished, resumed if interrupted, else trained.
+
+    A committed result of an earlier version of the code counts as finished, and a line says so: delete its file to
+    train anew. With SLIMNB_NO_TRAINING set in the environment an unfinished run is error B08. With a process
+    `group` (see `slimnb.distributed`) all its ranks call this and train together.
+    """
+    store = store or RunStore()
+    stored = share(store.open(recipe.to_json(), code_of(recipe), data.fingerprint, machine_fingerprint(device),
+                              allow_drift), group)
+    quiet = quiet or rank_of(group) > 0
+    found = stored.result()
+    if found is None:
+        if os.environ.get(NO_TRAINING):
+            raise SlimnbError("B08", f"run {stored.id}", "it is not finished, and training is switched off",
+                              f"Run the chapter at scale={recipe.scale!r} first.")
+        with stored.lock():
+            if stored.result() is None:  # another process may have finished it while we waited
+                _train(recipe, data, stored, device, quiet, group)
+        found = stored.result()
+    if found.get("stale_code") and not quiet:
+        print(f"{label(recipe)}: result of an earlier version of the code, run {found['run_id']}")
+    return Result(recipe, found["rows"], found["history"], found["probes"], found["seconds"], found["run_id"],
+                  found.get("stale_code", False))
+
+
+def run_all(recipes: Sequence[Recipe], data: ImageData, store: RunStore | None = None, **options) -> list[Result]:
+    """`run` for each recipe, in order."""
+    return [run(recipe, data, store, **options) for recipe in recipes]
+
+
+def label(recipe: Recipe) -> str:
+    """How progress lines call a run."""
+    width = f" {recipe.mults[0]}x" if len(recipe.mults) == 1 else ""
+    return f"{recipe.arm}{width} (seed {recipe.seed})"
+
+
+def batches(recipe: Recipe, data: ImageData, device: str, group=None) -> Batches:
+    """Shuffled, augmented training batches of a recipe; this rank's rows of them."""
+    return Batches(data.train, recipe.batch_size, seed=recipe.seed, augment=recipe.augment, mean=data.mean, std=data.std,
+                   size=recipe.input_size, dtype=getattr(torch, recipe.dtype), device=device, shuffle=True,
+                   rank=rank_of(group), world=world_of(group))
+
+
+def _train(recipe: Recipe, data: ImageData, stored, device: str, quiet: bool, group) -> None:
+    net = build(recipe, data.num_classes).to(device)
+    broadcast_weights(net, group)
+    if recipe.sync_bn:
+        synchronise_batch_norm(net, group)
+    sampler, objective = plan(recipe, net)
+    feed = batches(recipe, data, device, group)
+    steps = recipe.epochs * feed.steps_per_epoch
+    schedule = Schedule(recipe.lr, steps, recipe.schedule, recipe.warmup_epochs * feed.steps_per_epoch)
+    optimizer = make_optimizer(net, recipe.momentum, recipe.weight_decay, recipe.decay)
+    began = time.perf_counter()
+    history = train(net, feed, sampler, objective, schedule, optimizer, seed=recipe.seed, label=label(recipe), run=stored,
+                    stop=lambda: stored.preempted, quiet=quiet, group=group)
+    seconds = time.perf_counter() - began
+    broadcast_weights(net, group)
+    rows, taken = probes.measure(net, data, recipe.mults, images=recipe.calibration_images, names=recipe.probes,
+                                 probe_mults=recipe.probe_mults, device=device, group=group)
+    stored.finish({"rows": rows, "history": history, "probes": taken, "seconds": round(seconds, 1)}, net_state(net)[0])
+
+
+def latencies(scale: str, mult: float, rounds: int, store: RunStore, device: str = "cpu", repeats: int = 5) -> dict:
+    """Latency of five ways to run a ResNet-50, batch 1, 224 pixels: at width `mult`, and of three of them at every width.
+
+    Measured once per store and settings, like a run. Keys: modes (rows of mode, repeat, ms: the median of
+    `rounds` interleaved calls), widths (mode, mult, ms), difference (largest between the outputs of mask, index,
+    slice and ideal), about (device, threads, dtype, date), run_id.
+    """
+    settings = {"paper": "slimmable", "arm": "latency", "scale": scale, "net": "resnet", "mult": mult, "rounds": rounds,
+                "repeats": repeats, "device": torch.device(device).type}
+    code = code_fingerprint(["slimnb.latency", "slimnb.nets.resnet"])
+    return once(store, settings, code, lambda: _latencies(mult, rounds, repeats, device))
+
+
+def once(store: RunStore, settings: dict, code: str, take: Callable[[], dict]) -> dict:
+    """What `take` gives, stored under its settings and code; a second call loads it."""
+    stored = store.open(settings, code, "none")
+    found = stored.result()
+    if found is None:
+        if os.environ.get(NO_TRAINING):
+            raise SlimnbError("B08", f"run {stored.id}", "it is not finished, and measuring is switched off",
+                              "Run the chapter first.")
+        with stored.lock():
+            if stored.result() is None:
+                stored.load()
+                stored.finish(take())
+        found = stored.result()
+    return found
+
+
+def _latencies(mult: float, rounds: int, repeats: int, device: str) -> dict:
+    net = ResNet50().to(device).eval()
+    x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(device)
+    named = {width: net.uniform(width) for width in sorted({*WIDTHS, mult})}
+    calibrate_bn(net, list(named.values()), [x])
+    modes = execution_modes(net, named[mult], x)
+    with torch.inference_mode():
+        outputs = {name: run_it() for name, run_it in modes.items() if name != "full"}
+    difference = max((out - outputs["ideal"]).abs().max().item() for out in outputs.values())
+    rows = [{"mode": name, "repeat": repeat, "ms": round(found["median_ms"], 4)} for repeat in range(repeats)
+            for name, found in compare_latency(modes, x, max(1, rounds // repeats)).items()]
+    ways = {(width, name): run_it for width, subnet in named.items()
+            for name, run_it in execution_modes(net, subnet, x).items() if name in ("slice", "index", "ideal")}
+    timed = compare_latency({f"{name} {width}": run_it for (width, name), run_it in ways.items()}, x, max(1, rounds // repeats))
+    widths = [{"mode": name, "mult": width, "ms": round(timed[f"{name} {width}"]["median_ms"], 4)} for width, name in ways]
+    return {"modes": rows, "widths": widths, "difference": difference, "about": conditions(x)}
+
+
+def commit(recipes: Sequence[Recipe], data: ImageData, store: RunStore, folder: str | Path) -> list[Path]:
+    """Write the small committed record (no weights) of each recipe's finished run into `folder`."""
+    opened = [store.open(recipe.to_json(), code_of(recipe), data.fingerprint) for recipe in recipes]
+    return [store.commit(stored, Path(folder) / f"{stored.id}.json") for stored in opened]

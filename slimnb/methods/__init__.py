@@ -1,0 +1,1 @@
+"""One file per paper; `slimmable` holds the baselines they all share."""

@@ -1,0 +1,410 @@
+"""What every slimmable net shares: channel units, slots of statistics, forward, `bind` and `extract`."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slimnb.errors import SlimnbError
+from slimnb.layers import (
+    BN_POLICIES,
+    CALIBRATED,
+    GROUP,
+    Selection,
+    SlimmableConv2d,
+    SlimmableGroupNorm,
+    SlimmableLinear,
+    SwitchableBatchNorm2d,
+)
+from slimnb.nets.blocks import Chain, Resize, resize
+from slimnb.subnet import SearchSpace, Subnet
+
+
+@dataclass(frozen=True, slots=True)
+class ChannelUnit:
+    """Channels that are kept or dropped together: who makes them, who normalises them, who reads them."""
+
+    name: str
+    channels: int  # of the largest subnet
+    producers: tuple[str, ...]  # names of the convolutions whose filters they are
+    norms: tuple[str, ...]  # names of the normalisation layers over them
+    consumers: tuple[str, ...]  # names of the convolutions and linear layers that read them
+
+
+@dataclass(frozen=True, slots=True)
+class Masks:
+    """One width per sample: a (B, C) mask of zeros and ones for each channel unit.
+
+    `slot` names the batch-norm statistics, one row for all or (B,) one per sample; it is needed outside
+    training. A (1, C) mask serves every sample.
+    """
+
+    widths: tuple[Tensor, ...]
+    slot: Tensor | int | None = None
+    depths: tuple[int, ...] = ()
+    kernels: tuple[int, ...] = ()
+    resolution: int | None = None
+
+
+class BoundNet(nn.Module):
+    """A supernet held at one subnet: plain `forward(x)`, parameters shared with the supernet."""
+
+    def __init__(self, net: SlimmableNet, subnet: Subnet):
+        super().__init__()
+        self.net, self.subnet = net, subnet
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> logits (B, classes)."""
+        return self.net(x, self.subnet)
+
+
+class SlimmableNet(nn.Module):
+    """A supernet: `net(x, subnet)` runs the subnet, `net(x, masks)` one width per sample.
+
+    Subclasses build `features` (a `Chain`) and `classifier`, name their channel units with `new_unit`, and
+    say in `widths_at(mult)` how many channels each unit has at a width multiplier.
+    """
+
+    features: Chain
+    classifier: SlimmableLinear
+
+    rounding = "divisible"
+    momentum = 0.1  # of running statistics that are tracked while training
+
+    def __init__(self, num_classes: int, input_size: int, bn: str, activation: str, seed: int):
+        super().__init__()
+        if bn not in BN_POLICIES:
+            raise SlimnbError("P10", f"bn = {bn!r}"[:60], f"it is one of {', '.join(BN_POLICIES)}",
+                              f"Set bn={CALIBRATED!r}.")
+        if input_size not in (32, 224):
+            raise SlimnbError("P10", f"input_size = {input_size!r}"[:60],
+                              "nets are laid out for 224 or 32 pixels",
+                              "Set 32 for CIFAR-like images; any resolution then runs.")
+        self.num_classes, self.input_size = num_classes, input_size
+        self.bn, self.activation, self.seed = bn, activation, seed
+        self.unit_names: list[str] = []
+        self.slots: dict[Subnet, int] = {}
+        self._stamps: list[int | None] = []  # per slot: checksum of the weights its statistics belong to
+        self._summed: tuple[int, int] | None = None  # version and checksum of the weights, as last computed
+        self._touched = False  # whether the weights may have changed without a new version
+        self._checked: set[Subnet] = set()
+        self.register_load_state_dict_post_hook(_forget_checksum)
+
+    # -- construction ------------------------------------------------------------------------------------
+
+    def new_unit(self, name: str) -> int:
+        """Number of a new channel unit."""
+        self.unit_names.append(name)
+        return len(self.unit_names) - 1
+
+    def resolve_largest(self, largest: float | tuple[int, ...]) -> tuple[int, ...]:
+        """Channels of every unit of the supernet, from a multiplier or as given."""
+        if not isinstance(largest, Sequence) or isinstance(largest, str):
+            return self.widths_at(_checked_mult("largest", largest))
+        units = len(self.widths_at(1.0))
+        if len(largest) != units:
+            raise SlimnbError("P06", f"{len(largest)} widths for {units} channel units",
+                              "there is one width per unit", "Give a multiplier, or one width per unit.")
+        if any(type(width) is not int or width < 1 for width in largest):
+            raise SlimnbError("P06", f"largest = {tuple(largest)}"[:90], "widths are whole numbers >= 1",
+                              "Give a multiplier, or one width per unit.")
+        return tuple(largest)
+
+    def finish(self, largest: tuple[int, ...]) -> None:
+        """Called last by a constructor: fixes the largest subnet, initial weights and the memory format."""
+        self.largest = Subnet(tuple(largest))
+        # The dicts that hold the parameters: walking the modules for them would cost more than a thin layer.
+        self._held = [module._parameters for module in self.modules()]
+        self.reset_parameters(self.seed)
+        self.to(memory_format=torch.channels_last)  # one reorder per sliced convolution instead of three
+
+    @torch.no_grad()  # not through .data: writes must leave a trace in the version of the weights
+    def reset_parameters(self, seed: int) -> None:
+        """Convolutions N(0, sqrt(2 / (k k out))), linear layers N(0, .01), norms 1 and 0 (as US-Net)."""
+        if next(self.parameters()).is_meta:
+            return  # shapes only: enough to count MACs and parameters
+        rng = torch.Generator().manual_seed(seed)
+        for module in self.modules():
+            if isinstance(module, SlimmableConv2d):
+                std = math.sqrt(2 / (module.kernel**2 * module.out_channels))
+                module.weight.copy_(torch.randn(module.weight.shape, generator=rng) * std)
+            elif isinstance(module, (SlimmableLinear, nn.Linear)):
+                module.weight.copy_(torch.randn(module.weight.shape, generator=rng) * 0.01)
+                module.bias.zero_()
+            elif isinstance(module, (SwitchableBatchNorm2d, SlimmableGroupNorm)):
+                module.weight.fill_(1)
+                module.bias.zero_()
+
+    def widths_at(self, mult: float) -> tuple[int, ...]:
+        """Channels of every unit at width multiplier `mult` (1.0 = the paper's net)."""
+        raise NotImplementedError
+
+    # -- subnets -----------------------------------------------------------------------------------------
+
+    def uniform(self, mult: float, resolution: int | None = None) -> Subnet:
+        """The subnet whose every unit has `mult` times the paper's channels."""
+        subnet = Subnet(self.widths_at(_checked_mult("mult", mult)), resolution=resolution)
+        self.check(subnet)
+        return subnet
+
+    @property
+    def stages(self) -> tuple[int, ...]:
+        """The stage of every unit, for `space(mults, tied=net.stages)`.
+
+        An inverted residual's hidden layer goes with its input, of which it is a multiple.
+        """
+        labels: dict[str, int] = {}
+        groups, group = [], 0
+        for name in self.unit_names:
+            if not name.endswith(".hidden"):
+                group = labels.setdefault(name.partition(".")[0], len(labels))
+            groups.append(group)
+        return tuple(groups)
+
+    def space(self, mults: Sequence[float], resolutions: Sequence[int] = (),
+              tied: tuple[int, ...] = ()) -> SearchSpace:
+        """Every unit at the width of any of `mults`, on its own or with the others of its group in `tied`."""
+        if not len(mults):
+            raise SlimnbError("P06", "mults = ()", "a space has at least one width multiplier",
+                              "Set e.g. (0.25, 0.5, 1.0).")
+        at = [self.uniform(mult).widths for mult in mults]
+        group_of = tied or tuple(range(len(self.unit_names)))
+        choices: list[tuple[int, ...]] = [()] * len(self.unit_names)
+        for group in set(group_of):
+            units = [unit for unit, other in enumerate(group_of) if other == group]
+            rows = sorted({tuple(widths[unit] for unit in units) for widths in at})
+            for unit, column in zip(units, zip(*rows, strict=True), strict=True):
+                choices[unit] = column
+        return SearchSpace(tuple(choices), tied, resolutions=tuple(sorted(set(resolutions))))
+
+    def check(self, subnet: Subnet) -> None:
+        """Raise unless `subnet` fits into this supernet."""
+        if subnet in self._checked:
+            return
+        if len(subnet.widths) != len(self.unit_names):
+            raise SlimnbError("S09", f"a subnet of {len(subnet.widths)} widths",
+                              f"{type(self).__name__} has {len(self.unit_names)} channel units",
+                              "Make it with net.uniform(mult) or net.space(mults).sample(rng).")
+        for name, width, most in zip(self.unit_names, subnet.widths, self.largest.widths, strict=True):
+            if not 1 <= width <= most:
+                raise SlimnbError("S10", f"width {width} in unit {name!r}",
+                                  f"this supernet has 1 to {most} channels there",
+                                  "Build a wider supernet (largest=...) or ask for fewer channels.")
+        if subnet.resolution is not None and subnet.resolution < 8:
+            raise SlimnbError("S11", f"resolution {subnet.resolution}", "at least 8 pixels are needed",
+                              "Set e.g. 32.")
+        self._checked.add(subnet)
+
+    def masks(self, widths: Tensor, subnets: list[Subnet] | None = None) -> Masks:
+        """Masks of `widths` (B, units) ints; with `subnets`, one per sample, each uses its own statistics."""
+        device = next(self.parameters()).device
+        widths = widths.to(device)
+        each = tuple((torch.arange(most, device=device) < widths[:, unit, None]).float()
+                     for unit, most in enumerate(self.largest.widths))
+        slot = None if subnets is None else torch.tensor([self.slot_of(s) for s in subnets], device=device)
+        return Masks(each, slot)
+
+    # -- statistics --------------------------------------------------------------------------------------
+
+    def norms(self) -> list[SwitchableBatchNorm2d]:
+        """The switchable batch-norm layers, in order."""
+        return [m for m in self.modules() if isinstance(m, SwitchableBatchNorm2d)]
+
+    def reserve(self, subnets: list[Subnet], shared: bool = False) -> None:
+        """Give each subnet a row of batch-norm statistics, and of gamma and beta where they are private.
+
+        Do it before making the optimiser. With `shared` all of them use one row: the single batch norm that
+        slimmable networks start from.
+        """
+        for subnet in subnets:
+            self.check(subnet)
+            if subnet not in self.slots:
+                self.slots[subnet] = 0 if shared else len(self._stamps)
+                self._stamps += [None] * (self.slots[subnet] == len(self._stamps))
+        for norm in self.norms():
+            norm.reserve(max(1, len(self._stamps)))
+
+    def weights_checksum(self) -> int:
+        """48 bits that change with the weights, the same on every device and after a save and load.
+
+        Summed anew only if a parameter has a new version, or may have changed without one: fused optimisers
+        write weights without counting it, so after a forward pass that records gradients nothing is taken on
+        trust. Writes through `.data` go unseen; say `mark_changed()` after them.
+        """
+        version = sum(p._version for held in self._held for p in held.values())
+        if self._touched or self._summed is None or self._summed[0] != version:
+            self._summed = version, _checksum(self.parameters())
+        return self._summed[1]
+
+    def _apply(self, fn, recurse=True):
+        # A cast changes every bit of the weights, yet their statistics remain theirs.
+        before = self.weights_checksum() if any(self._stamps) else None
+        super()._apply(fn, recurse)
+        if before is not None and not next(self.parameters()).is_meta:
+            self._summed = None
+            after = self.weights_checksum()
+            self._stamps = [after if stamp == before else stamp for stamp in self._stamps]
+        return self
+
+    def mark_changed(self) -> None:
+        """Say that the weights may have changed in a way PyTorch does not count, e.g. in a CUDA graph."""
+        self._touched = True
+
+    def mark_calibrated(self, subnets: Sequence[Subnet]) -> None:
+        """Record that the statistics of `subnets` belong to the weights as they are now."""
+        self._touched, self._summed = False, None
+        stamp = self.weights_checksum() if self.bn == CALIBRATED else 0
+        for subnet in subnets:
+            self._stamps[self.slots[subnet]] = stamp
+
+    def mark_uncalibrated(self, subnets: Sequence[Subnet]) -> None:
+        """Forget that `subnets` have statistics, e.g. before they are taken anew."""
+        for subnet in subnets:
+            self._stamps[self.slots[subnet]] = None
+
+    def slot_of(self, subnet: Subnet) -> int:
+        """Row of a subnet's statistics; raises if there are none or if they were taken from other weights."""
+        if self.bn == GROUP:
+            return 0
+        slot = self.slots.get(subnet)
+        if slot is None or self._stamps[slot] is None:
+            raise SlimnbError("N10", f"subnet {_short(subnet)} has no batch-norm statistics",
+                              "a subnet is evaluated with statistics of its own",
+                              "Call calibrate_bn(net, [subnet], images) first.", "")
+        if self.bn == CALIBRATED and self._stamps[slot] != self.weights_checksum():
+            raise SlimnbError("N11", f"statistics of subnet {_short(subnet)} are stale",
+                              "the weights changed after they were taken",
+                              "Call calibrate_bn(net, [subnet], images) again.", "")
+        return slot
+
+    def _training_slot(self, subnet: Subnet) -> tuple[int, float | None]:
+        if self.bn in (CALIBRATED, GROUP):
+            return self.slots.get(subnet, 0), None
+        slot = self._reserved(subnet)
+        self._stamps[slot] = 0  # tracked while training
+        return slot, self.momentum
+
+    def _reserved(self, subnet: Subnet) -> int:
+        if subnet not in self.slots:
+            raise SlimnbError("N12", f"subnet {_short(subnet)} has no batch-norm slot",
+                              f"bn={self.bn!r} keeps statistics per subnet",
+                              "Call net.reserve([...]) before making the optimiser.", "")
+        return self.slots[subnet]
+
+    def select(self, route: Subnet | Masks, momentum: float | None = None,
+               statistics: str = "auto") -> Selection:
+        """How one forward pass runs `route`: see `forward` for `momentum` and `statistics`."""
+        batch = self.training if statistics == "auto" else statistics == "batch"
+        if isinstance(route, Masks):
+            if not batch and route.slot is None and self.bn != GROUP:
+                raise SlimnbError("N10", "masks without slots",
+                                  "evaluation needs statistics for every sample",
+                                  "Make them with net.masks(widths, subnets).", "")
+            slot = 0 if batch else route.slot
+            return Selection(route.widths, route.depths, route.kernels, slot, batch, None)
+        self.check(route)
+        if not batch:
+            slot = self.slot_of(route)
+        elif momentum is not None:
+            slot = 0 if self.bn == GROUP else self._reserved(route)
+        elif statistics == "batch":
+            slot = self.slots.get(route, 0)
+        else:
+            slot, momentum = self._training_slot(route)
+        return Selection(route.widths, route.depths, route.kernels, slot, batch, momentum)
+
+    # -- running -----------------------------------------------------------------------------------------
+
+    def forward(self, x: Tensor, route: Subnet | Masks | None = None, *, dropout: float = 0.0,
+                generator: torch.Generator | None = None, momentum: float | None = None,
+                statistics: str = "auto") -> Tensor:
+        """x (B, 3, H, W) -> logits (B, num_classes) float32, by the subnet or masks `route`, or the largest.
+
+        `statistics`: "auto" normalises by the batch while training and by the subnet's own slot otherwise;
+        "batch" by the batch and "slot" by the slot in any mode. `momentum` is this batch's weight in the
+        running statistics (None: 0.1 while training where the policy tracks them). `dropout` acts before the
+        classifier, its mask drawn from `generator`.
+        """
+        route = self.largest if route is None else route
+        self._touched = self._touched or torch.is_grad_enabled()
+        s = self.select(route, momentum, statistics)
+        x = resize(x, route.resolution)
+        x = F.adaptive_avg_pool2d(self.features(x, s), 1).flatten(1)
+        if dropout:
+            keep = torch.empty_like(x).bernoulli_(1 - dropout, generator=generator)
+            x = x * keep / (1 - dropout)
+        return self.classifier(x, s).float()
+
+    def bind(self, subnet: Subnet) -> BoundNet:
+        """A module with plain `forward(x)` that shares this supernet's parameters."""
+        self.check(subnet)
+        return BoundNet(self, subnet)
+
+    def extract(self, subnet: Subnet) -> nn.Sequential:
+        """A stand-alone plain module, in eval mode, with only `subnet`'s parameters and statistics."""
+        self.check(subnet)
+        s = Selection(subnet.widths, subnet.depths, subnet.kernels, self.slot_of(subnet))
+        head = [Resize(subnet.resolution)] if subnet.resolution else []
+        plain = nn.Sequential(*head, self.features.extract(s), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+                              self.classifier.extract(s))
+        return plain.to(next(self.parameters()).device, memory_format=torch.channels_last).eval()
+
+    # -- description -------------------------------------------------------------------------------------
+
+    def channel_units(self) -> list[ChannelUnit]:
+        """The table that sorting, pruning and pairwise costs read: one row per channel unit."""
+        named = list(self.named_modules())
+        convs = [(n, m) for n, m in named if isinstance(m, SlimmableConv2d)]
+        readers = convs + [(n, m) for n, m in named if isinstance(m, SlimmableLinear)]
+        norms = [(n, m) for n, m in named if hasattr(m, "channels") and hasattr(m, "unit")]
+        return [ChannelUnit(name, self.largest.widths[u],
+                            tuple(n for n, m in convs if m.unit == u),
+                            tuple(n for n, m in norms if m.unit == u),
+                            tuple(n for n, m in readers if u in m.sources))
+                for u, name in enumerate(self.unit_names)]
+
+    def get_extra_state(self) -> dict:
+        """JSON-able: which slot is whose, and the checksum of the weights its statistics belong to."""
+        slots = [[subnet.to_json(), slot] for subnet, slot in self.slots.items()]
+        return {"slots": slots, "stamps": list(self._stamps)}
+
+    def set_extra_state(self, state: dict) -> None:
+        """Reserve the slots of a saved net; runs before the layers' own tensors are loaded."""
+        self.slots = {Subnet.from_json(subnet): slot for subnet, slot in state["slots"]}
+        self._stamps = list(state["stamps"])
+        self.reserve(list(self.slots))
+
+
+def _forget_checksum(net: SlimmableNet, incompatible) -> None:
+    net._summed = None  # load_state_dict(assign=True) brings parameters whose versions start again at 0
+
+
+def _checksum(parameters: Iterable[Tensor]) -> int:
+    total: int | Tensor = 0
+    ramp = None
+    for p in parameters:
+        flat = p.detach().flatten()
+        bits = flat.view(torch.int32) if p.element_size() >= 4 else flat.view(torch.int16).int()
+        if ramp is None:
+            ramp = torch.arange(1, 2**17, 2, dtype=torch.int32, device=p.device)
+        for piece in bits.split(len(ramp)):  # small enough to stay in cache
+            # Weighted by position (modulo 2^32), so that reordered channels count as other weights.
+            total = 31 * total + (piece * ramp[: len(piece)]).sum(dtype=torch.int32).long()
+    return int(total) % 2**48  # one wait for the device
+
+
+def _checked_mult(name: str, mult: float) -> float:
+    if isinstance(mult, bool) or not isinstance(mult, (int, float)) or not (math.isfinite(mult) and mult > 0):
+        raise SlimnbError("P06", f"{name} = {mult!r}"[:60], "a width multiplier is a finite number > 0",
+                          f"Set e.g. {name}=0.5.")
+    return mult
+
+
+def _short(subnet: Subnet) -> str:
+    text = str(subnet)
+    return text if len(text) < 40 else f"{text[:18]}...{text[-18:]}"

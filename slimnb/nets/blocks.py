@@ -1,0 +1,126 @@
+"""What nets are built of: chains, convolution-norm-activation, residual joins, each with a plain twin."""
+
+from __future__ import annotations
+
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from slimnb.layers import (
+    ACTIVATIONS,
+    PLAIN_ACTIVATIONS,
+    Selection,
+    SlimmableConv2d,
+    join,
+    narrow,
+    normalisation,
+)
+
+
+class Chain(nn.Sequential):
+    """Slimmable modules one after the other."""
+
+    def forward(self, x: Tensor, s: Selection) -> Tensor:
+        """(B, C, H, W) -> the last module's output."""
+        for module in self:
+            x = module(x, s)
+        return x
+
+    def extract(self, s: Selection) -> nn.Sequential:
+        """Plain modules one after the other."""
+        return nn.Sequential(*(module.extract(s) for module in self))
+
+
+class ConvNormAct(nn.Module):
+    """Convolution, normalisation, activation, and only then the mask: beta could light a masked channel.
+
+    The normalisation is `net.bn`'s and the activation, unless given, is `net.activation`.
+    """
+
+    def __init__(self, net: nn.Module, in_channels: int, out_channels: int, kernel: int,
+                 stride: int = 1, *, unit: int, sources: tuple[int, ...], depthwise: bool = False,
+                 activation: str | None = None):
+        super().__init__()
+        self.unit, self.activation = unit, activation or net.activation
+        self.conv = SlimmableConv2d(in_channels, out_channels, kernel, stride, unit=unit, sources=sources,
+                                    depthwise=depthwise)
+        self.norm = normalisation(out_channels, unit=unit, policy=net.bn)
+
+    def forward(self, x: Tensor, s: Selection) -> Tensor:
+        """(B, I, H, W) -> (B, O, H / stride, W / stride)."""
+        x = self.conv(x, s)  # rebinding lets the input die before the next activation is made
+        x = self.norm(x, s)
+        return narrow(ACTIVATIONS[self.activation](x), s.widths[self.unit])
+
+    def extract(self, s: Selection) -> nn.Sequential:
+        """Plain convolution, normalisation and activation."""
+        plain = nn.Sequential(self.conv.extract(s), self.norm.extract(s))
+        return plain if self.activation == "none" else plain.append(PLAIN_ACTIVATIONS[self.activation]())
+
+
+class MaxPool(nn.Module):
+    """Max-pooling of channels that come from the units `sources`."""
+
+    def __init__(self, kernel: int, stride: int, padding: int = 0, *, sources: tuple[int, ...]):
+        super().__init__()
+        self.kernel, self.stride, self.padding, self.sources = kernel, stride, padding, sources
+
+    def forward(self, x: Tensor, s: Selection) -> Tensor:
+        """(B, C, H, W) -> (B, C, H / stride, W / stride)."""
+        return F.max_pool2d(x, self.kernel, self.stride, self.padding)
+
+    def extract(self, s: Selection) -> nn.MaxPool2d:
+        """The same as a plain module."""
+        return nn.MaxPool2d(self.kernel, self.stride, self.padding)
+
+
+class Residual(nn.Module):
+    """Body plus shortcut (None: identity), zero-padded where their widths differ, then an activation.
+
+    `sources` are the channel units its output comes from; its width is the largest of theirs.
+    """
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module | None, activation: str,
+                 sources: tuple[int, ...]):
+        super().__init__()
+        self.body, self.shortcut, self.activation, self.sources = body, shortcut, activation, sources
+
+    def forward(self, x: Tensor, s: Selection) -> Tensor:
+        """(B, I, H, W) -> (B, max(body, shortcut), H / stride, W / stride)."""
+        shortcut = x if self.shortcut is None else self.shortcut(x, s)
+        return ACTIVATIONS[self.activation](join(self.body(x, s), shortcut))
+
+    def extract(self, s: Selection) -> PlainResidual:
+        """The same of plain modules."""
+        shortcut = None if self.shortcut is None else self.shortcut.extract(s)
+        return PlainResidual(self.body.extract(s), shortcut, PLAIN_ACTIVATIONS[self.activation]())
+
+
+class PlainResidual(nn.Module):
+    """Body plus shortcut (None: identity) of plain modules, then an activation."""
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module | None, activation: nn.Module):
+        super().__init__()
+        self.body, self.shortcut, self.activation = body, shortcut or nn.Identity(), activation
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, I, H, W) -> (B, O, H / stride, W / stride)."""
+        return self.activation(join(self.body(x), self.shortcut(x)))
+
+
+class Resize(nn.Module):
+    """Bilinear resize to `resolution` pixels a side, corners aligned."""
+
+    def __init__(self, resolution: int):
+        super().__init__()
+        self.resolution = resolution
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, 3, H, W) -> (B, 3, resolution, resolution)."""
+        return resize(x, self.resolution)
+
+
+def resize(x: Tensor, resolution: int | None) -> Tensor:
+    """x (B, 3, H, W) at `resolution` pixels a side; as it is if that is None or already so."""
+    if resolution is None or x.shape[-2:] == (resolution, resolution):
+        return x
+    return F.interpolate(x, size=(resolution, resolution), mode="bilinear", align_corners=True)

@@ -1,0 +1,87 @@
+"""What is trained at which scale: frozen recipes, every value with its source."""
+
+from __future__ import annotations
+
+from dataclasses import asdict, dataclass, replace
+from typing import Any
+
+from slimnb.errors import SlimnbError
+
+SCALES = ("smoke", "small", "full")
+
+
+@dataclass(frozen=True)
+class Recipe:
+    """One training run. Its fields, the code they reach and the data decide the run's id."""
+
+    paper: str  # "slimmable" or a paper's short name
+    arm: str  # the method as figures name it, e.g. "US-Net"
+    scale: str
+    seed: int
+    net: str  # module of slimnb.nets
+    method: str  # "switches" | "sandwich" | "uniform"
+    bn: str  # batch-norm policy of slimnb.layers, or "one": a single batch norm for all widths
+    mults: tuple[float, ...]  # width multipliers that are evaluated (and trained, by "switches")
+    train_mults: tuple[float, ...]  # width multipliers that "sandwich" and "uniform" draw from
+    n_random: int  # random subnets per step of "sandwich"
+    epochs: int
+    batch_size: int
+    lr: float
+    schedule: str
+    momentum: float
+    weight_decay: float
+    decay: str  # "weights" spares norms, biases and depthwise filters; "all" nothing
+    augment: str  # "crop_flip" | "resized_crop" | "none"
+    calibration_images: int
+    dtype: str = "float32"  # of activations while training
+    warmup_epochs: int = 0
+    input_size: int = 32
+    layout: tuple[tuple[int, ...], ...] | None = None  # None: the paper's
+    temperature: float = 1.0  # of in-place distillation
+    dropout: float = 0.0
+    probes: tuple[str, ...] = ()  # of slimnb.probes, taken when training is over
+    probe_mults: tuple[float, ...] = ()  # width multipliers they look at
+    sync_bn: bool = False  # normalise over the joined batch of all ranks
+
+    def to_json(self) -> dict[str, Any]:
+        """Plain JSON of all fields."""
+        return asdict(self)
+
+    @property
+    def largest(self) -> float:
+        """Width multiplier of the supernet."""
+        return max(*self.mults, *self.train_mults, 0)
+
+
+WIDTHS = (0.25, 0.5, 0.75, 1.0)  # S-Net, section 4: the four switches
+
+SMOKE = Recipe(  # sized so that all arms together train in about half a minute on two cores
+    paper="slimmable", arm="", scale="smoke", seed=0, net="mobilenet_v1", method="switches", bn="private",
+    mults=WIDTHS, train_mults=(), n_random=2, epochs=2, batch_size=64, lr=0.1, schedule="cosine", momentum=0.9,
+    weight_decay=1e-4, decay="weights", augment="none", calibration_images=1024,
+    layout=((16, 2), (32, 1), (64, 2), (64, 1)))
+
+SMALL = replace(  # US-Net's optimiser settings on half of MobileNetV1, 10.6 M MACs: ours, for two CPU cores
+    SMOKE, scale="small", epochs=10, batch_size=128, lr=0.2, augment="crop_flip", calibration_images=4096,
+    layout=((32, 2), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 1), (512, 1)), dtype="bfloat16")
+
+FULL = replace(  # US-Net: MobileNetV1, lr .5 linear to 0, batch 1024, 250 epochs, 5 calibration batches of 1024
+    SMOKE, scale="full", epochs=250, batch_size=1024, lr=0.5, schedule="linear", augment="resized_crop",
+    calibration_images=5 * 1024, input_size=224, layout=None, dtype="bfloat16")
+
+FULL_32 = replace(FULL, augment="crop_flip", input_size=32, lr=0.1, batch_size=128)  # the same on CIFAR
+
+SANDWICH_MULTS = tuple(round(0.25 + 0.025 * i, 3) for i in range(31))  # US-Net: any width in [.25, 1]
+
+
+def slimmable(scale: str, seed: int, image_size: int = 32) -> list[Recipe]:
+    """The arms of chapter 01: plain nets of each width, one batch norm for all, S-Net, US-Net."""
+    if scale not in SCALES:
+        raise SlimnbError("P10", f"scale = {scale!r}", f"it is one of {', '.join(SCALES)}", "Set scale='smoke'.")
+    full = FULL if image_size > 32 else FULL_32
+    base = replace({"smoke": SMOKE, "small": SMALL, "full": full}[scale], seed=seed)
+    plain = [replace(base, arm="Individual", mults=(mult,)) for mult in WIDTHS]
+    evaluated = tuple(round(0.25 + 0.125 * i, 3) for i in range(7))
+    us_net = replace(base, arm="US-Net", method="sandwich", bn="calibrated", mults=evaluated, train_mults=SANDWICH_MULTS,
+                     probes=("calibration", "statistics", "borrowed"), probe_mults=WIDTHS)
+    return [*plain, replace(base, arm="One BN", bn="one"), replace(base, arm="S-Net"), us_net]

@@ -1,0 +1,304 @@
+"""Where real images come from: CIFAR as Parquet or as torchvision keeps it, and folders of image files."""
+
+from __future__ import annotations
+
+import hashlib
+import io
+import json
+import os
+from collections.abc import Callable, Iterable
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import contextmanager
+from dataclasses import dataclass
+from functools import partial
+from pathlib import Path
+
+import numpy as np
+from PIL import Image, UnidentifiedImageError
+
+from slimnb.errors import SlimnbError
+
+CIFAR = {
+    # name: classes, torchvision's class, its archive, its folder, size in MB, SHA-256 of the archive
+    "cifar10": (10, "CIFAR10", "cifar-10-python.tar.gz", "cifar-10-batches-py", 170,
+                "6d958be074577803d12ecdefd02955f39262c83c16fe9348329d7fe0b5c001ce"),
+    "cifar100": (100, "CIFAR100", "cifar-100-python.tar.gz", "cifar-100-python", 169,
+                 "85cd44d02ba6437773c5bbd22e183051d648de2e7d6b014e1ef29b855ba677a7"),
+}
+CIFAR_TRAIN = 50_000  # published train images of either
+LABEL_COLUMNS = ("fine_label", "label")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm")
+
+
+@dataclass(frozen=True)
+class Rows:
+    """One part (train, val or test) of a data set: labels (N,) int64, and pixels decoded when asked for."""
+
+    labels: np.ndarray
+    read: Callable[[int, int], np.ndarray]  # (start, stop) -> (stop - start, 3, S, S) uint8
+    stamp: Callable[[int, int], str] = lambda start, stop: ""  # changes with the files of these rows
+
+
+@dataclass(frozen=True)
+class Source:
+    """A data set found on disk and not yet decoded.
+
+    `key` says which files it is made of, by content or by name; in the second case `stamp` says in what state
+    they are, so that mending one file does not mean decoding all of them again.
+    """
+
+    name: str
+    size: int  # side of its images once decoded, pixels
+    key: str
+    stamp: str
+    class_names: tuple[str, ...]
+    open: Callable[[], dict[str, Rows]]
+    published: bool = False  # a known set, whose own duplicates are reported and not refused
+
+
+def shown(path: str | os.PathLike) -> str:
+    """A path as an error line shows it: its last 50 characters."""
+    text = str(path)
+    return text if len(text) <= 50 else "…" + text[-49:]
+
+
+def image_digest(image: np.ndarray) -> bytes:
+    """16 bytes that stand for an image's pixels (3, S, S) uint8; equal pixels, equal digest."""
+    return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
+
+
+def check_labels(labels: np.ndarray, classes: int, where: str) -> None:
+    """Refuse labels outside 0..classes-1 (-100 would give a loss of NaN and no error)."""
+    bad = np.flatnonzero((labels < 0) | (labels >= classes))
+    if len(bad):
+        what = f"{len(bad)} of {len(labels)} labels, first at row {bad[0]} of {where}: {labels[bad[0]]}"
+        raise SlimnbError("D04", what, f"labels are 0 to {classes - 1}", "Mend the labels.")
+
+
+# ------------------------------------------------------------------------------------------------ decoding
+
+
+def _decode(data: bytes | Path, where: str, finish: Callable[[Image.Image], Image.Image]) -> np.ndarray:
+    try:
+        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
+            return np.asarray(finish(image)).transpose(2, 0, 1)
+    except SlimnbError:
+        raise
+    except Exception as error:  # Pillow's readers raise many kinds, and each means the same here
+        unknown = isinstance(error, UnidentifiedImageError)
+        reason = "unknown format" if unknown else " ".join(str(error).split())[:60]
+        kept = "Images decoded so far are kept." if isinstance(data, Path) else "Nothing was written."
+        raise SlimnbError("D03", where, f"not a readable image ({reason})", "Fetch the file again.",
+                          kept) from error
+
+
+def _square(image: Image.Image, size: int, where: str) -> Image.Image:
+    if image.size != (size, size):
+        seen = f"{image.width} x {image.height}"
+        rule = f"its images are {size} x {size}"
+        raise SlimnbError("D05", f"{where}: {seen} pixels", rule, "Fetch the file again.")
+    return image.convert("RGB")
+
+
+def _short_side(image: Image.Image, size: int) -> Image.Image:
+    """Short side resized to `size`, then the middle square of it."""
+    image.draft("RGB", (size, size))  # JPEG only: decodes at 1/2, 1/4 or 1/8 where that is still larger
+    scale = size / min(image.size)
+    width, height = (max(size, round(side * scale)) for side in image.size)
+    image = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    left, top = (width - size) // 2, (height - size) // 2
+    return image.crop((left, top, left + size, top + size))
+
+
+# ------------------------------------------------------------------------------------------------ CIFAR
+
+
+def _sorted_rows(images: np.ndarray, labels: np.ndarray) -> Rows:
+    """The rows in the order of their content, so that every copy of a set is the same set in the same order.
+
+    That order is as good as random, and equal images stand side by side.
+    """
+    digests = [image_digest(image) for image in images]
+    order = np.array(sorted(range(len(labels)), key=lambda i: (digests[i], labels[i])), dtype=np.int64)
+    images = images[order]
+    return Rows(labels[order], lambda start, stop: images[start:stop])
+
+
+@contextmanager
+def _parquet_errors(path: Path):
+    import pyarrow as pa
+
+    try:
+        yield
+    except (pa.ArrowException, OSError, StopIteration, KeyError, TypeError, ValueError) as error:
+        reason = " ".join(str(error).split())[:50] or "no columns img.bytes and label"
+        raise SlimnbError("D02", shown(path), f"not a readable Parquet file of images ({reason})",
+                          "Fetch the file again.") from error
+
+
+def _parquet_classes(path: Path, classes: int) -> tuple[str, ...]:
+    """Class names as the Hugging Face layout keeps them in the file's metadata, else numbers."""
+    import pyarrow.parquet as pq
+
+    with _parquet_errors(path):
+        about = json.loads((pq.read_schema(path).metadata or {}).get(b"huggingface", b"{}"))
+        features = about.get("info", {}).get("features", {})
+        named = next((features[label] for label in LABEL_COLUMNS if label in features), {})
+        return tuple(named.get("names", map(str, range(classes))))
+
+
+def _read_parquet(path: Path) -> tuple[list[bytes], np.ndarray]:
+    """Encoded images and labels of one file."""
+    import pyarrow.parquet as pq
+
+    with _parquet_errors(path):
+        file = pq.ParquetFile(path)
+        names = file.schema_arrow.names
+        image = next(name for name in ("img", "image") if name in names)
+        label = next(name for name in LABEL_COLUMNS if name in names)
+        table = file.read(columns=[f"{image}.bytes", label])
+        encoded = table[image].combine_chunks().field("bytes").to_pylist()
+        return encoded, table[label].to_numpy().astype(np.int64)
+
+
+def _parquet_part(files: list[Path], classes: int) -> Rows:
+    images, labels = [], []
+    for path in files:
+        encoded, some = _read_parquet(path)
+        check_labels(some, classes, shown(path))
+        for i, data in enumerate(encoded):  # so small that threads would only wait for each other
+            where = f"row {i} of {shown(path)}"
+            images.append(_decode(data, where, partial(_square, size=32, where=where)))
+        labels.append(some)
+    return _sorted_rows(np.stack(images), np.concatenate(labels))
+
+
+def _torchvision_part(name: str, folder: Path, train: bool) -> Rows:
+    data = _torchvision(name, folder, train=train)
+    labels = np.asarray(data.targets, dtype=np.int64)
+    check_labels(labels, CIFAR[name][0], shown(folder))
+    return _sorted_rows(np.ascontiguousarray(data.data.transpose(0, 3, 1, 2)), labels)
+
+
+def _torchvision(name: str, folder: Path, train: bool, download: bool = False):
+    from torchvision import datasets
+
+    try:
+        return getattr(datasets, CIFAR[name][1])(str(folder), train=train, download=download)
+    except (RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
+        where = shown(folder / CIFAR[name][3])
+        if download:
+            reason = " ".join(str(error).split())[:60]
+            raise SlimnbError("D01", where, f"cannot be fetched ({reason})", "Try again later.") from error
+        raise SlimnbError("D02", where, "its files fail torchvision's checks",
+                          "Remove it and call load_data with download=True.") from error
+
+
+def _files_key(files: Iterable[Path]) -> str:
+    digest = hashlib.sha256()
+    for path in files:
+        with open(path, "rb") as file:
+            digest.update(hashlib.file_digest(file, "sha256").digest())
+    return digest.hexdigest()
+
+
+def _check_archive(name: str, path: Path) -> None:
+    with open(path, "rb") as file:
+        actual = hashlib.file_digest(file, "sha256").hexdigest()
+    if actual != CIFAR[name][5]:
+        aside = path.with_name(path.name + ".bad")
+        path.rename(aside)
+        raise SlimnbError("D02", shown(path), f"its SHA-256 is {actual[:12]}, not {CIFAR[name][5][:12]}",
+                          "Fetch it again.", f"It was moved to {aside.name}.")
+
+
+def find_cifar(name: str, root: Path, download: bool = False) -> Source:
+    """CIFAR-10 or CIFAR-100 under `root`: <root>/<name>/*.parquet, or torchvision's folder or archive.
+
+    Nothing is fetched unless `download`; torchvision then checks what it fetched. Any number of train files
+    is accepted. Raises D01 (nothing there), D02 (damaged).
+    """
+    classes, _, archive, unpacked, megabytes, _ = CIFAR[name]
+    parquet = {part: sorted((root / name).glob(f"**/{part}-*.parquet")) for part in ("train", "test")}
+    if all(parquet.values()):
+        files = [path for part in parquet.values() for path in part]
+        names = _parquet_classes(parquet["test"][0], classes)
+        readers = {part: partial(_parquet_part, some, classes) for part, some in parquet.items()}
+        return Source(name, 32, _files_key(files), "", names, partial(_call_all, readers), published=True)
+    home = next((home for home in (root / name, root) if (home / unpacked).is_dir()), None)
+    if home is None:
+        packed = next((home for home in (root / name, root) if (home / archive).is_file()), None)
+        if packed is not None:
+            _check_archive(name, packed / archive)
+        elif not download:
+            call = f"load_data('{name}', download=True)"
+            raise SlimnbError("D01", shown(root / name), f"not there ({megabytes} MB to fetch)",
+                              f"Run python -c \"from slimnb.data import *; {call}\", or use data='synthetic'."
+                              )
+        home = packed or root / name
+        _torchvision(name, home, train=False, download=True)  # a whole archive is only unpacked
+    names = tuple(_torchvision(name, home, train=False).classes)
+    files = sorted(path for path in (home / unpacked).iterdir() if path.is_file())
+    readers = {part: partial(_torchvision_part, name, home, part == "train") for part in ("train", "test")}
+    return Source(name, 32, _files_key(files), "", names, partial(_call_all, readers), published=True)
+
+
+def _call_all(readers: dict[str, Callable[[], Rows]]) -> dict[str, Rows]:
+    return {part: read() for part, read in readers.items()}
+
+
+# ------------------------------------------------------------------------------------------------ folders
+
+
+def _list_images(folder: Path) -> list[str]:
+    """Image files below `folder` as class/.../file, in an order that looks random and is always the same."""
+    found = [path.relative_to(folder).as_posix() for path in folder.glob("*/**/*")
+             if path.suffix.lower() in IMAGE_SUFFIXES]
+    return sorted(found, key=lambda name: hashlib.blake2b(name.encode(), digest_size=16).digest())
+
+
+def _stamp(folder: Path, files: list[str]) -> str:
+    """Changes when one of the files does, as far as size and time of change tell."""
+    states = ((folder / file).stat() for file in files)
+    about = "\n".join(f"{state.st_size} {state.st_mtime_ns}" for state in states)
+    return hashlib.sha256(about.encode()).hexdigest()
+
+
+def _folder_part(folder: Path, files: list[str], class_names: tuple[str, ...], size: int) -> Rows:
+    number = {name: k for k, name in enumerate(class_names)}
+    owners = [file.split("/")[0] for file in files]
+    strangers = sorted(set(owners) - set(class_names))
+    if strangers:
+        raise SlimnbError("D04", f"class {strangers[0]!r} in {shown(folder)}", "train/ has no such class",
+                          "Give every part the same class folders.")
+
+    def read(start: int, stop: int) -> np.ndarray:
+        def one(file: str) -> np.ndarray:
+            return _decode(folder / file, shown(folder / file), partial(_short_side, size=size))
+
+        # Pillow leaves Python's lock while it decodes and resizes a photograph, so threads are enough.
+        with ThreadPoolExecutor(os.cpu_count()) as pool:
+            return np.stack(list(pool.map(one, files[start:stop])))
+
+    def stamp(start: int, stop: int) -> str:
+        return _stamp(folder, files[start:stop])
+
+    return Rows(np.array([number[owner] for owner in owners], dtype=np.int64), read, stamp)
+
+
+def find_folder(root: Path, size: int) -> Source:
+    """A folder of images, <root>/train/<class>/..., with val/ or test/ or both laid out the same way.
+
+    Each image's short side is resized to `size` pixels and the middle square kept. Raises D01.
+    """
+    folders = (part for part in ("train", "val", "test") if (root / part).is_dir())
+    parts = {part: _list_images(root / part) for part in folders}
+    if not parts.get("train") or not (parts.get("val") or parts.get("test")):
+        raise SlimnbError("D01", shown(root), "it needs images as train/<class>/*.jpg and val/<class>/*.jpg",
+                          "Name the folder that holds train/ and val/.")
+    key = hashlib.sha256(json.dumps([str(root.resolve()), parts]).encode()).hexdigest()
+    stamp = "".join(_stamp(root / part, files) for part, files in parts.items())
+    class_names = tuple(sorted({file.split("/")[0] for file in parts["train"]}))
+    readers = {part: partial(_folder_part, root / part, files, class_names, size)
+               for part, files in parts.items() if files}
+    return Source(root.resolve().name, size, key, stamp, class_names, partial(_call_all, readers))

@@ -1,0 +1,192 @@
+"""How every figure looks: colours, house style, line labels, descriptions, and saving."""
+
+from __future__ import annotations
+
+import base64
+import contextlib
+import functools
+import html
+import io
+import math
+import re
+import textwrap
+from dataclasses import dataclass, replace
+from pathlib import Path
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+
+from slimnb.durable import Failpoint, make_folder, write_file
+from slimnb.errors import SlimnbError
+
+INK, GREY, PALE = "#222222", "#767676", "#E4E4E4"
+
+
+@dataclass(frozen=True, slots=True)
+class Look:
+    """How one method is drawn in every figure of the book."""
+
+    label: str
+    colour: str
+    marker: str = "o"
+
+
+# Okabe and Ito's palette, told apart by the colour-blind; its yellow is too pale for lines.
+METHODS = {
+    "individual": Look("Individual nets", "#222222", "s"),
+    "onebn": Look("One BN", "#7A5C3A", "*"),
+    "snet": Look("S-Net", "#E69F00", "^"),
+    "usnet": Look("US-Net", "#0072B2", "o"),
+    "spnet": Look("SP-Net", "#009E73", "v"),
+    "pssnet": Look("PSS-Net", "#CC79A7", "D"),
+    "dsnet": Look("DS-Net", "#D55E00", "P"),
+    "aows": Look("AOWS", "#56B4E9", "X"),
+    "deps": Look("DepS", "#4B0082", "p"),
+}
+
+
+def house_style() -> dict:
+    """Matplotlib settings of every figure: legible at half width, and the same bytes on every rendering."""
+    return {
+        "figure.figsize": (5.6, 3.6), "figure.dpi": 110, "figure.facecolor": "white",
+        "figure.constrained_layout.use": True, "figure.constrained_layout.w_pad": 0.07,
+        "font.family": "DejaVu Sans", "font.size": 10.5, "text.color": INK, "text.parse_math": False,
+        "axes.labelcolor": INK, "axes.edgecolor": GREY, "axes.titlesize": 10.5, "axes.labelsize": 10.5,
+        "axes.spines.top": False, "axes.spines.right": False, "axes.xmargin": 0.03, "axes.ymargin": 0.08,
+        "axes.grid": True, "axes.axisbelow": True, "grid.color": PALE, "grid.linewidth": 0.8,
+        "xtick.color": INK, "xtick.major.size": 0, "xtick.minor.size": 0,
+        "ytick.color": INK, "ytick.major.size": 0, "ytick.minor.size": 0,
+        "lines.linewidth": 2.0, "lines.solid_capstyle": "round", "legend.frameon": False,
+        "svg.hashsalt": "slimnb", "svg.fonttype": "path", "image.interpolation": "nearest",
+    }
+
+
+@contextlib.contextmanager
+def in_house_style():
+    """Matplotlib's defaults and the house style on top, whatever the reader's own settings are."""
+    with mpl.rc_context():
+        mpl.rcdefaults()
+        mpl.rcParams.update(house_style())
+        yield
+
+
+def styled(*columns: str):
+    """Decorator of a figure function: house style around it, `columns` asked of its frame before it draws."""
+    def decorate(draw):
+        @functools.wraps(draw)
+        def checked(frame, *args, **kwargs):
+            missing = [column for column in columns if column not in frame]
+            if missing or not len(frame):
+                lacks = f"{len(frame)} rows, no {', '.join(missing) or 'data'}"
+                raise SlimnbError("P53", f"figure {draw.__name__}: {lacks}",
+                                  f"it draws {', '.join(columns)}", "Pass a frame with these.")
+            with in_house_style():
+                return draw(frame, *args, **kwargs)
+        return checked
+    return decorate
+
+
+def look(arm: str) -> Look:
+    """Label, colour and marker of an arm: "us_net_n2" is "US-Net, n2" in US-Net's colour."""
+    for key, method in METHODS.items():
+        found = re.match(r"[^a-z0-9]*".join(key), arm, re.IGNORECASE)
+        if found:
+            variant = arm[found.end():].strip(" _-,").replace("_", " ")
+            return replace(method, label=f"{method.label}, {variant}") if variant else method
+    return Look(arm, "#7A5C3A", "h")
+
+
+def width_colour(mult: float) -> tuple:
+    """RGBA of a width multiplier: dark for the full net, green from 0.25 down."""
+    return mpl.colormaps["viridis"](0.66 * min(1.0, max(0.0, (1 - mult) / 0.75)))
+
+
+def new_axes(title: str, columns: int = 1, height: float = 1.0, **kw) -> np.ndarray:
+    """Axes (columns,) of a new figure whose title starts at its left edge; several panels are wider."""
+    x, y = mpl.rcParams["figure.figsize"]
+    wide = 1.25 if columns > 1 else 1.0
+    fig, axes = plt.subplots(1, columns, figsize=(x * wide, y * height), squeeze=False, **kw)
+    lines = math.ceil(len(title) / (58 * wide))
+    wrapped = "\n".join(textwrap.wrap(title, len(title) // max(1, lines) + 6))
+    fig.suptitle(wrapped, x=0.01, ha="left", fontsize=12, fontweight="bold")
+    return axes[0]
+
+
+def figure_of(axes) -> Figure:
+    """The figure that `axes` (one or an array) belong to."""
+    return np.ravel(axes)[0].figure
+
+
+def described(axes, text: str):
+    """The same axes, laid out for good, their figure carrying `text` as its description."""
+    fig = figure_of(axes)
+    fig.slimnb_alt = re.sub(r"\s+", " ", text)
+    for _ in range(2):  # panels of a fixed shape settle in the second pass
+        fig.draw_without_rendering()
+    fig.set_layout_engine("none")  # else each drawing moves things a little, and bytes depend on the past
+    return axes
+
+
+def alt_text(axes) -> str:
+    """The description of the figure that `axes` (one or an array) belong to."""
+    return figure_of(axes).slimnb_alt
+
+
+def legible(colour) -> tuple:
+    """The colour, dark enough for text on white."""
+    return tuple(0.68 * channel for channel in to_rgb(colour))
+
+
+def label_ends(ax: Axes, ends: list) -> None:
+    """Name each line to the right of the axes, in its colour, pushed apart where two would collide."""
+    ax.set(xlim=ax.get_xlim(), ylim=ax.get_ylim())
+    to_axes = ax.transData + ax.transAxes.inverted()
+    ends = [end for end in ends if np.isfinite(end[1])]
+    ends.sort(key=lambda end: to_axes.transform(end[:2])[1])
+    gap = 14.5 / (72 * 0.68 * ax.figure.get_figheight())  # a line of text in axes heights
+    heights = np.array([to_axes.transform(end[:2])[1] for end in ends])
+    for _ in range(200):
+        overlap = np.maximum(0, gap - np.diff(heights)) / 2
+        heights[:-1] -= overlap
+        heights[1:] += overlap
+    for (x, y, text, colour), height in zip(ends, heights, strict=True):
+        leader = {"arrowstyle": "-", "color": colour, "lw": 0.7, "alpha": 0.6, "shrinkA": 1, "shrinkB": 3,
+                  "relpos": (0, 0.5)}
+        ax.annotate(text, (x, y), xytext=(1.04, height), textcoords="axes fraction", color=legible(colour),
+                    va="center", fontweight="bold", annotation_clip=False, arrowprops=leader)
+
+
+@dataclass(frozen=True, slots=True)
+class Shown:
+    """A saved figure, displayed with its description for screen readers."""
+
+    path: Path
+    alt: str
+    png: bytes
+    width: int  # pixels on the page
+
+    def _repr_mimebundle_(self, **_) -> dict:
+        source = base64.b64encode(self.png).decode()
+        alt = html.escape(self.alt)
+        return {"text/plain": self.alt,
+                "text/html": f'<img src="data:image/png;base64,{source}" width="{self.width}" alt="{alt}">'}
+
+
+def save(axes, path: str | Path) -> Shown:
+    """Write the figure of `axes` to `path` (.svg, byte for byte the same from the same data) and close it."""
+    fig, path = figure_of(axes), Path(path)
+    if path.suffix != ".svg":
+        raise SlimnbError("P54", f"figure {path.name[:60]}", "figures are stored as .svg", "Name it so.")
+    svg, png = io.BytesIO(), io.BytesIO()
+    about = {"Date": None, "Creator": None, "Title": fig.get_suptitle(), "Description": fig.slimnb_alt}
+    with in_house_style():
+        fig.savefig(svg, format="svg", metadata=about)
+        fig.savefig(png, format="png", dpi=160)
+    plt.close(fig)
+    make_folder(path.parent)
+    write_file(path, svg.getvalue(), Failpoint(), "figure")
+    return Shown(path, fig.slimnb_alt, png.getvalue(), round(fig.get_figwidth() * fig.dpi))

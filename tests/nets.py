@@ -1,0 +1,71 @@
+"""Small instances of the four nets for the tests, and statistics that are not zeros and ones."""
+
+from __future__ import annotations
+
+import numpy as np
+import torch
+
+from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.nets.mobilenet_v2 import MobileNetV2
+from slimnb.nets.resnet import ResNet50
+from slimnb.nets.vgg import VGG
+from slimnb.subnet import Subnet
+
+TINY = {
+    MobileNetV1: {"layout": ((8, 2), (16, 1), (24, 2), (24, 1), (32, 2))},
+    MobileNetV2: {"layout": ((1, 8, 1, 1), (3, 16, 2, 2), (2, 24, 3, 2)), "stem": 16, "tail": 40},
+    VGG: {"layout": ((16, 16), (24, 32))},
+    ResNet50: {"layout": ((8, 2), (16, 3)), "stem": 16},
+}
+NETS = tuple(TINY)
+POLICIES = ("private", "shared_affine", "calibrated", "group")
+
+
+def tiny(kind, size: int = 32, bn: str = "calibrated", seed: int = 0):
+    """A net of `kind` with 8 to 64 channels and 10 classes, in double precision, weights far from zero."""
+    net = kind(10, size, **TINY[kind], bn=bn, seed=seed).double()
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in net.named_parameters():
+            noise = torch.randn(p.shape, generator=rng, dtype=p.dtype)
+            if p.dim() > 2:
+                p.copy_(1.4 * noise / p[0].numel() ** 0.5)
+            else:
+                p.copy_(0.3 * noise + (0 if name.endswith("bias") else 1))
+    return net
+
+
+def random_subnets(net, n: int, seed: int = 0, step: int = 1) -> list[Subnet]:
+    """Subnets with every width drawn on its own from multiples of `step`: not uniform, not nested."""
+    rng = np.random.default_rng(seed)
+    return [Subnet(tuple(step * int(rng.integers(1, most // step + 1)) for most in net.largest.widths))
+            for _ in range(n)]
+
+
+def fill_statistics(net, subnets, seed: int = 0) -> None:
+    """Give `subnets` slots with statistics of noise images, shaken, and random gamma and beta."""
+    net.reserve(list(subnets))
+    rng = torch.Generator().manual_seed(seed)
+
+    def uniform(like, low, high):
+        return low + (high - low) * torch.rand(like.shape, generator=rng, dtype=like.dtype)
+
+    with torch.no_grad():
+        for norm in net.norms():
+            norm.weight.copy_(uniform(norm.weight, 0.5, 1.5))
+            norm.bias.copy_(uniform(norm.bias, -0.3, 0.5))
+        if net.norms():
+            for subnet in subnets:  # purely random statistics would leave most channels dead
+                x = images(8, 16, seed + 1, next(net.parameters()).dtype)
+                net(x, subnet, statistics="batch", momentum=1.0)
+        for norm in net.norms():
+            norm.running_mean.add_(uniform(norm.running_mean, -0.2, 0.2) * norm.running_var.sqrt())
+            norm.running_var.mul_(uniform(norm.running_var, 0.7, 1.4))
+    net.mark_calibrated(list(subnets))
+    net.eval()
+
+
+def images(n: int, size: int, seed: int = 0, dtype: torch.dtype = torch.float64) -> torch.Tensor:
+    """(n, 3, size, size) normal noise, channels_last."""
+    x = torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
+    return x.to(memory_format=torch.channels_last)

@@ -1,0 +1,75 @@
+"""The web site: built without a warning from executed notebooks, and opened without a network."""
+
+import importlib.util
+from pathlib import Path
+
+import nbformat
+import pytest
+
+ROOT = Path(__file__).resolve().parents[1]
+
+
+@pytest.fixture(scope="module")
+def website():
+    spec = importlib.util.spec_from_file_location("website", ROOT / "tools/website.py")
+    module = importlib.util.module_from_spec(spec)
+    spec.loader.exec_module(module)
+    return module
+
+
+def notebook(title="A chapter", question="Does it build?", **metadata):
+    v4 = nbformat.v4
+    stream = v4.new_output("stream", text="57 <b>bold</b>\n")
+    return v4.new_notebook(
+        metadata={"kernelspec": {"name": "python3", "display_name": "Python 3", "language": "python"}},
+        cells=[
+            v4.new_markdown_cell(f"# {title}\n\n> *{question}*\n\nSee [code](../slimnb/errors.py), $x^2$."),
+            v4.new_code_cell("a = 57", metadata={"tags": ["parameters"]}, execution_count=1),
+            v4.new_code_cell("# Parameters\na = 58", metadata={"tags": ["injected-parameters"]}),
+            v4.new_code_cell("print(a)", outputs=[stream], execution_count=2),
+            v4.new_markdown_cell("## The mathematics\n\n$$ y = \\gamma x \\tag{1} $$"),
+        ],
+    )
+
+
+def test_the_book_builds_clean_and_loads_nothing_from_elsewhere(website, tmp_path):
+    pages = [tmp_path / "00_one.ipynb", tmp_path / "01_two.ipynb"]
+    nbformat.write(notebook("The first", "What is a width?"), pages[0])
+    nbformat.write(notebook("The second"), pages[1])
+    assert website.main([str(page) for page in pages], tmp_path / "build") == 0
+    index = (tmp_path / "build/html/index.html").read_text()
+    assert "What is a width?" in index and "Does it build?" in index and "01 The second" in index
+    page = (tmp_path / "build/html/00_one.html").read_text()
+    assert "mathjax/tex-svg-full.js" in page and "a = 58" not in page and "&lt;b&gt;bold" in page
+    assert (tmp_path / "build/html/_static/mathjax/tex-svg-full.js").stat().st_size > 10**6
+    assert website.external_requests(tmp_path / "build/html") == []
+
+
+@pytest.mark.parametrize(
+    "planted",
+    [
+        '<script src="https://cdn.example/x.js"></script>',
+        "<img src='//cdn.example/x.png'>",
+        '<link rel="stylesheet" href="http://cdn.example/x.css">',
+        "<style>@import 'https://cdn.example/x.css';</style>",
+        '<p style="background: url(https://cdn.example/x.png)">',
+    ],
+)
+def test_a_request_to_elsewhere_is_found(website, tmp_path, planted):
+    (tmp_path / "page.html").write_text(f'<a href="https://ok.example">a link is no request</a>{planted}')
+    assert len(website.external_requests(tmp_path)) == 1
+
+
+def test_a_font_from_elsewhere_is_found(website, tmp_path):
+    (tmp_path / "a.css").write_text("@font-face { src: url('https://fonts.example/a.woff2') }")
+    assert website.external_requests(tmp_path) == ["a.css: https://fonts.example/a.woff2"]
+
+
+def test_unchanged_sources_keep_their_dates(website, tmp_path):
+    nbformat.write(notebook(), tmp_path / "00_one.ipynb")
+    for _ in range(2):
+        website.assemble([tmp_path / "00_one.ipynb"], tmp_path / "site")
+        dates = {path: path.stat().st_mtime_ns for path in (tmp_path / "site").rglob("*.*")}
+    (tmp_path / "site/stale.md").write_text("left by a chapter that was renamed")
+    website.assemble([tmp_path / "00_one.ipynb"], tmp_path / "site")
+    assert {path: path.stat().st_mtime_ns for path in (tmp_path / "site").rglob("*.*")} == dates

@@ -1,0 +1,181 @@
+"""Damaged, foreign and strange files in a run's folder: a step back or a refusal, never a loss."""
+
+import os
+import shutil
+
+import pytest
+import torch
+from small_runs import RECIPE, begin, finish, refused, snapshot, tensors
+
+from slimnb import checkpoint, durable
+from slimnb.errors import SlimnbError
+from slimnb.runs import RunStore
+
+
+@pytest.fixture
+def store(tmp_path):
+    return RunStore(tmp_path / "runs", tmp_path / "results")
+
+
+def newest(run):
+    return sorted(run.path.glob("ck-*.safetensors"))[-1]
+
+
+DAMAGES = {
+    "empty": lambda path: path.write_bytes(b""),
+    "cut": lambda path: path.write_bytes(path.read_bytes()[:-1]),
+    "half": lambda path: path.write_bytes(path.read_bytes()[: path.stat().st_size // 2]),
+    "first bit": lambda path: flip(path, 0),
+    "last bit": lambda path: flip(path, -1),
+    "header bit": lambda path: flip(path, 40),
+    "no checksum": lambda path: durable.sidecar(path).unlink(),
+    "empty checksum": lambda path: durable.sidecar(path).write_bytes(b""),
+    "pickle": lambda path: durable.write_checked(path, b"\x80\x04}\x94.", durable.Failpoint(), "x"),
+    "older one under its name": lambda path: rename_older(path),
+    "header without events": lambda path: rewrite(path, lambda h: h.pop("events")),
+    "header without meta": lambda path: rewrite(path, lambda h: h.pop("meta")),
+    "header with odd events": lambda path: rewrite(path, lambda h: h.update(events={"bytes": "x"})),
+}
+
+
+def flip(path, at):
+    data = bytearray(path.read_bytes())
+    data[at] ^= 1
+    path.write_bytes(data)
+
+
+def rename_older(path):
+    older = path.with_name("ck-000002.safetensors")
+    durable.write_checked(path, older.read_bytes(), durable.Failpoint(), "x")
+
+
+def rewrite(path, change, content=None):
+    """Sign a checkpoint again after changing its header (or tensors)."""
+    found, header = checkpoint.unpack(path.read_bytes())
+    change(header)
+    data = checkpoint.pack(content or found, header)
+    durable.write_checked(path, data, durable.Failpoint(), "x")
+
+
+@pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())
+def test_damaged_generation_falls_back_and_is_kept(store, capsys, damage):
+    run = begin(store, 3)
+    path = newest(run)
+    damage(path)
+    bad = path.read_bytes()
+    with run.lock():
+        found, meta = run.load()
+        said = capsys.readouterr().out
+        assert meta["step"] == 2 and torch.equal(found["w"], tensors(2)["w"])
+        assert said.count("\n") == 1 and "ck-000003" in said and "step 2" in said
+        assert path.with_name(path.name + ".bad").read_bytes() == bad
+        run.log({"step": 3})
+        run.save(3, tensors(3), {})
+    assert newest(run).name == "ck-000004.safetensors"  # the number of the bad one is not used again
+    assert [e["step"] for e in run.events()] == [1, 2, 3]
+    with run.lock():
+        assert run.load()[1]["step"] == 3 and not capsys.readouterr().out
+
+
+def test_file_times_decide_nothing(store):
+    run = begin(store, 3)
+    os.utime(newest(run), (0, 0))  # a clock that jumped back
+    with run.lock():
+        assert run.load()[1]["step"] == 3
+        run.save(4, tensors(4), {})
+    names = sorted(path.name for path in run.path.glob("ck-*.safetensors"))
+    assert names == ["ck-000003.safetensors", "ck-000004.safetensors"]
+
+
+def test_all_generations_damaged_is_refused_with_reasons(store):
+    run = begin(store, 3)
+    newest(run).write_bytes(b"")
+    flip(run.path / "ck-000002.safetensors", 50)
+    line = refused(run, "C08")
+    assert "ck-000003 empty" in line and "ck-000002 its SHA-256 differs" in line
+
+
+def test_lost_events_damage_the_generations_that_hold_them(store, capsys):
+    run = begin(store, 3)
+    path = run.path / "events.jsonl"
+    path.write_bytes(b"".join(path.read_bytes().splitlines(keepends=True)[:2]))
+    with run.lock():
+        assert run.load()[1]["step"] == 2
+    assert "events.jsonl is cut or changed" in capsys.readouterr().out
+    path.unlink()
+    assert "events.jsonl" in refused(run, "C08")
+
+
+def test_nan_put_into_a_stored_tensor_is_refused(store, monkeypatch):
+    run = begin(store, 2)
+    with monkeypatch.context() as patch:
+        patch.setattr(checkpoint, "refuse_nan", lambda tensors, where: None)
+        rewrite(newest(run), lambda h: None, {"w": torch.tensor([float("nan")])})
+    assert "ck-000002.safetensors" in refused(run, "N13")
+
+
+@pytest.mark.parametrize("schema", ["slimnb.run/2", "other", None, 3])
+def test_foreign_schema_is_refused(store, schema):
+    run = begin(store, 2)
+    rewrite(newest(run), lambda h: h.update(schema=schema))
+    assert str(schema) in refused(run, "C09")
+
+
+def test_checkpoint_of_another_recipe_is_refused_naming_the_difference(store):
+    run, other = begin(store, 2), begin(store, 2, RECIPE | {"lr": 0.2, "seed": 7})
+    for name in ("ck-000002.safetensors", "ck-000002.safetensors.sha256"):
+        shutil.copy(other.path / name, run.path / name)
+    assert "lr 0.2→0.1, seed 7→0" in refused(run, "C10")
+
+
+STRANGE = ["link", "dangling", "pipe", "folder"]
+
+
+@pytest.mark.parametrize("kind", STRANGE)
+@pytest.mark.parametrize(
+    "name",
+    ["lock", "owner.json", "events.jsonl", "ck-000002.safetensors", "ck-000002.safetensors.sha256", ""],
+)
+def test_strange_files_in_a_run_are_refused(store, tmp_path, kind, name):
+    run = begin(store, 2)
+    path = run.path / name if name else run.path
+    target = tmp_path / "target"
+    if name:
+        target.write_bytes(path.read_bytes() if path.exists() else b"precious")
+        path.unlink(missing_ok=True)
+    else:
+        shutil.move(path, target)
+    if kind in ("link", "dangling"):
+        path.symlink_to(target if kind == "link" else tmp_path / "nowhere")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    else:
+        path.mkdir()
+    if (name, kind) == ("", "folder"):
+        return  # that is what belongs there
+    content = snapshot(tmp_path)
+    assert "is a" in refused(run, "C21") or (name, kind) == ("", "pipe")
+    content.pop("runs/owner.json", None)
+    assert snapshot(tmp_path) == content
+
+
+@pytest.mark.parametrize("name", ["result.json", "weights.safetensors", "events.jsonl"])
+@pytest.mark.parametrize("how", ["cut", "gone", "link", "changed"])
+def test_damaged_result_is_refused_not_redone(store, tmp_path, name, how):
+    run = finish(store)
+    path = run.path / name
+    data = path.read_bytes()
+    if (name, how) == ("result.json", "gone"):
+        return  # then the run is simply not finished
+    path.unlink()
+    if how == "link":
+        (tmp_path / "target").write_bytes(data)
+        path.symlink_to(tmp_path / "target")
+    elif how != "gone":
+        path.write_bytes(data[:-1] if how == "cut" else data.replace(b"s", b"z"))
+    before = snapshot(store.root)
+    read = {"result.json": run.result, "weights.safetensors": run.weights, "events.jsonl": run.events}
+    with pytest.raises(SlimnbError, match="SNB-C21" if how == "link" else "SNB-C07") as caught:
+        read[name]()
+    assert len(str(caught.value)) <= 240
+    assert snapshot(store.root) == before

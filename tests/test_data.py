@@ -1,0 +1,149 @@
+"""Data sets as a whole: splits that do not meet, a test split that counts, fingerprints, errors."""
+
+import shutil
+
+import numpy as np
+import pytest
+import torch
+from test_sources import encode, pictures, write_cifar10, write_folder, write_parquet
+
+from slimnb.data import Batches, load_data
+from slimnb.errors import SlimnbError
+
+SMALL = {"train": 200, "test": 50}
+
+
+def rows_of(split):
+    return {image.numpy().tobytes() for image in split.images}
+
+
+def load(name, tmp_path, **options):
+    return load_data(name, root=tmp_path, cache=tmp_path / "cache", **options)
+
+
+def test_synthetic_is_complete():
+    data = load_data(**SMALL, val_fraction=0.2)
+    assert (data.name, data.num_classes, data.size) == ("synthetic", 10, 32)
+    assert (len(data.train), len(data.val), len(data.test)) == (160, 40, 50)
+    assert all(split.difficulty is not None for split in (data.train, data.val))
+    assert "160 train, 40 val, 50 test" in repr(data)
+
+
+def test_synthetic_splits_do_not_meet():
+    data = load_data(**SMALL)
+    splits = [rows_of(split) for split in (data.train, data.val, data.test)]
+    assert len(set.union(*splits)) == sum(map(len, splits)) == 250
+
+
+def test_fingerprint_follows_content_and_cut():
+    first = load_data(**SMALL)
+    assert first.fingerprint == load_data(**SMALL).fingerprint
+    others = [load_data(**SMALL, seed=1), load_data(train=210, test=50), load_data(**SMALL, val_fraction=0.2)]
+    assert len({first.fingerprint, *(data.fingerprint for data in others)}) == 4
+
+
+def test_mean_and_std_are_those_of_the_train_pixels():
+    data = load_data(**SMALL)
+    pixels = data.train.images.double() / 255
+    np.testing.assert_allclose(data.mean, pixels.mean((0, 2, 3)), atol=1e-4)
+    np.testing.assert_allclose(data.std, pixels.std((0, 2, 3), correction=0), atol=1e-4)
+    x = torch.cat([x for x, _ in Batches(data.train, 64, augment="none", mean=data.mean, std=data.std)])
+    torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(3), atol=1e-3, rtol=0)
+
+
+def test_the_test_split_counts_its_openings():
+    data = load_data(**SMALL)
+    copy = data.to("cpu")
+    repr(data), data.train, data.val, data.num_classes
+    assert data.test_opened == 0
+    assert len(data.test) == 50
+    assert data.test_opened == copy.test_opened == 1
+    copy.test.labels.sum()
+    assert data.test_opened == 2
+
+
+def test_parquet_from_root_or_environment(tmp_path, monkeypatch):
+    write_cifar10(tmp_path)
+    data = load("cifar10", tmp_path, val_fraction=0.25)
+    assert (len(data.train), len(data.val), len(data.test)) == (48, 16, 16)
+    assert data.class_names[3] == "class 3" and data.train.difficulty is None
+    assert "64 of the 50,000 published train images" in repr(data)
+    monkeypatch.setenv("SLIMNB_DATA", str(tmp_path))
+    again = load_data("cifar10", cache=tmp_path / "other", val_fraction=0.25)
+    assert again.fingerprint == data.fingerprint and torch.equal(again.val.images, data.val.images)
+
+
+def test_equal_train_images_stay_on_one_side_of_the_cut(tmp_path):
+    images, _ = write_cifar10(tmp_path)
+    twice = [encode(image) for image in images for _ in range(2)]
+    first, second = sorted((tmp_path / "cifar10").glob("train-*"))
+    write_parquet(first, twice, np.repeat(np.arange(64) % 10, 2))
+    second.unlink()
+    for fraction in (0.1, 0.2, 0.3, 0.5):
+        data = load("cifar10", tmp_path, val_fraction=fraction)
+        assert len(data.train) + len(data.val) == 128
+        assert not rows_of(data.train) & rows_of(data.val)
+        assert "both" not in repr(data)
+
+
+def test_published_test_images_in_train_are_reported(tmp_path):
+    images, _ = write_cifar10(tmp_path)
+    mixed = [*images[:3], *pictures(13, seed=9)]
+    path = tmp_path / "cifar10" / "test-00000-of-00001.parquet"
+    write_parquet(path, map(encode, mixed), np.arange(16) % 10)
+    notes = load("cifar10", tmp_path, val_fraction=0.5).notes
+    assert sum(int(note.split()[0]) for note in notes if "both" in note) == 3
+
+
+def test_folder_without_test_tests_on_val_and_carves_val_from_train(tmp_path):
+    write_folder(tmp_path / "pets", each=5)
+    data = load("pets", tmp_path, size=8, val_fraction=0.3)
+    assert (len(data.train), len(data.val), len(data.test)) == (7, 3, 10)
+    assert (data.name, data.size, data.class_names) == ("pets", 8, ("cat", "dog"))
+    assert load(str(tmp_path / "pets"), tmp_path, size=8, val_fraction=0.3).fingerprint == data.fingerprint
+
+
+def test_folder_with_test_keeps_its_own_val(tmp_path):
+    write_folder(tmp_path / "pets", ("train", "val", "test"), each=3)
+    data = load("pets", tmp_path, size=8)
+    assert (len(data.train), len(data.val), len(data.test)) == (6, 6, 6)
+
+
+@pytest.mark.parametrize(("parts", "pair"), [(("train", "val", "test"), "train and val"),
+                                             (("train", "val"), "train and test")])
+def test_an_image_in_two_parts_is_refused_or_counted(tmp_path, parts, pair):
+    root = write_folder(tmp_path / "pets", parts, each=3)
+    shutil.copy(root / "train" / "dog" / "1.png", root / "val" / "dog" / "copy.png")
+    options = {"size": 8, "val_fraction": 0.01}
+    with pytest.raises(SlimnbError, match=f"D07: 1 images are in both {pair} of pets") as caught:
+        load("pets", tmp_path, **options)
+    assert len(str(caught.value)) <= 240
+    notes = load("pets", tmp_path, **options, allow_overlap=True).notes
+    assert notes == (f"1 images are in both {pair}",)
+
+
+def test_mending_the_one_bad_file_is_enough(tmp_path):
+    root = write_folder(tmp_path / "pets", each=8)
+    bad = root / "train" / "cat" / "5.png"
+    whole = bad.read_bytes()
+    bad.write_bytes(whole[:60])
+    with pytest.raises(SlimnbError, match=r"D03: .*cat/5.png"):
+        load("pets", tmp_path, size=8)
+    bad.write_bytes(whole)
+    assert len(load("pets", tmp_path, size=8).train) == 14
+
+
+@pytest.mark.parametrize(("name", "options", "code", "says"), [
+    ("cifar100", {}, "D01", "cifar100"), ("cifra10", {}, "P10", "Did you mean 'cifar10'"),
+    ("imagenet", {}, "P10", "synthetic"), ("some/folder", {}, "D01", "some/folder"),
+    ("synthetic", {"tset": 5}, "P01", "tset"), ("synthetic", {"download": True}, "P01", "train, test, seed"),
+    ("synthetic", {"train": 0}, "P04", "train = 0"), ("synthetic", {"val_fraction": 0.0}, "P04", "0.0"),
+    ("synthetic", {"val_fraction": float("nan")}, "P04", "nan"),
+])
+def test_wrong_calls_are_one_line(tmp_path, name, options, code, says):
+    with pytest.raises(SlimnbError) as caught:
+        load(name, tmp_path, **options)
+    line = str(caught.value)
+    assert caught.value.code == code and says in line
+    assert "\n" not in line and len(line) <= 240
+    assert list(tmp_path.iterdir()) == []

@@ -1,0 +1,75 @@
+"""The CPU depthwise convolution has the library's outputs and gradients."""
+
+import pytest
+import torch
+import torch.nn.functional as F
+
+from slimnb.depthwise import DepthwiseConv2d, backward_is_slow
+from slimnb.nets.mobilenet_v1 import MobileNetV1
+
+SHAPES = [(side, stride, kernel) for side in (1, 2, 3, 4, 5, 8) for stride in (1, 2)
+          for kernel in (3, 5)]
+
+
+def gradients(convolve, x, weight, direction):
+    x, weight = x.clone().requires_grad_(), weight.clone().requires_grad_()
+    out = convolve(x, weight)
+    out.backward(direction[:, :, : out.shape[2], : out.shape[3]])
+    return out.detach(), x.grad, weight.grad
+
+
+def tensors(side, kernel, dtype, channels=6):
+    rng = torch.Generator().manual_seed(side * 10 + kernel)
+    image = (3, channels, side, side + 1)
+    shapes = (image, (channels, 1, kernel, kernel), image)
+    made = [torch.randn(shape, generator=rng, dtype=torch.float64) for shape in shapes]
+    return [t.to(dtype).contiguous(memory_format=torch.channels_last) for t in made]
+
+
+@pytest.mark.parametrize(("side", "stride", "kernel"), SHAPES)
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float64, 1e-12), (torch.float32, 5e-6),
+                                                  (torch.bfloat16, 0.02)])
+def test_outputs_and_gradients_are_the_librarys(side, stride, kernel, dtype, tolerance):
+    x, weight, direction = tensors(side, kernel, dtype)
+    ours = gradients(lambda x, w: DepthwiseConv2d.apply(x, w, stride), x, weight, direction)
+    exact = gradients(lambda x, w: F.conv2d(x, w, None, stride, kernel // 2, 1, len(w)),
+                      x.double(), weight.double(), direction.double())
+    for mine, true in zip(ours, exact, strict=True):
+        assert mine.dtype == dtype
+        assert (mine.double() - true).abs().max() <= tolerance * true.abs().max()
+
+
+def test_gradcheck():
+    x, weight, _ = tensors(3, 3, torch.float64, channels=2)
+    for stride in (1, 2):
+        assert torch.autograd.gradcheck(lambda x, w, s=stride: DepthwiseConv2d.apply(x, w, s),
+                                        (x.requires_grad_(), weight.requires_grad_()))
+
+
+def test_taken_only_where_it_is_faster():
+    wide, narrow = torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 2, 2)
+    assert not backward_is_slow(wide, 1) and not backward_is_slow(wide, 2)
+    assert backward_is_slow(narrow, 1) and backward_is_slow(wide.bfloat16(), 2)
+    assert not backward_is_slow(wide.bfloat16(), 1) and not backward_is_slow(narrow.to("meta"), 1)
+    with torch.no_grad():
+        assert not backward_is_slow(narrow, 1)
+
+
+@pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
+def test_a_net_has_the_same_gradients_with_and_without(monkeypatch, dtype, tolerance):
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0)).to(dtype)
+    found = []
+    for slow in (True, False):
+        net = MobileNetV1(5, 32, layout=((8, 2), (16, 2), (16, 1), (24, 2), (24, 2), (24, 1)))
+        asked = []
+
+        def decide(x, stride, slow=slow, asked=asked):
+            asked.append(slow and backward_is_slow(x, stride))
+            return asked[-1]
+
+        monkeypatch.setattr("slimnb.layers.backward_is_slow", decide)
+        logits = net(x.contiguous(memory_format=torch.channels_last), net.uniform(0.5))
+        logits.square().sum().backward()
+        assert any(asked) == slow
+        found.append(torch.cat([p.grad.flatten() for p in net.parameters()]))
+    assert (found[0] - found[1]).norm() <= tolerance * found[1].norm()

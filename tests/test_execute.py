@@ -1,0 +1,272 @@
+"""Executing a chapter: the output is whole or the last good one stays, whatever happens in between."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import nbformat
+import numpy as np
+import papermill
+import pytest
+from filelock import FileLock
+
+from slimnb.errors import SlimnbError
+from slimnb.execute import KERNEL, _own_kernel, execute
+from slimnb.notebook import check_whole, code_hash, content_key, declared_by, is_current, read_chapter
+
+# Without Chapter.begin, which imports torch: a kernel then starts in one second.
+TINY = """# %% [markdown]
+# # A tiny chapter
+#
+# > Does it run?
+
+# %% tags=["parameters"]
+scale = "smoke"
+seed = 0
+seeds = 1
+device = "auto"
+data = "auto"
+out = ""
+lr = 0.1
+note = "none"
+
+# %%
+from pathlib import Path
+from slimnb.chapter import Chapter
+chapter = Chapter("01_tiny", {"scale": scale}, "cpu", Path("."))
+# Chapter.begin("01_tiny", globals(), lr=Float(), note=Folder())
+
+# %%
+MIDDLE
+
+# %%
+print("after")
+
+# %%
+chapter.end()
+"""
+BEGIN = "from slimnb.parameters import Float, Folder\nfrom slimnb.chapter"
+RULES = 'False and Chapter.begin("01_tiny", globals(), lr=Float(), note=Folder())'
+
+
+def write(folder: Path, middle: str = "print(lr, seed)", name: str = "01_tiny.py", text: str = TINY) -> Path:
+    path = folder / name
+    path.write_text(
+        text.replace("# Chapter.begin", "# was: Chapter.begin").replace("MIDDLE", f"{RULES}\n{middle}")
+    )
+    return path
+
+
+def text_of(path: Path) -> str:
+    book = nbformat.read(path, as_version=4)
+    return "".join(o.get("text", "") for c in book.cells if c.cell_type == "code" for o in c.outputs)
+
+
+@pytest.fixture(scope="module")
+def good(tmp_path_factory):
+    """A folder with a chapter and its good output, made once."""
+    folder = tmp_path_factory.mktemp("good")
+    write(folder)
+    execute(folder / "01_tiny.py", folder / "out.ipynb", {"seed": 7})
+    return folder
+
+
+def test_a_good_run_is_whole_and_names_what_it_came_from(good):
+    book = nbformat.read(good / "out.ipynb", as_version=4)
+    nbformat.validate(book)
+    check_whole(book, "out")
+    assert "0.1 7" in text_of(good / "out.ipynb") and "after" in text_of(good / "out.ipynb")
+    assert book.metadata.slimnb.parameters == {"seed": 7}
+    assert book.metadata.slimnb.code == code_hash(read_chapter(good / "01_tiny.py"))
+    assert is_current(good / "01_tiny.py", good / "out.ipynb", {"seed": 7})
+    left = {path.name for path in good.iterdir()} - {".out.lock"}
+    assert left == {"01_tiny.py", "out.ipynb"}
+
+
+def test_an_output_can_be_committed(good):
+    raw = (good / "out.ipynb").read_text()
+    assert "papermill" not in raw and str(good) not in raw and str(Path.home()) + "/" not in raw
+    first = [cell.id for cell in read_chapter(good / "01_tiny.py").cells]
+    assert first == [cell.id for cell in read_chapter(good / "01_tiny.py").cells]
+    assert len(set(first)) == len(first)
+
+
+def test_only_the_last_progress_line_of_each_training_run_is_kept(tmp_path):
+    lines = [f"{arm}: step {step}/3, ce 1.0" for arm in ("A", "B (seed 0)") for step in (1, 2, 3)]
+    path = write(tmp_path, f"print('start')\nprint({chr(10).join(lines)!r})\nprint('end')")
+    execute(path, tmp_path / "out.ipynb")
+    shown = text_of(tmp_path / "out.ipynb")
+    assert shown.startswith("start\nA: step 3/3, ce 1.0\nB (seed 0): step 3/3, ce 1.0\nend\n")
+
+
+def test_staleness_is_a_matter_of_content_not_of_dates(good, tmp_path):
+    path = write(tmp_path)
+    key = content_key(path, {"seed": 7})
+    os.utime(path, (1, 1))
+    assert content_key(path, {"seed": 7}) == key == content_key(good / "01_tiny.py", {"seed": 7})
+    assert content_key(path, {"seed": 8}) != key
+    assert not is_current(path, good / "out.ipynb", {"seed": 8})
+    write(tmp_path, "print(seed, lr)")
+    assert content_key(path, {"seed": 7}) != key
+    assert not is_current(path, tmp_path / "absent.ipynb")
+
+
+def fails(folder: Path, middle: str, code: str, **options) -> str:
+    """Execute a chapter with `middle` over a good output: it must fail with `code` and leave that output."""
+    path, out = write(folder, middle), folder / "out.ipynb"
+    out.write_text("the last good one")
+    with pytest.raises(SlimnbError) as caught:
+        execute(path, out, **options)
+    line = str(caught.value)
+    assert caught.value.code == code and len(line) <= 240 and "\n" not in line, line
+    assert out.read_text() == "the last good one"
+    assert not (folder / ".out.running.ipynb").exists()
+    return line
+
+
+@pytest.mark.parametrize(
+    ("middle", "code", "words"),
+    [
+        ("import os, signal\nos.kill(os.getpid(), signal.SIGKILL)", "B01", "kernel died"),
+        ("import sys\nsys.exit(0)", "B02", "SystemExit"),
+        ("raise ValueError('no such\\nthing')", "B02", "cell 4 — ValueError: no such thing"),
+        ("raise KeyboardInterrupt", "B02", "KeyboardInterrupt"),
+        ("import os\nos._exit(0)", "B01", "kernel died"),
+        (
+            "from slimnb.errors import SlimnbError\nraise SlimnbError('K01', 'run x', 'is held', 'Wait.')",
+            "K01",
+            "run x",
+        ),
+    ],
+)
+def test_a_run_that_is_not_whole_is_a_failure(tmp_path, middle, code, words):
+    assert words in fails(tmp_path, middle, code)
+
+
+def test_a_chapter_must_reach_its_end(tmp_path):
+    path = write(tmp_path, text=TINY.replace("chapter.end()", "pass"))
+    with pytest.raises(SlimnbError, match=r"SNB-B02.*chapter.end\(\)"):
+        execute(path, tmp_path / "out.ipynb")
+    assert not (tmp_path / "out.ipynb").exists() and (tmp_path / "out.failed.ipynb").exists()
+
+
+def test_a_cell_that_never_ends_is_stopped(tmp_path):
+    assert "longer than 2 s" in fails(tmp_path, "import time\ntime.sleep(60)", "B04", timeout=2)
+
+
+@pytest.mark.parametrize(
+    ("code", "given"),
+    [
+        ("P01", {"rl": 0.1}),
+        ("P01", {"x = 1; import os": 1}),
+        ("P02", {"seed": np.int64(3)}),
+        ("P02", {"lr": np.False_}),
+        ("P02", {"lr": "0.1"}),
+        ("P02", {"lr": True}),
+        ("P03", {"lr": float("nan")}),
+        ("P03", {"lr": -1.0}),
+        ("P05", {"seed": -1}),
+    ],
+)
+def test_parameters_are_refused_before_a_kernel_starts(tmp_path, code, given):
+    path, out = write(tmp_path), tmp_path / "out" / "x.ipynb"
+    with pytest.raises(SlimnbError) as caught:
+        execute(path, out, given)
+    assert caught.value.code == code and not out.parent.exists()
+
+
+def test_a_typo_given_to_papermill_itself_is_refused_in_the_notebook_in_one_line(tmp_path):
+    text = TINY.replace("# Chapter.begin", "Chapter.begin").replace("from slimnb.chapter", BEGIN)
+    nbformat.write(read_chapter(write(tmp_path, text=text)), tmp_path / "in.ipynb")
+    with _own_kernel(), pytest.raises(papermill.PapermillExecutionError) as caught:
+        options = {"kernel_name": KERNEL, "language": "python", "progress_bar": False}
+        papermill.execute_notebook(tmp_path / "in.ipynb", tmp_path / "o.ipynb", {"nott": "x"}, **options)
+    assert caught.value.ename == "SlimnbError" and "Did you mean note?" in caught.value.evalue
+    assert caught.value.traceback == [caught.value.evalue]
+
+
+def test_a_parameter_value_is_never_code(tmp_path):
+    payload = 'a/"); open("owned", "w"); print("\\'
+    path = write(tmp_path, "print(repr(note))")
+    execute(path, tmp_path / "out.ipynb", {"note": payload})
+    assert repr(payload) in text_of(tmp_path / "out.ipynb") and not (tmp_path / "owned").exists()
+
+
+def test_the_kernel_is_this_interpreter_without_a_home(tmp_path, monkeypatch):
+    fake = tmp_path / "jupyter" / "kernels" / "python3"
+    fake.mkdir(parents=True)
+    (fake / "kernel.json").write_text(
+        json.dumps({"argv": ["false"], "display_name": "x", "language": "python"})
+    )
+    monkeypatch.setenv("JUPYTER_PATH", str(tmp_path / "jupyter"))
+    monkeypatch.setenv("HOME", str(tmp_path / "nobody"))
+    path = write(tmp_path, f"import sys\nassert sys.executable == {sys.executable!r}\nprint('same')")
+    execute(path, tmp_path / "out.ipynb")
+    assert "same" in text_of(tmp_path / "out.ipynb")
+    assert os.environ["JUPYTER_PATH"] == str(tmp_path / "jupyter")
+
+
+def test_two_executions_into_one_file_do_not_mix(good):
+    before = (good / "out.ipynb").read_bytes()
+    with FileLock(good / ".out.lock"), pytest.raises(SlimnbError) as caught:
+        execute(good / "01_tiny.py", good / "out.ipynb")
+    assert caught.value.code == "K02" and caught.value.exit_code == 75
+    assert (good / "out.ipynb").read_bytes() == before
+
+
+def test_killed_at_any_moment_the_last_output_survives_and_no_kernel_stays(tmp_path):
+    out, pids = tmp_path / "out.ipynb", tmp_path / "pids"
+    middle = f"import os, time\nopen({str(pids)!r}, 'a').write(f'{{os.getpid()}}\\n')\ntime.sleep(0.3)"
+    path = write(tmp_path, middle)
+    execute(path, out)
+    kept = out.read_bytes()
+    program = "import sys; from slimnb.execute import execute; execute(sys.argv[1], sys.argv[2], {'seed': 1})"
+    moments = random.Random(0)
+    for _ in range(6):
+        child = subprocess.Popen([sys.executable, "-c", program, path, out], stdout=subprocess.DEVNULL)
+        time.sleep(moments.uniform(1.2, 4.0))
+        child.send_signal(signal.SIGKILL)
+        child.wait()
+        now = out.read_bytes()
+        if now != kept:  # it was quicker than the signal: then the new one is whole
+            check_whole(nbformat.reads(now.decode(), as_version=4), "out")
+            kept = now
+    deadline = time.monotonic() + 10
+    alive = {int(line) for line in pids.read_text().split()}
+    while alive and time.monotonic() < deadline:
+        alive = {pid for pid in alive if Path(f"/proc/{pid}").exists() and "ipykernel" in _command(pid)}
+        time.sleep(0.2)
+    assert not alive
+    execute(path, out)
+    check_whole(nbformat.read(out, as_version=4), "out")
+    assert not (tmp_path / ".out.running.ipynb").exists()
+
+
+def _command(pid: int) -> str:
+    try:
+        return Path(f"/proc/{pid}/cmdline").read_text()
+    except OSError:
+        return ""
+
+
+@pytest.mark.parametrize(
+    ("name", "text", "words"),
+    [
+        ("01_a.py", "# %%\n<<<<<<< ours\nx = 1\n", "line 2"),
+        ("01_a.ipynb", "{broken", "no notebook of format 4"),
+        ("01_a.ipynb", '{"nbformat": 9, "cells": [], "metadata": {}}', "no notebook of format 4"),
+        ("01_a.txt", "x", "is no .py or .ipynb file"),
+        ("01_a.py", "# %%\nx = 1\n", "0 cells tagged"),
+    ],
+)
+def test_a_file_that_is_no_chapter_is_named(tmp_path, name, text, words):
+    path = tmp_path / name
+    path.write_text(text)
+    with pytest.raises(SlimnbError, match=words) as caught:
+        declared_by(read_chapter(path))
+    assert caught.value.code == "B11" and len(str(caught.value)) <= 240

@@ -1,0 +1,196 @@
+"""Parameters: what is refused, with which code, in one line, before torch is imported."""
+
+import math
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from slimnb.errors import SlimnbError
+from slimnb.parameters import COMMON, Bool, Choice, Float, Int, Numbers, check_parameters, declaration
+
+GOOD = {"scale": "smoke", "seed": 0, "seeds": 1, "device": "auto", "data": "auto", "out": ""}
+OWN = {
+    "lr": Float(0.0, 10.0),
+    "steps": Int(1, 10**6),
+    "distil": Bool(),
+    "net": Choice(("mobilenet_v1", "vgg")),
+    "widths": Numbers(1.0, complete=True),
+    "sides": Numbers(224, whole=True),
+}
+OWN_GOOD = {
+    "lr": 0.1, "steps": 10, "distil": True, "net": "vgg", "widths": [0.25, 0.5, 1.0], "sides": [128, 224],
+}  # fmt: skip
+
+
+def refused(**changes):
+    with pytest.raises(SlimnbError) as caught:
+        check_parameters(GOOD | OWN_GOOD | changes, OWN)
+    line = str(caught.value)
+    assert len(line) <= 240 and "\n" not in line and caught.value.exit_code == 2, line
+    return caught.value.code, line
+
+
+def test_good_parameters_come_back_unchanged_and_nothing_else_does():
+    namespace = GOOD | OWN_GOOD | {"np": np, "_i1": "scale = 1", "In": ["", "x"], "Out": {1: 2}, "f": len}
+    assert check_parameters(namespace, OWN) == GOOD | OWN_GOOD
+
+
+@pytest.mark.parametrize(
+    ("code", "changes"),
+    [
+        ("P01", {"wdiths": [1.0]}),
+        ("P01", {"x" * 500: 1}),
+        ("P01", {"Seed": 1}),
+        ("P01", {"import os": "os.system('true')"}),
+        ("P02", {"lr": "0.1"}),
+        ("P02", {"lr": True}),
+        ("P02", {"lr": None}),
+        ("P02", {"lr": np.float64(0.1)}),
+        ("P02", {"steps": 10.0}),
+        ("P02", {"steps": True}),
+        ("P02", {"steps": np.int64(3)}),
+        ("P02", {"distil": "False"}),
+        ("P02", {"distil": np.False_}),
+        ("P02", {"distil": 0}),
+        ("P02", {"seed": 1.5}),
+        ("P02", {"seed": False}),
+        ("P02", {"scale": 1}),
+        ("P02", {"widths": (0.5, 1.0)}),
+        ("P02", {"widths": 1.0}),
+        ("P02", {"widths": ["0.5", 1.0]}),
+        ("P02", {"widths": [True]}),
+        ("P02", {"sides": [128.0, 224]}),
+        ("P03", {"lr": math.nan}),
+        ("P03", {"lr": math.inf}),
+        ("P03", {"lr": 0.0}),
+        ("P03", {"lr": -0.1}),
+        ("P03", {"lr": 10**400}),
+        ("P04", {"steps": 0}),
+        ("P04", {"steps": -1}),
+        ("P04", {"steps": 10**5000}),
+        ("P04", {"seeds": 0}),
+        ("P05", {"seed": -1}),
+        ("P05", {"seed": 2**32}),
+        ("P05", {"seed": 2**64}),
+        ("P06", {"widths": []}),
+        ("P06", {"widths": [0.5, 0.25, 1.0]}),
+        ("P06", {"widths": [0.5, 0.5, 1.0]}),
+        ("P06", {"widths": [0.0, 1.0]}),
+        ("P06", {"widths": [-0.5, 1.0]}),
+        ("P06", {"widths": [0.5, 1.25]}),
+        ("P06", {"widths": [0.25, math.nan, 1.0]}),
+        ("P06", {"widths": [0.25, 0.5]}),
+        ("P10", {"scale": "smal"}),
+        ("P10", {"net": "resnet"}),
+        ("P10", {"data": "cifar10O"}),
+        ("P11", {"data": "../elsewhere"}),
+        ("P11", {"data": "images/\0"}),
+        ("P11", {"out": "a\nb"}),
+        ("P11", {"out": "a/" * 150}),
+        ("P14", {"device": "cuda:x"}),
+        ("P14", {"device": "gpu"}),
+    ],
+)
+def test_bad_parameters_are_refused_by_name(code, changes):
+    seen, line = refused(**changes)
+    assert seen == code, line
+    assert next(iter(changes))[:30] in line
+
+
+def test_a_typo_is_answered_with_the_nearest_name():
+    assert "Did you mean widths?" in refused(wdiths=[1.0])[1]
+    assert "scale='small'" in refused(scale="smal")[1]
+
+
+def test_a_missing_parameter_is_named():
+    with pytest.raises(SlimnbError, match="seeds is missing"):
+        check_parameters({k: v for k, v in GOOD.items() if k != "seeds"}, {})
+
+
+@pytest.mark.parametrize(
+    "changes", [{"device": "cuda:1"}, {"data": "sets/faces"}, {"seed": 2**32 - 1}, {"lr": 1}]
+)
+def test_edges_are_accepted(changes):
+    expected = GOOD | OWN_GOOD | changes
+    assert check_parameters(expected, OWN) == expected
+
+
+ANYTHING = st.recursive(
+    st.none() | st.booleans() | st.integers() | st.floats() | st.text(max_size=300) | st.binary(max_size=9),
+    lambda inner: st.lists(inner, max_size=4) | st.dictionaries(st.text(max_size=5), inner, max_size=3),
+    max_leaves=8,
+)
+
+
+@given(name=st.sampled_from([*COMMON, *OWN]), value=ANYTHING)
+def test_no_value_whatever_escapes_as_another_error(name, value):
+    rule = (COMMON | OWN)[name]
+    try:
+        rule.check(name, value)
+    except SlimnbError as error:
+        assert error.code.startswith("P")
+        assert len(str(error)) <= 240 and "\n" not in str(error)
+    else:
+        assert type(value) in (bool, int, float, str, list)
+
+
+def test_a_chapter_is_read_without_running_it():
+    cell = "scale = 'smoke'  # a comment\nlr = -0.5\nwidths = [0.5, 1.0]"
+    code = "raise SystemExit\nChapter.begin('01_x', globals(), lr=Float(closed=True), widths=Numbers(1.0))"
+    found = declaration(cell, code)
+    assert found.defaults == {"scale": "smoke", "lr": -0.5, "widths": [0.5, 1.0]}
+    assert found.rules == {"lr": Float(closed=True), "widths": Numbers(1.0)}
+    assert (found.read("lr", "0.25"), found.read("widths", "[1.0]")) == (0.25, [1.0])
+    assert found.read("scale", "1") == "1"
+    assert math.isnan(found.read("lr", "nan")) and found.read("lr", "open('x')") == "open('x')"
+
+
+@pytest.mark.parametrize(
+    ("cell", "code"),
+    [
+        ("lr = 1 / 3", ""),
+        ("lr = open('x')", ""),
+        ("import os", ""),
+        ("a, b = 1, 2", ""),
+        ("lr = 1.0", "Chapter.begin('01_x', globals(), lr=Float(high()))"),
+        ("lr = 1.0", "Chapter.begin('01_x', globals(), lr=Evil())"),
+    ],
+)
+def test_computation_in_a_declaration_is_refused(cell, code):
+    with pytest.raises(SlimnbError) as caught:
+        declaration(cell, code)
+    assert caught.value.code == "P02" and len(str(caught.value)) <= 240
+
+
+CHAPTER = """# %% tags=["parameters"]
+scale = "smoke"
+seed = 0
+seeds = 1
+device = "auto"
+data = "auto"
+out = ""
+lr = 0.1
+
+# %%
+chapter = Chapter.begin("01_tiny", globals(), lr=Float())
+"""
+
+
+@pytest.mark.parametrize("arguments", [["-p", "rl", "0.1"], ["-p", "lr", "nan"], ["--scale", "big"]])
+def test_the_command_line_refuses_before_torch_is_imported(tmp_path, arguments):
+    path = tmp_path / "01_tiny.py"
+    path.write_text(CHAPTER)
+    program = (
+        "import sys\nfrom slimnb.__main__ import main\n"
+        "try:\n    main(sys.argv[1:])\n"
+        "except SystemExit as end:\n    print(end.code, 'torch' in sys.modules)\n"
+    )
+    command = [sys.executable, "-c", program, "run", str(path), "--out", str(tmp_path / "o" / "x.ipynb")]
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60)
+    assert done.stdout.split() == ["2", "False"], done.stdout + done.stderr
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("slimnb: error SNB-P")
+    assert not (tmp_path / "o").exists()

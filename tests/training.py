@@ -1,0 +1,143 @@
+"""A small net, its batches and the samplers there are, for the tests of training."""
+
+from __future__ import annotations
+
+import importlib
+import inspect
+import pkgutil
+
+import torch
+
+import slimnb.methods
+from slimnb.methods.slimmable import InplaceDistillation, Sandwich, Switches, Uniform, any_width
+from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.train import Labels, Pass, Schedule, make_optimizer, train
+
+LAYOUT = ((16, 2), (24, 1), (32, 2))  # so small that .875 rounds to the channels of 1.0
+MULTS = (0.5, 0.75, 1.0)
+
+
+def small(bn: str = "calibrated", seed: int = 0) -> MobileNetV1:
+    """A net of 16 to 32 channels and 10 classes whose logits are not near zero."""
+    net = MobileNetV1(10, 32, layout=LAYOUT, bn=bn, seed=seed)
+    with torch.no_grad():
+        net.classifier.weight.mul_(20)
+    return net
+
+
+class Noise:
+    """Batches of 8 noisy 12-pixel images that have something to do with their labels."""
+
+    def batch(self, step: int) -> tuple[torch.Tensor, torch.Tensor]:
+        rng = torch.Generator().manual_seed(step)
+        y = torch.randint(0, 10, (8,), generator=rng)
+        x = torch.randn(8, 3, 12, 12, generator=rng) * 0.5
+        x[torch.arange(8), 0, y] += 2
+        return x.contiguous(memory_format=torch.channels_last), y
+
+
+def sampler_classes() -> dict[str, type]:
+    """Every class under slimnb.methods that has all methods of the Sampler protocol."""
+    needed = {"subnets", "plan", "observe", "state_dict", "load_state_dict"}
+    found = {}
+    for entry in pkgutil.iter_modules(slimnb.methods.__path__):
+        module = importlib.import_module(f"slimnb.methods.{entry.name}")
+        for name, kind in inspect.getmembers(module, inspect.isclass):
+            if kind.__module__ == module.__name__ and needed <= set(dir(kind)):
+                found[name] = kind
+    return found
+
+
+def switches(net) -> Switches:
+    """S-Net's, named by multiplier."""
+    return Switches({f"{mult}x": net.uniform(mult) for mult in MULTS})
+
+
+def sandwich(net, seed: int = 0) -> Sandwich:
+    """US-Net's, with random subnets between the ends."""
+    return Sandwich(net.largest, net.uniform(0.5), any_width(net, (0.5, 0.625, 0.75, 0.875)), seed=seed)
+
+
+def uniform(net, seed: int = 0) -> Uniform:
+    """One random subnet per step, beside the largest."""
+    return Uniform(net.largest, any_width(net, (0.5, 0.625, 0.75)), seed=seed)
+
+
+FACTORIES = {"Switches": switches, "Sandwich": sandwich, "Uniform": uniform}
+"""How to make each sampler on a `small` net; a new method adds its own here."""
+
+
+def s_net(seed: int = 0):
+    """(net, sampler, objective) of S-Net, batch norm private."""
+    net = small("private", seed)
+    sampler = switches(net)
+    net.reserve(sampler.subnets())
+    return net, sampler, Labels()
+
+
+def us_net(seed: int = 0):
+    """(net, sampler, objective) of US-Net."""
+    net = small("calibrated", seed)
+    return net, sandwich(net, seed), InplaceDistillation()
+
+
+METHODS = {"S-Net": s_net, "US-Net": us_net}
+
+
+class Curious:
+    """A sampler around another one: reads the losses, and lets them change the weights of its passes."""
+
+    def __init__(self, sampler):
+        self.sampler, self.mean = sampler, torch.zeros(())
+
+    def subnets(self) -> list:
+        return self.sampler.subnets()
+
+    def plan(self, step: int) -> list[Pass]:
+        first, *others = self.sampler.plan(step)
+        return [first, *(Pass(p.route, p.target, 1 + self.mean, 0.2, p.name) for p in others)]
+
+    def observe(self, step: int, outcomes) -> None:
+        self.mean = 0.7 * self.mean + 0.1 * outcomes[-1].loss.mean()
+
+    def state_dict(self) -> dict[str, torch.Tensor]:
+        return {"mean": self.mean}
+
+    def load_state_dict(self, state: dict[str, torch.Tensor]) -> None:
+        self.mean = state["mean"].clone()
+
+
+def fit(net, sampler, objective, steps: int = 6, **options) -> tuple[list[dict], torch.optim.Optimizer]:
+    """(history, optimiser) after a short training."""
+    optimizer = make_optimizer(net)
+    history = train(
+        net,
+        options.pop("batches", Noise()),
+        sampler,
+        objective,
+        Schedule(0.05, steps),
+        optimizer,
+        **{"quiet": True, "intervals": 3} | options,
+    )
+    return history, optimizer
+
+
+def everything(net, optimizer) -> dict[str, torch.Tensor]:
+    """All tensors of a net and its optimiser by name."""
+    names = {id(p): name for name, p in net.named_parameters()}
+    found = {name: value for name, value in net.state_dict().items() if isinstance(value, torch.Tensor)}
+    return found | {
+        f"{names[id(p)]}/{key}": value
+        for p, state in optimizer.state.items()
+        for key, value in state.items()
+    }
+
+
+def same_bits(one: dict[str, torch.Tensor], other: dict[str, torch.Tensor]) -> bool:
+    """Whether two states have the same names and, -0.0 and all, the same bits."""
+    return one.keys() == other.keys() and all(
+        a.shape == (b := other[name]).shape
+        and a.dtype == b.dtype
+        and a.contiguous().view(-1).view(torch.uint8).equal(b.contiguous().view(-1).view(torch.uint8))
+        for name, a in one.items()
+    )
