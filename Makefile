@@ -14,7 +14,7 @@ RUN := env MPLCONFIGDIR="$(CURDIR)/build/cache/matplotlib" XDG_CACHE_HOME="$(CUR
 	IPYTHONDIR="$(CURDIR)/build/cache/ipython" OMP_NUM_THREADS=$${OMP_NUM_THREADS:-1} PYTHONHASHSEED=0
 
 .DEFAULT_GOAL := help
-.PHONY: help setup book test lab figures lint clean distclean
+.PHONY: help setup book test bench lab figures lint clean distclean
 
 help:  ## Show what you can type
 	@awk -F ':.*## ' '/^[a-z]+:.*## / {printf "  make %-10s %s\n", $$1, $$2}' Makefile
@@ -29,11 +29,15 @@ test: setup  ## Run all tests
 	@mkdir -p build/cache
 	@$(RUN) $(PY) -m pytest -n $(CORES) $(ARGS)
 
+bench: setup  ## Measure speed as ratios against baselines in one run; ARGS=--quick for a minute
+	@$(RUN) $(PY) -m benchmarks $(ARGS)
+
 lab: setup  ## Open the chapters in JupyterLab
 	@$(PY) -m jupyterlab --notebook-dir=. --LabApp.default_url=/lab/tree/notebooks
 
 figures: setup  ## Draw the figures again from finished runs; trains nothing
 	@$(RUN) $(PY) -m slimnb figures
+	@$(PY) tools/readme.py
 
 lint: setup  ## Check the style of the code
 	@$(PY) -m ruff check .

@@ -9,7 +9,8 @@ import importlib
 
 _HOME = {
     "Subnet": "subnet", "SearchSpace": "subnet",
-    "MobileNetV1": "nets.mobilenet_v1", "MobileNetV2": "nets.mobilenet_v2", "ResNet50": "nets.resnet", "VGG": "nets.vgg",
+    "MobileNetV1": "nets.mobilenet_v1", "MobileNetV2": "nets.mobilenet_v2",
+    "ResNet50": "nets.resnet", "VGG": "nets.vgg",
     "calibrate_bn": "calibrate", "evaluate": "calibrate",
     "count_macs": "cost", "count_params": "cost", "CostTable": "cost", "measure_latency": "latency",
     "load_data": "data", "Pass": "train",

@@ -39,6 +39,34 @@ class Run:
 
 
 @dataclass(frozen=True)
+class Train:
+    """Train the runs of chapter 01 without its notebook, which then finds them finished; also under torchrun."""
+
+    scale: str = "small"
+    """smoke, small or full."""
+    seed: int = 0
+    """First seed."""
+    seeds: int = 1
+    """Number of seeds."""
+    arm: str | None = None
+    """Only this arm, e.g. "US-Net"."""
+    data: str = "auto"
+    """synthetic, cifar10, cifar100 or a folder of images; auto is the scale's own."""
+    device: str = "auto"
+    """auto, cpu or cuda."""
+    commit: bool = False
+    """Also write the small records that the repository keeps, under data/results."""
+
+
+@dataclass(frozen=True)
+class Fetch:
+    """Download a public data set and check it: cifar10 or cifar100."""
+
+    name: Annotated[str, tyro.conf.Positional]
+    """cifar10 or cifar100."""
+
+
+@dataclass(frozen=True)
 class Figures:
     """Draw the committed figures again from finished runs; trains nothing."""
 
@@ -65,13 +93,14 @@ def main(arguments: list[str] | None = None) -> None:
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
     command = tyro.cli(
-        tyro.conf.OmitSubcommandPrefixes[tyro.conf.FlagCreatePairsOff[Run | Figures | Runs | Claims]],
+        tyro.conf.OmitSubcommandPrefixes[tyro.conf.FlagCreatePairsOff[Run | Train | Fetch | Figures | Runs | Claims]],
         args=arguments,
         prog="slimnb",
         description=f"{__doc__.splitlines()[0]} Add --debug for a traceback.",
     )
     try:
-        {Run: run, Figures: figures, Runs: runs, Claims: claims}[type(command)](command)
+        commands = {Run: run, Train: train, Fetch: fetch, Figures: figures, Runs: runs, Claims: claims}
+        commands[type(command)](command)
     except SlimnbError as error:
         if debug:
             raise
@@ -112,6 +141,56 @@ def find_chapter(text: str) -> Path:
         there = f"There are: {there}."[:140]
         raise SlimnbError("B11", f"{text[:40]!r}", f"names {len(match)} chapters", there)
     return match[0]
+
+
+def train(command: Train) -> None:
+    """Train, resume or find the runs of a scale, one after the other. Raises SlimnbError."""
+    from slimnb.chapter import Chapter
+
+    given = {"scale": command.scale, "seed": command.seed, "seeds": command.seeds, "device": command.device,
+             "data": command.data, "out": ""}
+    chapter = Chapter.begin("01_slimmable_networks", given)
+
+    from slimnb import distributed, experiment, recipes
+    from slimnb.data import load_data
+    from slimnb.runs import RunStore
+
+    group = distributed.start(torch_kind(chapter.device))
+    root = chapter.root / "data"
+    images = load_data(chapter.data_name, chapter.data_root, chapter.device, cache=root / "cache")
+    planned = [r for seed in chapter.all_seeds for r in recipes.slimmable(chapter.scale, seed, images.size)]
+    chosen = [r for r in planned if command.arm in (None, r.arm)]
+    if not chosen:
+        arms = ", ".join(sorted({r.arm for r in planned}))
+        raise SlimnbError("P10", f"arm = {command.arm!r}", f"it is one of {arms}", "Leave it out for all of them.")
+    store = RunStore(root / "runs", root / "results")
+    for recipe in chosen:
+        found = experiment.run(recipe, images, store, device=chapter.device, group=group)
+        if distributed.rank_of(group) == 0:
+            accuracy = ", ".join(f"{row['mult']:g}x {row['top1']:.1f} %" for row in found.rows)
+            print(f"{experiment.label(recipe)}: {accuracy}", flush=True)
+    if command.commit and distributed.rank_of(group) == 0:
+        for path in experiment.commit(chosen, images, store, root / "results" / recipes.SMOKE.paper):
+            print(path.relative_to(chapter.root))
+    distributed.finish()
+
+
+def torch_kind(device: str) -> str:
+    """"cpu" or "cuda" of a device's name."""
+    return device.partition(":")[0]
+
+
+def fetch(command: Fetch) -> None:
+    """Download and decode a public data set into $SLIMNB_DATA, else data/. Raises SlimnbError."""
+    from slimnb.chapter import find_root
+    from slimnb.data import load_data
+    from slimnb.sources import CIFAR
+
+    if command.name not in CIFAR:
+        known = ", ".join(CIFAR)
+        raise SlimnbError("P10", f"fetch {command.name[:40]!r}", f"it is one of {known}", "Name one of them.")
+    root = find_root() / "data"
+    print(load_data(command.name, os.environ.get("SLIMNB_DATA") or root, cache=root / "cache", download=True))
 
 
 def figures(command: Figures) -> None:

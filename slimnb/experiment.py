@@ -67,7 +67,8 @@ def plan(recipe: Recipe, net: SlimmableNet):
                 InplaceDistillation(recipe.temperature))
     if recipe.method == "uniform":
         return Uniform(net.largest, draw, recipe.seed), Labels()
-    raise SlimnbError("P10", f"method = {recipe.method!r}", "it is switches, sandwich or uniform", "Set method='sandwich'.")
+    raise SlimnbError("P10", f"method = {recipe.method!r}", "it is switches, sandwich or uniform",
+                      "Set method='sandwich'.")
 
 
 def code_of(recipe: Recipe) -> str:
@@ -115,9 +116,9 @@ def label(recipe: Recipe) -> str:
 
 def batches(recipe: Recipe, data: ImageData, device: str, group=None) -> Batches:
     """Shuffled, augmented training batches of a recipe; this rank's rows of them."""
-    return Batches(data.train, recipe.batch_size, seed=recipe.seed, augment=recipe.augment, mean=data.mean, std=data.std,
-                   size=recipe.input_size, dtype=getattr(torch, recipe.dtype), device=device, shuffle=True,
-                   rank=rank_of(group), world=world_of(group))
+    return Batches(data.train, recipe.batch_size, seed=recipe.seed, augment=recipe.augment, mean=data.mean,
+                   std=data.std, size=recipe.input_size, dtype=getattr(torch, recipe.dtype), device=device,
+                   shuffle=True, rank=rank_of(group), world=world_of(group))
 
 
 def _train(recipe: Recipe, data: ImageData, stored, device: str, quiet: bool, group) -> None:
@@ -131,9 +132,10 @@ def _train(recipe: Recipe, data: ImageData, stored, device: str, quiet: bool, gr
     schedule = Schedule(recipe.lr, steps, recipe.schedule, recipe.warmup_epochs * feed.steps_per_epoch)
     optimizer = make_optimizer(net, recipe.momentum, recipe.weight_decay, recipe.decay)
     began = time.perf_counter()
-    history = train(net, feed, sampler, objective, schedule, optimizer, seed=recipe.seed, label=label(recipe), run=stored,
-                    stop=lambda: stored.preempted, quiet=quiet, group=group)
+    history = train(net, feed, sampler, objective, schedule, optimizer, seed=recipe.seed, label=label(recipe),
+                    run=stored, stop=lambda: stored.preempted, quiet=quiet, group=group)
     seconds = time.perf_counter() - began
+    synchronise_batch_norm(net, None)
     broadcast_weights(net, group)
     rows, taken = probes.measure(net, data, recipe.mults, images=recipe.calibration_images, names=recipe.probes,
                                  probe_mults=recipe.probe_mults, device=device, group=group)
@@ -141,11 +143,11 @@ def _train(recipe: Recipe, data: ImageData, stored, device: str, quiet: bool, gr
 
 
 def latencies(scale: str, mult: float, rounds: int, store: RunStore, device: str = "cpu", repeats: int = 5) -> dict:
-    """Latency of five ways to run a ResNet-50, batch 1, 224 pixels: at width `mult`, and of three of them at every width.
+    """Latency of five ways to run a ResNet-50 at width `mult`, and of three of them at every width.
 
-    Measured once per store and settings, like a run. Keys: modes (rows of mode, repeat, ms: the median of
-    `rounds` interleaved calls), widths (mode, mult, ms), difference (largest between the outputs of mask, index,
-    slice and ideal), about (device, threads, dtype, date), run_id.
+    Batch 1, 224 pixels. Measured once per store and settings, like a run. Keys: modes (rows of mode, repeat, ms: the
+    median of `rounds` interleaved calls), widths (mode, mult, ms), difference (largest between the outputs of mask,
+    index, slice and ideal), about (device, threads, dtype, date), run_id.
     """
     settings = {"paper": "slimmable", "arm": "latency", "scale": scale, "net": "resnet", "mult": mult, "rounds": rounds,
                 "repeats": repeats, "device": torch.device(device).type}
@@ -182,8 +184,10 @@ def _latencies(mult: float, rounds: int, repeats: int, device: str) -> dict:
             for name, found in compare_latency(modes, x, max(1, rounds // repeats)).items()]
     ways = {(width, name): run_it for width, subnet in named.items()
             for name, run_it in execution_modes(net, subnet, x).items() if name in ("slice", "index", "ideal")}
-    timed = compare_latency({f"{name} {width}": run_it for (width, name), run_it in ways.items()}, x, max(1, rounds // repeats))
-    widths = [{"mode": name, "mult": width, "ms": round(timed[f"{name} {width}"]["median_ms"], 4)} for width, name in ways]
+    timed = compare_latency({f"{name} {width}": run_it for (width, name), run_it in ways.items()}, x,
+                            max(1, rounds // repeats))
+    widths = [{"mode": name, "mult": width, "ms": round(timed[f"{name} {width}"]["median_ms"], 4)}
+              for width, name in ways]
     return {"modes": rows, "widths": widths, "difference": difference, "about": conditions(x)}
 
 

@@ -1,6 +1,6 @@
 """What is measured on a trained net and stored with its run: accuracy and cost of each width, and looks inside."""
 
-from __future__ import annotations
+from __future__ import annotations  # noqa: I001
 
 from collections.abc import Callable, Iterable, Sequence
 
@@ -60,7 +60,7 @@ def borrowed(net: SlimmableNet, named: dict[float, Subnet], first: Images, val: 
     rows = []
     own = dict(net.slots)
     for giver_mult, giver in named.items():
-        net.slots = {subnet: own[giver] for subnet in named.values()}
+        net.slots = {subnet: own[giver] for subnet in named.values()}  # noqa: C420
         rows += [{"mult": mult, "statistics_mult": giver_mult, "top1": found.top1}
                  for mult, found in zip(named, evaluate(net, list(named.values()), val), strict=True)]
     net.slots = own
@@ -79,12 +79,14 @@ def plain_batches(data: ImageData, split: Split, size: int, device: str, group=N
 
 
 def measure(net: SlimmableNet, data: ImageData, mults: Sequence[float], *, images: int, names: Sequence[str] = (),
-            probe_mults: Sequence[float] = (), device: str = "cpu", group=None) -> tuple[list[dict], dict[str, list[dict]]]:
+            probe_mults: Sequence[float] = (), device: str = "cpu",
+            group=None) -> tuple[list[dict], dict[str, list[dict]]]:
     """(rows, probes) of a trained net at the uniform widths `mults`; calibrated on `images` images where it must be.
 
-    Validation comes first, then the probes `names` at `probe_mults`, then the test split, opened here and once. Rows: mult, macs,
-    params, top1 (test, percent), top1_val, ce (nats), n, and where the data know difficulty top1_easy, top1_medium,
-    top1_hard: the thirds of the test images. With a process `group` all but these thirds are of all ranks.
+    Validation comes first, then the probes `names` at `probe_mults`, then the test split, opened here and once.
+    Rows: mult, macs, params, top1 (test, percent), top1_val, ce (nats), n, and where the data know difficulty
+    top1_easy, top1_medium, top1_hard: the thirds of the test images. With a process `group` all but these thirds
+    are of all ranks.
     """
     named = {mult: net.uniform(mult) for mult in mults}
     subnets, size = list(named.values()), net.input_size

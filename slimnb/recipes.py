@@ -82,6 +82,6 @@ def slimmable(scale: str, seed: int, image_size: int = 32) -> list[Recipe]:
     base = replace({"smoke": SMOKE, "small": SMALL, "full": full}[scale], seed=seed)
     plain = [replace(base, arm="Individual", mults=(mult,)) for mult in WIDTHS]
     evaluated = tuple(round(0.25 + 0.125 * i, 3) for i in range(7))
-    us_net = replace(base, arm="US-Net", method="sandwich", bn="calibrated", mults=evaluated, train_mults=SANDWICH_MULTS,
-                     probes=("calibration", "statistics", "borrowed"), probe_mults=WIDTHS)
+    us_net = replace(base, arm="US-Net", method="sandwich", bn="calibrated", mults=evaluated,
+                     train_mults=SANDWICH_MULTS, probes=("calibration", "statistics", "borrowed"), probe_mults=WIDTHS)
     return [*plain, replace(base, arm="One BN", bn="one"), replace(base, arm="S-Net"), us_net]

@@ -231,10 +231,8 @@ def find_cifar(name: str, root: Path, download: bool = False) -> Source:
         if packed is not None:
             _check_archive(name, packed / archive)
         elif not download:
-            call = f"load_data('{name}', download=True)"
             raise SlimnbError("D01", shown(root / name), f"not there ({megabytes} MB to fetch)",
-                              f"Run python -c \"from slimnb.data import *; {call}\", or use data='synthetic'."
-                              )
+                              f"Run python -m slimnb fetch {name}, or use data='synthetic'.")
         home = packed or root / name
         _torchvision(name, home, train=False, download=True)  # a whole archive is only unpacked
     names = tuple(_torchvision(name, home, train=False).classes)

@@ -49,7 +49,7 @@ def ranks(tmp_path_factory):
         for r in range(2)
     ]
     try:
-        said = [process.communicate(timeout=120)[0] for process in started]
+        said = [process.communicate(timeout=600)[0] for process in started]
     finally:
         for process in started:
             process.kill()

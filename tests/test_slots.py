@@ -98,13 +98,15 @@ def test_stale_after_writing_permuting_or_resetting_weights():
         net, (subnet, _) = calibrated()
         with torch.no_grad():
             change(net)
-        with fails("N11"):
-            net(X, subnet)
+            with fails("N11"):
+                net(X, subnet)
 
 
+@torch.no_grad()
 def test_mark_changed_is_for_writes_nobody_counts():
     net, (subnet, _) = calibrated()
     net.classifier.weight.data.mul_(2)
+    net(X, subnet)  # unseen
     net.mark_changed()
     with fails("N11"):
         net(X, subnet)
@@ -207,6 +209,7 @@ def test_stale_stays_stale_and_missing_stays_missing_after_a_load():
         fresh(X, fresh.largest)
 
 
+@torch.no_grad()
 def test_loading_other_weights_alone_makes_statistics_stale():
     net, (subnet, _) = calibrated()
     weights = {n: t for n, t in tiny(MobileNetV1, seed=7).state_dict().items() if n.endswith("conv.weight")}
@@ -215,11 +218,11 @@ def test_loading_other_weights_alone_makes_statistics_stale():
         net(X, subnet)
 
 
+@torch.no_grad()
 def test_assigning_other_weights_of_the_same_age_makes_statistics_stale():
     (net, (subnet, _)), (other, _) = calibrated(), calibrated()
-    with torch.no_grad():
-        other.classifier.bias.copy_(other.classifier.bias + 1)
-        net.classifier.bias.copy_(net.classifier.bias + 0)
+    other.classifier.bias.copy_(other.classifier.bias + 1)
+    net.classifier.bias.copy_(net.classifier.bias + 0)
     net.mark_calibrated([subnet])
     net.load_state_dict(dict(other.named_parameters()), strict=False, assign=True)
     with fails("N11"):

@@ -38,7 +38,7 @@ else
     echo "Setting up $venv with $("$found" --version): once, about 3 minutes and 6.5 GB with CUDA" >&2
     "$found" -m venv --clear "$venv"
 fi
-if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check \
+if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --use-pep517 \
     --constraint constraints.txt --editable ".[$extras]"; then
     echo "slimnb: error: the packages could not be installed (see above). Check the network and disk, then repeat." >&2
     exit 6

@@ -1,0 +1,126 @@
+"""From a recipe to a result: trained once, loaded ever after, measured as promised."""
+
+from dataclasses import replace
+
+import pytest
+import torch
+
+from slimnb import experiment, recipes
+from slimnb.data import load_data
+from slimnb.errors import SlimnbError
+from slimnb.runs import RunStore
+
+TINY = replace(recipes.SMOKE, arm="S-Net", epochs=1, mults=(0.5, 1.0), layout=((32, 2), (32, 2), (64, 1)),
+               calibration_images=64)
+US_NET = replace(TINY, arm="US-Net", method="sandwich", bn="calibrated", mults=(0.5, 0.75, 1.0),
+                 train_mults=(0.5, 0.75, 1.0), probes=("statistics", "borrowed", "calibration"), probe_mults=(0.5, 1.0))
+
+
+@pytest.fixture(scope="module")
+def data():
+    return load_data("synthetic", train=400, test=90)
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("store")
+    return RunStore(folder / "runs", folder / "results")
+
+
+@pytest.fixture(scope="module")
+def us_net(data, store):
+    opened = data.test_opened
+    found = experiment.run(US_NET, data, store, quiet=True)
+    assert data.test_opened == opened + 1  # once, at the end
+    return found
+
+
+def test_rows_hold_one_line_per_width(us_net):
+    assert [row["mult"] for row in us_net.rows] == [0.5, 0.75, 1.0]
+    for row in us_net.rows:
+        assert {"macs", "params", "top1", "top1_val", "ce", "top1_easy", "top1_medium", "top1_hard"} <= row.keys()
+        assert row["n"] == 90 and 0 <= row["top1"] <= 100
+        thirds = (row["top1_easy"] + row["top1_medium"] + row["top1_hard"]) / 3
+        assert row["top1"] == pytest.approx(thirds, abs=1e-6)  # 90 images make equal thirds
+    assert us_net.rows[0]["macs"] < us_net.rows[1]["macs"] < us_net.rows[2]["macs"]
+
+
+def test_probes_look_at_the_widths_asked_for(us_net):
+    assert us_net.probes.keys() == {"statistics", "borrowed", "calibration"}
+    pairs = {(row["mult"], row["statistics_mult"]) for row in us_net.probes["borrowed"]}
+    assert pairs == {(a, b) for a in (0.5, 1.0) for b in (0.5, 1.0)}
+    assert {row["images"] for row in us_net.probes["calibration"]} == {8, 16, 32, 64, 128, 256}  # 360 train images
+    assert {row["mult"] for row in us_net.probes["statistics"]} == {0.5, 1.0}
+
+
+def test_own_statistics_in_the_borrowed_table_are_the_validation_accuracy(us_net):
+    own = {row["mult"]: row["top1"] for row in us_net.probes["borrowed"] if row["mult"] == row["statistics_mult"]}
+    validated = {row["mult"]: row["top1_val"] for row in us_net.rows}
+    assert own == {mult: validated[mult] for mult in own}
+
+
+def test_a_finished_run_is_loaded_not_trained(us_net, data, store, monkeypatch):
+    monkeypatch.setattr(experiment, "_train", lambda *args: pytest.fail("trained again"))
+    assert experiment.run(US_NET, data, store).rows == us_net.rows
+
+
+def test_every_policy_and_method_trains(data, store):
+    arms = [TINY, replace(TINY, arm="One BN", bn="one"), replace(TINY, arm="GN", bn="group", mults=(1.0,)),
+            replace(TINY, arm="Shared", bn="shared_affine"),
+            replace(US_NET, arm="Uniform", method="uniform", probes=(), dtype="bfloat16")]
+    for recipe in arms:
+        found = experiment.run(recipe, data, store, quiet=True)
+        assert len(found.rows) == len(recipe.mults)
+        assert all(torch.isfinite(torch.tensor(row["ce"])) for row in found.rows)
+
+
+def test_training_can_be_forbidden(data, store, monkeypatch):
+    monkeypatch.setenv(experiment.NO_TRAINING, "1")
+    with pytest.raises(SlimnbError, match="SNB-B08"):
+        experiment.run(replace(TINY, seed=7), data, store)
+
+
+def test_a_committed_result_serves_without_the_run(us_net, data, store, tmp_path, capsys):
+    (path,) = experiment.commit([US_NET], data, store, tmp_path / "results")
+    assert path.stat().st_size < 100_000  # no weights
+    elsewhere = RunStore(tmp_path / "runs", tmp_path / "results")
+    assert experiment.run(US_NET, data, elsewhere).rows == us_net.rows
+    assert "earlier version" not in capsys.readouterr().out
+
+
+def test_a_result_of_older_code_says_so(us_net, data, store, tmp_path, monkeypatch, capsys):
+    experiment.commit([US_NET], data, store, tmp_path / "results")
+    monkeypatch.setattr(experiment, "code_of", lambda recipe: "0" * 64)
+    found = experiment.run(US_NET, data, RunStore(tmp_path / "runs", tmp_path / "results"))
+    assert found.stale_code and "earlier version of the code" in capsys.readouterr().out
+
+
+@pytest.mark.parametrize("wrong", [{"net": "alexnet"}, {"method": "wish"}, {"bn": "batch"}])
+def test_unknown_names_are_refused(data, store, wrong):
+    with pytest.raises(SlimnbError, match="SNB-P10"):
+        experiment.run(replace(TINY, **wrong), data, store)
+
+
+@pytest.mark.parametrize("scale", recipes.SCALES)
+def test_arms_differ_only_in_what_they_are_about(scale):
+    arms = recipes.slimmable(scale, seed=3)
+    assert [r.arm for r in arms] == ["Individual"] * 4 + ["One BN", "S-Net", "US-Net"]
+    same = {(r.seed, r.epochs, r.batch_size, r.lr, r.weight_decay, r.augment, r.layout, r.scale) for r in arms}
+    assert len(same) == 1
+    assert {r.largest for r in arms[4:]} == {1.0} and [r.largest for r in arms[:4]] == list(recipes.WIDTHS)
+
+
+def test_unknown_scale_is_refused():
+    with pytest.raises(SlimnbError, match="SNB-P10"):
+        recipes.slimmable("huge", 0)
+
+
+def test_a_measurement_is_taken_once(store):
+    taken = []
+
+    def take():
+        taken.append(1)
+        return {"ms": 1.0}
+
+    first, second = (experiment.once(store, {"paper": "x", "arm": "clock"}, "code", take) for _ in range(2))
+    assert first == second and first["ms"] == 1.0 and taken == [1]
