@@ -43,7 +43,7 @@ from slimnb import cost, figures, synthetic, tables
 from slimnb.chapter import Chapter
 from slimnb.claims import Claim, judge
 from slimnb.cost import CostTable, count_macs, count_params, trace_macs
-from slimnb.data import load_data
+from slimnb.data import load_data, load_or_absent
 from slimnb.errors import SlimnbError
 from slimnb.experiment import code_of
 from slimnb.layers import Selection, SlimmableConv2d, narrow
@@ -349,7 +349,7 @@ chapter.save(figures.difficulty_profile(answers, title), "colour_alone")
 
 # %%
 cache = chapter.root / "data/cache"
-here = load_data(chapter.data_name, chapter.data_root, cache=cache)
+here = load_or_absent(chapter.data_name, chapter.data_root, cache=cache)
 print(here)
 print(f"test opened {here.test_opened} times; content {here.fingerprint[:12]}")
 

@@ -50,7 +50,7 @@ from slimnb import figures, recipes
 from slimnb.calibrate import calibrate_bn, evaluate
 from slimnb.chapter import Chapter
 from slimnb.claims import Claim
-from slimnb.data import load_data
+from slimnb.data import load_or_absent
 from slimnb.experiment import latencies, run
 from slimnb.layers import Selection, SlimmableConv2d, SwitchableBatchNorm2d
 from slimnb.methods.slimmable import InplaceDistillation, Sandwich, any_width
@@ -124,7 +124,7 @@ usnet_matches = Claim("usnet-matches-snet", CHAPTER, "US-Net, trained for any wi
                       USNET, "top1", "equivalence", ("US-Net", "S-Net"), delta=1)
 
 # %%
-images = load_data(chapter.data_name, chapter.data_root, chapter.device, cache=chapter.root / "data/cache")
+images = load_or_absent(chapter.data_name, chapter.data_root, chapter.device, chapter.root / "data/cache")
 print(images)
 planned = [r for s in chapter.all_seeds for r in recipes.slimmable(chapter.scale, s, images.size)]
 store = RunStore(chapter.root / "data/runs", chapter.root / "data/results")

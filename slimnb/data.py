@@ -11,6 +11,7 @@ from collections import Counter
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import ClassVar
 
 import numpy as np
 import torch
@@ -23,7 +24,10 @@ from slimnb.cache import Part, load_cached
 from slimnb.errors import SlimnbError
 from slimnb.sources import CIFAR, CIFAR_TRAIN, Source, find_cifar, find_folder, shown
 
-__all__ = ["AUGMENTATIONS", "Batches", "ImageData", "Split", "keyed_uniform", "load_data"]
+PUBLISHED = {"cifar100": (100, 32, "f8793db4136b2ae0b2b8399381f021042c233246470a20132b28861109b6f922")}
+"""Classes, side in pixels and fingerprint (at the default val_fraction) of whole copies of the public sets."""
+
+__all__ = ["AUGMENTATIONS", "Absent", "Batches", "ImageData", "Split", "keyed_uniform", "load_data", "load_or_absent"]
 
 MOMENT_IMAGES = 50_000  # mean and standard deviation are taken over at most so many train images
 
@@ -76,6 +80,37 @@ class ImageData:
         counts = f"{len(self.train):,} train, {len(self.val):,} val, {len(self.unopened):,} test images"
         about = f"{self.name}: {counts} of {self.size} x {self.size} pixels, {self.num_classes} classes"
         return "; ".join((about, *self.notes))
+
+
+@dataclass(frozen=True)
+class Absent:
+    """A public data set that is not on this machine: enough to find finished runs on it, and no images."""
+
+    name: str
+    num_classes: int
+    size: int
+    fingerprint: str
+    error: SlimnbError  # raised when its images are asked for
+    test_opened: ClassVar[int] = 0
+
+    def __getattr__(self, wanted: str):
+        if wanted in ("train", "val", "test", "mean", "std"):
+            raise self.error
+        raise AttributeError(wanted)
+
+    def __repr__(self) -> str:
+        return f"{self.name}: not on this machine; only finished runs can be shown"
+
+
+def load_or_absent(name: str = "synthetic", root: str | os.PathLike | None = None, device: torch.device | str = "cpu",
+                   cache: str | os.PathLike = "data/cache") -> ImageData | Absent:
+    """`load_data`, or for a public set that is not there a stand-in by which its finished runs are found."""
+    try:
+        return load_data(name, root, device, cache=cache)
+    except SlimnbError as error:
+        if error.code != "D01" or name not in PUBLISHED:
+            raise
+        return Absent(name, *PUBLISHED[name], error)
 
 
 def load_data(name: str = "synthetic", root: str | os.PathLike | None = None,

@@ -192,6 +192,12 @@ def _latencies(mult: float, rounds: int, repeats: int, device: str) -> dict:
 
 
 def commit(recipes: Sequence[Recipe], data: ImageData, store: RunStore, folder: str | Path) -> list[Path]:
-    """Write the small committed record (no weights) of each recipe's finished run into `folder`."""
+    """Write the small committed record (no weights) of each recipe's finished run into `folder`.
+
+    With them go the finished latency measurements of the same scales.
+    """
     opened = [store.open(recipe.to_json(), code_of(recipe), data.fingerprint) for recipe in recipes]
+    scales = {recipe.scale for recipe in recipes}
+    opened += [store.open(r["recipe"], r["code"], r["data"]) for r in store.records()
+               if r["recipe"]["arm"] == "latency" and r["recipe"]["scale"] in scales]
     return [store.commit(stored, Path(folder) / f"{stored.id}.json") for stored in opened]
