@@ -51,7 +51,7 @@ from slimnb.calibrate import calibrate_bn, evaluate
 from slimnb.chapter import Chapter
 from slimnb.claims import Claim
 from slimnb.data import load_or_absent
-from slimnb.experiment import latencies, run
+from slimnb.experiment import latencies, probe, run
 from slimnb.layers import Selection, SlimmableConv2d, SwitchableBatchNorm2d
 from slimnb.methods.slimmable import InplaceDistillation, Sandwich, any_width
 from slimnb.nets.mobilenet_v1 import MobileNetV1
@@ -160,14 +160,13 @@ chapter.claim(one_bn_fails, top1("S-Net", slimmest), top1("One BN", slimmest), r
 
 # %%
 us_net = [r for r in results if r.recipe.arm == "US-Net"]
-borrowed = pd.concat([pd.DataFrame(r.probes["borrowed"]).assign(seed=r.recipe.seed) for r in us_net])
-borrowed = borrowed[borrowed["mult"].isin(recipes.WIDTHS) & borrowed["statistics_mult"].isin(recipes.WIDTHS)]
+looks = [probe(r, images, recipes.WIDTHS, store, chapter.device) for r in us_net]  # one per seed
+borrowed = pd.concat([pd.DataFrame(look["borrowed"]) for look in looks])
 borrowed.pivot_table(index="mult", columns="statistics_mult", values="top1").round(1)
 
 # %%
-statistics = pd.DataFrame(us_net[0].probes["statistics"])
-axes = figures.statistics(statistics[statistics["mult"].isin(recipes.WIDTHS)],
-                          "The same channels have other statistics at every width")
+title = "The same channels have other statistics at every width"
+axes = figures.statistics(pd.DataFrame(looks[0]["statistics"]), title)
 chapter.save(axes, "statistics")
 
 # %% [markdown]
@@ -265,9 +264,9 @@ print("loss per sample:", np.round(-(p * log_q).sum(1), 3))
 # pass over the data. It takes no labels and no gradient. How many images does it need?
 
 # %%
-calibration = pd.concat([pd.DataFrame(r.probes["calibration"]).assign(seed=r.recipe.seed) for r in us_net])
-ax = figures.calibration(calibration[calibration["mult"].isin(recipes.WIDTHS)],
-                         "A few hundred images are enough to calibrate a width")
+calibration = pd.concat([pd.DataFrame(look["calibration"]).assign(seed=r.recipe.seed)
+                         for look, r in zip(looks, us_net, strict=True)])
+ax = figures.calibration(calibration, "A few hundred images are enough to calibrate a width")
 chapter.save(ax, "calibration")
 
 # %%

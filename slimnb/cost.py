@@ -38,7 +38,7 @@ Multi-platform, DepS; B: US-Net, PSS-Net; C: SP-Net's ResNet-50 and VGG; D: DS-N
 
 # FlopCounterMode counts two per multiply-accumulate, so everything else is counted double and halved with it.
 _PER_ELEMENT = {"norm": ((aten.native_batch_norm, aten.native_group_norm), 2),
-                "activation": ((aten.relu_, aten.relu, aten.hardtanh, aten.silu, aten.hardswish), 1),
+                "activation": ((aten.relu_, aten.relu, aten.hardtanh, aten.hardtanh_, aten.silu, aten.hardswish), 1),
                 "pool": ((aten.mean,), 1),
                 "max pool": ((aten.max_pool2d_with_indices,), 1)}
 _KINDS = {op: kind for kind, (ops, _) in _PER_ELEMENT.items() for op in ops}

@@ -17,15 +17,17 @@ from slimnb.data import Batches, ImageData
 from slimnb.distributed import broadcast_weights, rank_of, share, synchronise_batch_norm, world_of
 from slimnb.errors import SlimnbError
 from slimnb.latency import compare_latency, conditions, execution_modes
+from slimnb.measure import measure
 from slimnb.methods.slimmable import InplaceDistillation, Sandwich, Switches, Uniform, any_width
 from slimnb.nets.base import SlimmableNet
 from slimnb.nets.resnet import ResNet50
 from slimnb.recipes import WIDTHS, Recipe
 from slimnb.runs import RunStore, code_fingerprint, machine_fingerprint
-from slimnb.state import net_state
+from slimnb.state import load_net, net_state
 from slimnb.train import Labels, Schedule, make_optimizer, train
 
 NETS = {"mobilenet_v1": "MobileNetV1", "mobilenet_v2": "MobileNetV2", "vgg": "VGG", "resnet": "ResNet50"}
+NO_DATA = "none"  # data fingerprint of what was measured once, not trained
 NO_TRAINING = "SLIMNB_NO_TRAINING"  # in the environment: an unfinished run is an error, not a reason to train
 
 
@@ -36,7 +38,6 @@ class Result:
     recipe: Recipe
     rows: list[dict]  # one per subnet: mult, macs, params, top1 (test, percent), top1_val, ce, ...
     history: list[dict]  # step, lr, name, ce
-    probes: dict[str, list[dict]]
     seconds: float  # of training
     run_id: str
     stale_code: bool = False  # the result is of an earlier version of the code
@@ -73,7 +74,7 @@ def plan(recipe: Recipe, net: SlimmableNet):
 
 def code_of(recipe: Recipe) -> str:
     """Fingerprint of the code that can change this recipe's result."""
-    return code_fingerprint(["slimnb.train", "slimnb.probes", "slimnb.methods.slimmable", f"slimnb.nets.{recipe.net}"])
+    return code_fingerprint(["slimnb.train", "slimnb.measure", "slimnb.methods.slimmable", f"slimnb.nets.{recipe.net}"])
 
 
 def run(recipe: Recipe, data: ImageData, store: RunStore | None = None, *, device: str = "cpu", quiet: bool = False,
@@ -99,7 +100,7 @@ def run(recipe: Recipe, data: ImageData, store: RunStore | None = None, *, devic
         found = stored.result()
     if found.get("stale_code") and not quiet:
         print(f"{label(recipe)}: result of an earlier version of the code, run {found['run_id']}")
-    return Result(recipe, found["rows"], found["history"], found["probes"], found["seconds"], found["run_id"],
+    return Result(recipe, found["rows"], found["history"], found["seconds"], found["run_id"],
                   found.get("stale_code", False))
 
 
@@ -137,9 +138,27 @@ def _train(recipe: Recipe, data: ImageData, stored, device: str, quiet: bool, gr
     seconds = time.perf_counter() - began
     synchronise_batch_norm(net, None)
     broadcast_weights(net, group)
-    rows, taken = probes.measure(net, data, recipe.mults, images=recipe.calibration_images, names=recipe.probes,
-                                 probe_mults=recipe.probe_mults, device=device, group=group)
-    stored.finish({"rows": rows, "history": history, "probes": taken, "seconds": round(seconds, 1)}, net_state(net)[0])
+    rows = measure(net, data, recipe.mults, images=recipe.calibration_images, device=device, group=group)
+    stored.finish({"rows": rows, "history": history, "seconds": round(seconds, 1)}, net_state(net)[0])
+
+
+def probe(result: Result, data: ImageData, mults: Sequence[float], store: RunStore, device: str = "cpu") -> dict:
+    """The rows of every probe of `slimnb.probes` on a finished run's weights: taken once, then loaded."""
+    recipe = result.recipe
+    settings = {"paper": recipe.paper, "arm": f"{recipe.arm} probes", "scale": recipe.scale, "of": result.run_id,
+                "mults": list(mults), "images": recipe.calibration_images}
+
+    def take() -> dict:
+        tensors = store.open(recipe.to_json(), code_of(recipe), data.fingerprint).weights()
+        if tensors is None:
+            raise SlimnbError("B08", f"weights of run {result.run_id}", "they are not on this machine",
+                              "Train the run here first.")
+        net = build(recipe, data.num_classes)
+        net.reserve([net.uniform(mult) for mult in recipe.mults])
+        load_net(net, {name.removeprefix("net/"): value for name, value in tensors.items()}, net.get_extra_state())
+        return probes.take(net.to(device), data, mults, images=recipe.calibration_images, device=device)
+
+    return once(store, settings, code_fingerprint(["slimnb.probes", f"slimnb.nets.{recipe.net}"]), take)
 
 
 def latencies(scale: str, mult: float, rounds: int, store: RunStore, device: str = "cpu", repeats: int = 5) -> dict:
@@ -157,7 +176,7 @@ def latencies(scale: str, mult: float, rounds: int, store: RunStore, device: str
 
 def once(store: RunStore, settings: dict, code: str, take: Callable[[], dict]) -> dict:
     """What `take` gives, stored under its settings and code; a second call loads it."""
-    stored = store.open(settings, code, "none")
+    stored = store.open(settings, code, NO_DATA)
     found = stored.result()
     if found is None:
         if os.environ.get(NO_TRAINING):
@@ -194,10 +213,11 @@ def _latencies(mult: float, rounds: int, repeats: int, device: str) -> dict:
 def commit(recipes: Sequence[Recipe], data: ImageData, store: RunStore, folder: str | Path) -> list[Path]:
     """Write the small committed record (no weights) of each recipe's finished run into `folder`.
 
-    With them go the finished latency measurements of the same scales.
+    With them go what was measured once at the same scales: latency, and the probes of these runs.
     """
     opened = [store.open(recipe.to_json(), code_of(recipe), data.fingerprint) for recipe in recipes]
     scales = {recipe.scale for recipe in recipes}
-    opened += [store.open(r["recipe"], r["code"], r["data"]) for r in store.records()
-               if r["recipe"]["arm"] == "latency" and r["recipe"]["scale"] in scales]
+    ids = {stored.id for stored in opened}
+    opened += [store.open(r["recipe"], r["code"], r["data"]) for r in store.records() if r["data"] == NO_DATA
+               and r["recipe"]["scale"] in scales and r["recipe"].get("of", next(iter(ids))) in ids]
     return [store.commit(stored, Path(folder) / f"{stored.id}.json") for stored in opened]

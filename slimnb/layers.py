@@ -17,7 +17,8 @@ from slimnb.subnet import make_divisible
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": lambda x: F.relu(x, inplace=True),
-    "relu6": F.relu6,  # not in place: hardtanh_ keeps a copy of its input for the backward pass
+    # In place for inference only: while training, hardtanh_ keeps a copy of its input for the backward pass.
+    "relu6": lambda x: F.relu6(x, inplace=torch.is_inference_mode_enabled()),
     "swish": F.silu,
     "hswish": F.hardswish,
     "none": lambda x: x,

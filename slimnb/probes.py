@@ -1,25 +1,19 @@
-"""What is measured on a trained net and stored with its run: accuracy and cost of each width, and looks inside."""
+"""Looks into a trained net that a chapter draws; they can be taken again from the weights of a finished run."""
 
-from __future__ import annotations  # noqa: I001
+from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 
-import numpy as np
 from torch import Tensor
 
-from slimnb.calibrate import Evaluation, calibrate_bn, evaluate
-from slimnb.cost import count_macs, count_params
-from slimnb.batches import Batches, Split
+from slimnb.calibrate import calibrate_bn, evaluate
 from slimnb.data import ImageData
-from slimnb.distributed import rank_of, world_of
-from slimnb.layers import CALIBRATED
+from slimnb.measure import plain_batches
 from slimnb.nets.base import SlimmableNet
+from slimnb.nets.blocks import ConvNormAct
 from slimnb.subnet import Subnet
 
-EVALUATION_BATCH = 500
-TERCILES = ("easy", "medium", "hard")
 CALIBRATION_IMAGES = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
-
 
 Images = Callable[[int], Iterable[Tensor]]
 """Gives batches of the first n training images, normalised."""
@@ -40,12 +34,13 @@ def calibration(net: SlimmableNet, named: dict[float, Subnet], first: Images, va
 
 
 def statistics(net: SlimmableNet, named: dict[float, Subnet], first: Images, val: list) -> list[dict]:
-    """Running mean and variance of the same channels at each width, in the middle batch-norm layer.
+    """Running mean and variance of the same channels at each width, after the middle convolution that mixes channels.
 
-    The channels are those that the narrowest subnet has. Rows: mult, channel, mean, var.
+    A depthwise convolution hears one channel and would show nothing. The channels are those of the narrowest
+    subnet. Rows: mult, channel, mean, var.
     """
-    norms = net.norms()
-    norm = norms[len(norms) // 2]
+    mixing = [m for m in net.modules() if isinstance(m, ConvNormAct) and not m.conv.depthwise]
+    norm = mixing[len(mixing) // 2].norm
     kept = min(subnet.widths[norm.unit] for subnet in named.values())
     return [{"mult": mult, "channel": c, "mean": norm.running_mean[net.slots[subnet], c].item(),
              "var": norm.running_var[net.slots[subnet], c].item()}
@@ -60,7 +55,7 @@ def borrowed(net: SlimmableNet, named: dict[float, Subnet], first: Images, val: 
     rows = []
     own = dict(net.slots)
     for giver_mult, giver in named.items():
-        net.slots = {subnet: own[giver] for subnet in named.values()}  # noqa: C420
+        net.slots = dict.fromkeys(named.values(), own[giver])
         rows += [{"mult": mult, "statistics_mult": giver_mult, "top1": found.top1}
                  for mult, found in zip(named, evaluate(net, list(named.values()), val), strict=True)]
     net.slots = own
@@ -71,47 +66,10 @@ PROBES = {"statistics": statistics, "borrowed": borrowed, "calibration": calibra
 """By name; those that leave other statistics behind come last."""
 
 
-def plain_batches(data: ImageData, split: Split, size: int, device: str, group=None) -> Batches:
-    """One pass over a split in float32, without shuffling or augmentation: for calibration and evaluation."""
-    rank, world = rank_of(group), world_of(group)
-    return Batches(split, EVALUATION_BATCH, augment="none", mean=data.mean, std=data.std, size=size, device=device,
-                   rank=rank, world=world)
-
-
-def measure(net: SlimmableNet, data: ImageData, mults: Sequence[float], *, images: int, names: Sequence[str] = (),
-            probe_mults: Sequence[float] = (), device: str = "cpu",
-            group=None) -> tuple[list[dict], dict[str, list[dict]]]:
-    """(rows, probes) of a trained net at the uniform widths `mults`; calibrated on `images` images where it must be.
-
-    Validation comes first, then the probes `names` at `probe_mults`, then the test split, opened here and once.
-    Rows: mult, macs, params, top1 (test, percent), top1_val, ce (nats), n, and where the data know difficulty
-    top1_easy, top1_medium, top1_hard: the thirds of the test images. With a process `group` all but these thirds
-    are of all ranks.
-    """
+def take(net: SlimmableNet, data: ImageData, mults: Sequence[float], *, images: int, device: str = "cpu") -> dict:
+    """The rows of every probe by name at the uniform widths `mults`, calibrated on `images`; test is not used."""
     named = {mult: net.uniform(mult) for mult in mults}
-    subnets, size = list(named.values()), net.input_size
-    first = plain_batches(data, data.train, size, device, group).images
-
-    def evaluated(split: Split) -> list[Evaluation]:
-        if net.bn == CALIBRATED:
-            calibrate_bn(net, subnets, first(images), group)
-        return evaluate(net, subnets, plain_batches(data, split, size, device, group), group)
-
-    on_val = evaluated(data.val)
-    val = list(plain_batches(data, data.val, size, device))
-    seen = {mult: named[mult] for mult in probe_mults}
-    taken = {name: probe(net, seen, first, val) for name, probe in PROBES.items() if name in names}
-    test = data.test
-    rows = [{"mult": mult, "macs": count_macs(net, tested.subnet), "params": count_params(net, [tested.subnet]),
-             "top1": tested.top1, "top1_val": validated.top1, "ce": tested.ce, "n": tested.n,
-             **_by_difficulty(tested, test)}
-            for mult, tested, validated in zip(named, evaluated(test), on_val, strict=True)]
-    return rows, taken
-
-
-def _by_difficulty(found: Evaluation, split: Split) -> dict[str, float]:
-    if split.difficulty is None or len(found.correct) < len(split):  # another rank has the rest
-        return {}
-    order = np.argsort(split.difficulty.cpu().numpy(), kind="stable")
-    parts = zip(TERCILES, np.array_split(order, len(TERCILES)), strict=True)
-    return {f"top1_{name}": 100 * float(found.correct.numpy()[part].mean()) for name, part in parts}
+    first = plain_batches(data, data.train, net.input_size, device).images
+    val = list(plain_batches(data, data.val, net.input_size, device))
+    calibrate_bn(net, list(named.values()), first(images))
+    return {name: probe(net, named, first, val) for name, probe in PROBES.items()}

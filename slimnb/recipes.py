@@ -39,8 +39,6 @@ class Recipe:
     layout: tuple[tuple[int, ...], ...] | None = None  # None: the paper's
     temperature: float = 1.0  # of in-place distillation
     dropout: float = 0.0
-    probes: tuple[str, ...] = ()  # of slimnb.probes, taken when training is over
-    probe_mults: tuple[float, ...] = ()  # width multipliers they look at
     sync_bn: bool = False  # normalise over the joined batch of all ranks
 
     def to_json(self) -> dict[str, Any]:
@@ -83,5 +81,5 @@ def slimmable(scale: str, seed: int, image_size: int = 32) -> list[Recipe]:
     plain = [replace(base, arm="Individual", mults=(mult,)) for mult in WIDTHS]
     evaluated = tuple(round(0.25 + 0.125 * i, 3) for i in range(7))
     us_net = replace(base, arm="US-Net", method="sandwich", bn="calibrated", mults=evaluated,
-                     train_mults=SANDWICH_MULTS, probes=("calibration", "statistics", "borrowed"), probe_mults=WIDTHS)
+                     train_mults=SANDWICH_MULTS)
     return [*plain, replace(base, arm="One BN", bn="one"), replace(base, arm="S-Net"), us_net]

@@ -13,7 +13,7 @@ from slimnb.runs import RunStore
 TINY = replace(recipes.SMOKE, arm="S-Net", epochs=1, mults=(0.5, 1.0), layout=((32, 2), (32, 2), (64, 1)),
                calibration_images=64)
 US_NET = replace(TINY, arm="US-Net", method="sandwich", bn="calibrated", mults=(0.5, 0.75, 1.0),
-                 train_mults=(0.5, 0.75, 1.0), probes=("statistics", "borrowed", "calibration"), probe_mults=(0.5, 1.0))
+                 train_mults=(0.5, 0.75, 1.0))
 
 
 @pytest.fixture(scope="module")
@@ -45,16 +45,23 @@ def test_rows_hold_one_line_per_width(us_net):
     assert us_net.rows[0]["macs"] < us_net.rows[1]["macs"] < us_net.rows[2]["macs"]
 
 
-def test_probes_look_at_the_widths_asked_for(us_net):
-    assert us_net.probes.keys() == {"statistics", "borrowed", "calibration"}
-    pairs = {(row["mult"], row["statistics_mult"]) for row in us_net.probes["borrowed"]}
+@pytest.fixture(scope="module")
+def looks(us_net, data, store):
+    opened = data.test_opened
+    found = experiment.probe(us_net, data, (0.5, 1.0), store)
+    assert data.test_opened == opened  # probes use validation images
+    return found
+
+
+def test_probes_look_at_the_widths_asked_for(looks):
+    pairs = {(row["mult"], row["statistics_mult"]) for row in looks["borrowed"]}
     assert pairs == {(a, b) for a in (0.5, 1.0) for b in (0.5, 1.0)}
-    assert {row["images"] for row in us_net.probes["calibration"]} == {8, 16, 32, 64, 128, 256}  # 360 train images
-    assert {row["mult"] for row in us_net.probes["statistics"]} == {0.5, 1.0}
+    assert {row["images"] for row in looks["calibration"]} == {8, 16, 32, 64, 128, 256}  # of 360 train images
+    assert {row["mult"] for row in looks["statistics"]} == {0.5, 1.0}
 
 
-def test_own_statistics_in_the_borrowed_table_are_the_validation_accuracy(us_net):
-    own = {row["mult"]: row["top1"] for row in us_net.probes["borrowed"] if row["mult"] == row["statistics_mult"]}
+def test_own_statistics_in_the_borrowed_table_give_the_validation_accuracy(us_net, looks):
+    own = {row["mult"]: row["top1"] for row in looks["borrowed"] if row["mult"] == row["statistics_mult"]}
     validated = {row["mult"]: row["top1_val"] for row in us_net.rows}
     assert own == {mult: validated[mult] for mult in own}
 
@@ -67,7 +74,7 @@ def test_a_finished_run_is_loaded_not_trained(us_net, data, store, monkeypatch):
 def test_every_policy_and_method_trains(data, store):
     arms = [TINY, replace(TINY, arm="One BN", bn="one"), replace(TINY, arm="GN", bn="group", mults=(1.0,)),
             replace(TINY, arm="Shared", bn="shared_affine"),
-            replace(US_NET, arm="Uniform", method="uniform", probes=(), dtype="bfloat16")]
+            replace(US_NET, arm="Uniform", method="uniform", dtype="bfloat16")]
     for recipe in arms:
         found = experiment.run(recipe, data, store, quiet=True)
         assert len(found.rows) == len(recipe.mults)
@@ -80,11 +87,13 @@ def test_training_can_be_forbidden(data, store, monkeypatch):
         experiment.run(replace(TINY, seed=7), data, store)
 
 
-def test_a_committed_result_serves_without_the_run(us_net, data, store, tmp_path, capsys):
-    (path,) = experiment.commit([US_NET], data, store, tmp_path / "results")
-    assert path.stat().st_size < 100_000  # no weights
+def test_a_committed_result_serves_without_the_run(us_net, looks, data, store, tmp_path, capsys):
+    paths = experiment.commit([US_NET], data, store, tmp_path / "results")
+    assert len(paths) == 2 and all(path.stat().st_size < 100_000 for path in paths)  # run and probes, no weights
     elsewhere = RunStore(tmp_path / "runs", tmp_path / "results")
-    assert experiment.run(US_NET, data, elsewhere).rows == us_net.rows
+    again = experiment.run(US_NET, data, elsewhere)
+    assert again.rows == us_net.rows
+    assert experiment.probe(again, data, (0.5, 1.0), elsewhere)["borrowed"] == looks["borrowed"]
     assert "earlier version" not in capsys.readouterr().out
 
 

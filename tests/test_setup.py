@@ -24,7 +24,7 @@ ORDER = """
     subnet depthwise layers nets.blocks nets.base nets
     augment synthetic batches sources cache data
     calibrate cost latency progress state train distributed methods.slimmable methods
-    probes recipes experiment tables style figures claims parameters chapter notebook execute __main__
+    measure probes recipes experiment tables style figures claims parameters chapter notebook execute __main__
 """.split()  # noqa: SIM905 - a list of names to read, not a list of strings
 
 
