@@ -33,7 +33,7 @@ scale = "smoke"  # "smoke" | "small" | "full": data and recipe, see slimnb/recip
 seed = 0  # first seed
 seeds = 1  # number of seeds; the papers report one run each
 device = "auto"  # "auto" | "cpu" | "cuda"
-data = "auto"  # "auto": synthetic at smoke, CIFAR-100 above; or a data set's name or folder
+data = "auto"  # synthetic at smoke, CIFAR-100 above; or a data set's name or folder
 out = ""  # folder for figures; "" is build/ at smoke and figures/ above
 latency_mult = 0.25  # width whose latency is taken apart; DS-Net Table 1 has .25
 latency_rounds = 30  # timed rounds of each way to run it; medians are reported
@@ -46,21 +46,20 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from slimnb import figures, recipes
-from slimnb.calibrate import calibrate_bn, evaluate
+from slimnb import (InplaceDistillation, MobileNetV1, Pass, Sandwich, SlimnbError, calibrate_bn,
+                    count_params, evaluate, figures, recipes)
 from slimnb.chapter import Chapter
-from slimnb.claims import Claim
+from slimnb.claims import Claim, paired
 from slimnb.data import load_or_absent
 from slimnb.experiment import latencies, probe, run
 from slimnb.layers import Selection, SlimmableConv2d, SwitchableBatchNorm2d
-from slimnb.methods.slimmable import InplaceDistillation, Sandwich, any_width
-from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.methods.slimmable import any_width
 from slimnb.parameters import Float, Int
 from slimnb.results import results_frame
 from slimnb.runs import RunStore
-from slimnb.train import Pass
 
-chapter = Chapter.begin("01_slimmable_networks", globals(), latency_mult=Float(0, 1), latency_rounds=Int(1, 1000))
+chapter = Chapter.begin("01_slimmable_networks", globals(),
+                        latency_mult=Float(0, 1), latency_rounds=Int(1, 1000))
 
 # %% [markdown]
 # ## The idea on three channels
@@ -77,7 +76,8 @@ for width in (1, 2, 3):
     print(f"width {width}: {y.flatten().tolist()}")
 
 # %%
-axes = figures.slicing_diagram(conv.weight.detach().squeeze(), [1, 2, 3], "A slimmer width uses the top left corner")
+title = "A slimmer width uses the top left corner"
+axes = figures.slicing_diagram(conv.weight.detach().squeeze(), [1, 2, 3], title)
 chapter.save(axes, "slicing")
 
 # %% [markdown]
@@ -102,7 +102,8 @@ wide.weight.data = torch.randn(64, 64, 1, 1, generator=rng)
 features = torch.randn(256, 64, 4, 4, generator=rng).relu()
 for width in (16, 32, 64):
     y = wide(features[:, :width], Selection(widths=(width,)))
-    print(f"{width} input channels: variance {y[:, :16].var():.1f}, by the formula {width * features.square().mean():.1f}")
+    formula = width * features.square().mean()
+    print(f"{width} inputs: variance {y[:, :16].var():.1f}, by the formula {formula:.1f}")
 
 # %% [markdown]
 # That is a random layer. In a trained network the effect decides between working and guessing. We now train every
@@ -113,46 +114,49 @@ for width in (16, 32, 64):
 
 # %%
 CHAPTER, SNET, USNET = chapter.name, "S-Net (Yu et al. 2019)", "US-Net (Yu and Huang 2019)"
-one_bn_fails = Claim("one-bn-fails", CHAPTER, "With one batch norm for all widths the slimmest net falls far behind S-Net",
-                     SNET, "top1", "superiority", ("S-Net", "One BN"), delta=5)
-snet_matches = Claim("snet-matches-individual", CHAPTER, "S-Net at full width is as accurate as a separate net",
-                     "SP-Net, Table 3: MobileNetV1, 28.6 against 28.1 % error", "top1", "equivalence",
-                     ("S-Net", "Individual"), delta=1, paper_value=-0.5)
-snet_helps_slim = Claim("snet-helps-slim", CHAPTER, "S-Net's slimmest net beats a separate net of that width",
-                        "SP-Net, Table 3: MobileNetV1 at .5, 34.7 against 34.9 % error", "top1", "superiority", ("S-Net", "Individual"), delta=0.5)
-usnet_matches = Claim("usnet-matches-snet", CHAPTER, "US-Net, trained for any width, is as accurate as S-Net at full width",
-                      USNET, "top1", "equivalence", ("US-Net", "S-Net"), delta=1)
+SP_NET = "SP-Net, Table 3, MobileNetV1: 28.6 against 28.1 % error"
+one_bn_fails = Claim(
+    "one-bn-fails", CHAPTER, "With one batch norm for all widths the slimmest net fails",
+    SNET, "top1", "superiority", ("S-Net", "One BN"), delta=5)
+snet_matches = Claim(
+    "snet-matches-individual", CHAPTER, "S-Net at full width is as accurate as a separate net",
+    SP_NET, "top1", "equivalence", ("S-Net", "Individual"), delta=1, paper_value=-0.5)
+snet_helps_slim = Claim(
+    "snet-helps-slim", CHAPTER, "S-Net's slimmest net beats a separate net of that width",
+    SNET, "top1", "superiority", ("S-Net", "Individual"), delta=0.5)
+usnet_matches = Claim(
+    "usnet-matches-snet", CHAPTER, "US-Net is as accurate as S-Net at full width",
+    USNET, "top1", "equivalence", ("US-Net", "S-Net"), delta=1)
 
 # %%
-images = load_or_absent(chapter.data_name, chapter.data_root, chapter.device, chapter.root / "data/cache")
+images = load_or_absent(chapter.data_name, chapter.data_root, chapter.device,
+                        chapter.root / "data/cache")
 print(images)
-planned = [r for s in chapter.all_seeds for r in recipes.slimmable(chapter.scale, s, images.size)]
 store = RunStore(chapter.root / "data/runs", chapter.root / "data/results")
+planned = [recipe for each in chapter.all_seeds
+           for recipe in recipes.slimmable(chapter.scale, each, images.size)]
 results = [run(recipe, images, store, device=chapter.device) for recipe in planned]
 frame = results_frame(results)
-print(f"{len(results)} runs, {sum(r.seconds for r in results) / 60:.1f} minutes of training")
+minutes = sum(result.seconds for result in results) / 60
+print(f"{len(results)} runs, {minutes:.1f} minutes of training")
 
 # %% [markdown]
 # The arm *One BN* trains four widths together and keeps one batch norm for all. Its training loss looks healthy,
 # as each batch is normalised by its own statistics. The test shows what the running statistics are worth.
 
 # %%
-def top1(arm, mult, column="top1"):
-    """Accuracy of an arm at a width, one entry per seed, in percent."""
-    rows = frame[(frame["arm"] == arm) & (frame["mult"] == mult)].sort_values("seed")
-    return rows[column].to_numpy()
-
-
-def runs_of(*arms):
-    return sorted({r.run_id for r in results if r.recipe.arm in arms})
-
-
 slimmest, widest = min(recipes.WIDTHS), max(recipes.WIDTHS)
 shown = frame[frame["mult"].isin(recipes.WIDTHS)]
-shown.pivot_table(index="arm", columns="mult", values="top1", aggfunc="mean", sort=False).round(1)
+shown.pivot_table(index="arm", columns="mult", values="top1", sort=False).round(1)
 
 # %%
-chapter.claim(one_bn_fails, top1("S-Net", slimmest), top1("One BN", slimmest), runs_of("S-Net", "One BN"))
+def verdict(claim, mult):
+    """Judge a claim about two arms at one width, seed by seed."""
+    runs = sorted({r.run_id for r in results if r.recipe.arm in claim.arms})
+    return chapter.claim(claim, *paired(frame, claim, mult=mult), runs)
+
+
+verdict(one_bn_fails, slimmest)
 
 # %% [markdown]
 # To see the cause, we take a network whose statistics we may set at will (US-Net, below) and lend the statistics
@@ -160,7 +164,7 @@ chapter.claim(one_bn_fails, top1("S-Net", slimmest), top1("One BN", slimmest), r
 
 # %%
 us_net = [r for r in results if r.recipe.arm == "US-Net"]
-looks = [probe(r, images, recipes.WIDTHS, store, chapter.device) for r in us_net]  # one per seed
+looks = [probe(r, images, recipes.WIDTHS, store, chapter.device) for r in us_net]
 borrowed = pd.concat([pd.DataFrame(look["borrowed"]) for look in looks])
 borrowed.pivot_table(index="mult", columns="statistics_mult", values="top1").round(1)
 
@@ -176,8 +180,8 @@ chapter.save(axes, "statistics")
 #
 # ## Switchable batch norm
 #
-# S-Net keeps a private batch norm for each of $k$ fixed widths and shares every convolution (Yu et al. 2019). In slimnb the statistics are rows of a `(slots, C)` buffer; a subnet knows its row. This is the
-# whole forward pass:
+# S-Net keeps a private batch norm for each of $k$ fixed widths and shares every convolution (Yu et al. 2019).
+# In slimnb the statistics are rows of a `(slots, C)` buffer; a subnet knows its row. This is the whole forward pass:
 
 # %%
 def source(thing):
@@ -195,18 +199,18 @@ source(SwitchableBatchNorm2d.forward)
 # The private parameters are few. We count those of MobileNetV1 for ImageNet.
 
 # %%
-from slimnb.cost import count_params
-
 full = MobileNetV1(bn="private")
 widths = [full.uniform(mult) for mult in (0.5, 0.75, 1.0)]
 alone, together = count_params(full, [full.largest]), count_params(full, widths)
-print(f"one width {alone / 1e6:.2f} M parameters, three widths {together / 1e6:.2f} M: {100 * (together / alone - 1):.1f} % more")
+print(f"one width {alone / 1e6:.2f} M parameters, three {together / 1e6:.2f} M:",
+      f"{100 * (together / alone - 1):.1f} % more")
 
 # %%
 history = pd.concat([pd.DataFrame(r.history).assign(arm=r.recipe.arm) for r in results
-                     if r.recipe.arm in ("One BN", "S-Net") and r.recipe.seed == chapter.seed])
-history = history.assign(mult=history["name"].str.rstrip("x").astype(float), loss=history["ce"])
-axes = figures.training_curves(history, "All widths learn together, with one batch norm or with four")
+                     if r.recipe.arm in ("One BN", "S-Net") and r.recipe.seed == seed])
+history["mult"] = history["name"].str.rstrip("x").astype(float)
+title = "All widths learn together, with one batch norm or with four"
+axes = figures.training_curves(history.rename(columns={"ce": "loss"}), title)
 chapter.save(axes, "training")
 
 # %% [markdown]
@@ -214,10 +218,10 @@ chapter.save(axes, "training")
 # statistics take over, which is why a training curve would never have shown it.
 
 # %%
-chapter.claim(snet_matches, top1("S-Net", widest), top1("Individual", widest), runs_of("S-Net", "Individual"))
+verdict(snet_matches, widest)
 
 # %%
-chapter.claim(snet_helps_slim, top1("S-Net", slimmest), top1("Individual", slimmest), runs_of("S-Net", "Individual"))
+verdict(snet_helps_slim, slimmest)
 
 # %% [markdown]
 # ## Any width: the sandwich rule and in-place distillation
@@ -271,7 +275,8 @@ chapter.save(ax, "calibration")
 
 # %%
 by_images = calibration.groupby(["images", "mult"])["top1"].mean().unstack()
-(by_images.iloc[-1] - by_images).abs().max(axis=1).rename("largest gap to the last row, points").round(2).to_frame()
+gap = (by_images.iloc[-1] - by_images).abs().max(axis=1).round(2)
+gap.rename("largest gap to the last row, points").to_frame()
 
 # %% [markdown]
 # slimnb refuses to evaluate a subnet whose statistics are missing or were taken from other weights. The error
@@ -280,12 +285,13 @@ by_images = calibration.groupby(["images", "mult"])["top1"].mean().unstack()
 # %%
 net = MobileNetV1(10, 32, layout=((8, 2), (16, 1)))
 half, batch = net.uniform(0.5), torch.randn(8, 3, 32, 32, generator=rng)
+labelled = [(batch, torch.zeros(8, dtype=torch.long))]
 try:
-    evaluate(net, [half], [(batch, torch.zeros(8, dtype=torch.long))])
-except Exception as error:
+    evaluate(net, [half], labelled)
+except SlimnbError as error:
     print(error)
 calibrate_bn(net, [half], [batch])
-print("after calibration:", evaluate(net, [half], [(batch, torch.zeros(8, dtype=torch.long))])[0].n, "images evaluated")
+print("after calibration:", evaluate(net, [half], labelled)[0].n, "images evaluated")
 
 # %% [markdown]
 # ## Accuracy against MACs
@@ -294,11 +300,12 @@ print("after calibration:", evaluate(net, [half], [(batch, torch.zeros(8, dtype=
 # individual nets, where every point is trained on its own.
 
 # %%
-ax = figures.accuracy(frame[frame["arm"] != "One BN"], "One set of weights serves every budget")
+working = frame[frame["arm"] != "One BN"]
+ax = figures.accuracy(working, "One set of weights serves every budget")
 chapter.save(ax, "accuracy")
 
 # %%
-chapter.claim(usnet_matches, top1("US-Net", widest), top1("S-Net", widest), runs_of("US-Net", "S-Net"))
+verdict(usnet_matches, widest)
 
 # %% [markdown]
 # The generated images come with a known difficulty, so that at `smoke` scale we can ask who needs the width.
@@ -306,7 +313,7 @@ chapter.claim(usnet_matches, top1("US-Net", widest), top1("S-Net", widest), runs
 
 # %%
 if "top1_hard" in frame:
-    axes = figures.easy_and_hard(frame[frame["arm"] != "One BN"], "Width is spent on the hard images")
+    axes = figures.easy_and_hard(working, "Width is spent on the hard images")
     chapter.save(axes, "easy-and-hard")
 
 # %% [markdown]
@@ -319,22 +326,26 @@ if "top1_hard" in frame:
 
 # %%
 timed = latencies(chapter.scale, latency_mult, latency_rounds, store, chapter.device)
-print(timed["about"], f"| largest difference between the outputs of mask, index, slice and ideal: {timed['difference']:.1e}")
-paper_ms = {"full": 12.2, "mask": 12.4, "index": 16.6, "slice": 7.9, "ideal": 7.2}  # DS-Net, Table 1
+print(timed["about"])
+print(f"largest difference between the slim nets' outputs: {timed['difference']:.1e}")
 modes = pd.DataFrame(timed["modes"])
-modes["paper_ms"] = modes["mode"].map(paper_ms)
-ax = figures.latency_bars(modes, "Slicing keeps up with a thin network of its own; masking saves nothing")
+modes["paper_ms"] = modes["mode"].map(  # DS-Net, Table 1: GPU, 25 % of the channels
+    {"full": 12.2, "mask": 12.4, "index": 16.6, "slice": 7.9, "ideal": 7.2})
+title = "Slicing keeps up with a thin network of its own; masking saves nothing"
+ax = figures.latency_bars(modes, title)
 chapter.save(ax, "latency")
 
 # %%
-mask_saves_nothing = Claim("slice-faster-than-mask", CHAPTER, "A sliced ResNet-50 is faster than a masked one",
-                           "DS-Net, Table 1: 7.9 against 12.4 ms", "ms", "superiority", ("slice", "mask"), delta=0,
-                           direction="less", paper_value=4.5, unit="ms")
+mask_saves_nothing = Claim(
+    "slice-faster-than-mask", CHAPTER, "A sliced ResNet-50 is faster than a masked one",
+    "DS-Net, Table 1: 7.9 against 12.4 ms", "ms", "superiority", ("slice", "mask"),
+    delta=0, direction="less", paper_value=4.5, unit="ms")
 ms = modes.pivot_table(index="repeat", columns="mode", values="ms")
 chapter.claim(mask_saves_nothing, ms["slice"], ms["mask"], [timed["run_id"]])
 
 # %%
-ax = figures.latency_by_width(pd.DataFrame(timed["widths"]), "Gathering weights by index costs time at every width")
+title = "Gathering weights by index costs time at every width"
+ax = figures.latency_by_width(pd.DataFrame(timed["widths"]), title)
 chapter.save(ax, "latency-by-width")
 
 # %% [markdown]
@@ -373,10 +384,12 @@ chapter.save(ax, "latency-by-width")
 switches = MobileNetV1(10, 32, layout=((8, 2), (16, 1)), bn="private")
 switches.reserve([switches.uniform(mult) for mult in (0.5, 1.0)])
 rows = {name: len(p) for name, p in switches.named_parameters() if "norm" in name}
-print("1. convolutions and the classifier once; gamma, beta and statistics once per width:", set(rows.values()), "rows")
+print("1. convolutions and the classifier exist once; gamma, beta and statistics have",
+      set(rows.values()), "rows, one per width")
 
 # %% tags=["hide-cell"]
-print("2.", 32 * 64 * 8 * 8, "MACs: half the inputs times half the outputs is a quarter of", 64 * 128 * 8 * 8)
+print("2.", 32 * 64 * 8 * 8, "MACs: half the inputs and half the outputs, a quarter of",
+      64 * 128 * 8 * 8)
 
 # %% tags=["hide-cell"]
 draw = any_width(full, recipes.SANDWICH_MULTS)
@@ -387,13 +400,15 @@ print(f"3. {same:.3f} of the steps; equally likely widths give 1/31 = {1 / 31:.3
 
 # %% tags=["hide-cell"]
 net = MobileNetV1(10, 32, layout=((8, 2), (16, 1)))
-few, many = torch.randn(8, 3, 32, 32, generator=rng) + 3, torch.randn(1000, 3, 32, 32, generator=rng)
+few = torch.randn(8, 3, 32, 32, generator=rng) + 3
+many = torch.randn(1000, 3, 32, 32, generator=rng)
 calibrate_bn(net, [net.largest], [few, many])
-stem = net.features[0]
-means = [stem.conv(batch, net.select(net.largest, statistics="batch")).mean((0, 2, 3)) for batch in (few, many)]
+stem, s = net.features[0], net.select(net.largest, statistics="batch")
+means = [stem.conv(batch, s).mean((0, 2, 3)) for batch in (few, many)]
 exact, plain = (8 * means[0] + 1000 * means[1]) / 1008, (means[0] + means[1]) / 2
-print(f"5. largest error of the plain mean {(plain - stem.norm.running_mean[0]).abs().max():.3f},",
-      f"of the mean by images {(exact - stem.norm.running_mean[0]).abs().max():.0e}")
+calibrated = stem.norm.running_mean[0]
+print(f"5. largest error of the plain mean {(plain - calibrated).abs().max():.3f},",
+      f"of the mean by images {(exact - calibrated).abs().max():.0e}")
 
 # %% [markdown]
 # ## References

@@ -120,7 +120,7 @@ def test_missing_cifar_names_place_size_and_command(tmp_path):
     with pytest.raises(SlimnbError) as caught:
         find_cifar("cifar100", tmp_path / "nowhere")
     line = line_of(caught, "D01")
-    assert "nowhere/cifar100" in line and "169 MB" in line and "download=True" in line and "synthetic" in line
+    assert "nowhere/cifar100" in line and "169 MB" in line and "slimnb fetch cifar100" in line and "synthetic" in line
     assert not (tmp_path / "nowhere").exists()
 
 
