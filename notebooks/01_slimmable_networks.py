@@ -46,14 +46,14 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from slimnb import (InplaceDistillation, MobileNetV1, Pass, Sandwich, SlimnbError, calibrate_bn,
-                    count_params, evaluate, figures, recipes)
+from slimnb import MobileNetV1, Pass, SlimnbError, count_params, figures, recipes
+from slimnb.calibrate import calibrate_bn, evaluate
 from slimnb.chapter import Chapter
 from slimnb.claims import Claim, paired
 from slimnb.data import load_or_absent
 from slimnb.experiment import latencies, probe, run
 from slimnb.layers import Selection, SlimmableConv2d, SwitchableBatchNorm2d
-from slimnb.methods.slimmable import any_width
+from slimnb.methods.slimmable import InplaceDistillation, Sandwich, any_width
 from slimnb.parameters import Float, Int
 from slimnb.results import results_frame
 from slimnb.runs import RunStore
