@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from slimnb.errors import SlimnbError
-from slimnb.parameters import Rule, check_parameters, refuse
+from slimnb.parameters import COMMON, Rule, check_parameters, refuse
 
 END = "slimnb_end"  # key in the metadata of the last cell's output: the chapter ran to its end
 FIRST_REAL_DATA = {"smoke": "synthetic", "small": "cifar100", "full": "cifar100"}
@@ -52,6 +52,9 @@ class Chapter:
         """
         if not re.fullmatch(r"[0-9]{2}_[a-z0-9_]{1,60}", name):
             raise refuse("P11", "chapter", name, "must read like 01_slimmable_networks", "Rename it.")
+        if any(isinstance(value, cls) for value in namespace.values()):
+            # The set-up cell is run again, and later cells have made names of their own.
+            namespace = {key: value for key, value in namespace.items() if key in COMMON or key in rules}
         parameters = check_parameters(namespace, rules)
         device, label = _resolve_device(parameters["device"])
         chapter = cls(name, parameters, device, find_root())

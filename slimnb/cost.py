@@ -49,7 +49,9 @@ def _input_elements(times: int):
     return lambda x, *args, out_shape=None, **kwargs: 2 * times * math.prod(x)
 
 
-_MAPPING = {op: _input_elements(times) for ops, times in _PER_ELEMENT.values() for op in ops}
+# torch 2.11 looks for the overload before it counts by the packet, and takes apart what it does not find.
+_MAPPING = {key: _input_elements(times) for ops, times in _PER_ELEMENT.values() for op in ops
+            for key in (op, *(getattr(op, overload) for overload in op.overloads()))}
 
 
 def trace_macs(net: SlimmableNet, subnet: Subnet, resolution: int | None = None) -> dict[str, dict[str, int]]:

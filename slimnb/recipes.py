@@ -60,7 +60,7 @@ SMOKE = Recipe(  # sized so that all arms together train in about half a minute 
     layout=((16, 2), (32, 1), (64, 2), (64, 1)))
 
 SMALL = replace(  # US-Net's optimiser settings on half of MobileNetV1, 10.6 M MACs: ours, for two CPU cores
-    SMOKE, scale="small", epochs=10, batch_size=128, lr=0.2, augment="crop_flip", calibration_images=4096,
+    SMOKE, scale="small", epochs=6, batch_size=128, lr=0.2, augment="crop_flip", calibration_images=4096,
     layout=((32, 2), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 1), (512, 1)), dtype="bfloat16")
 
 FULL = replace(  # US-Net: MobileNetV1, lr .5 linear to 0, batch 1024, 250 epochs, 5 calibration batches of 1024

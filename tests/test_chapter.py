@@ -36,6 +36,14 @@ def test_begin_checks_then_says_what_runs_where(capsys):
         Chapter.begin("../tiny", GOOD)
 
 
+def test_the_set_up_cell_can_be_run_again_after_later_cells():
+    begun = Chapter.begin("01_tiny", GOOD)
+    later = GOOD | {"chapter": begun, "title": "made by a later cell", "width": 3}
+    assert Chapter.begin("01_tiny", later).parameters == begun.parameters
+    with pytest.raises(SlimnbError, match="SNB-P05"):
+        Chapter.begin("01_tiny", later | {"seed": -1})  # values are still checked
+
+
 def test_a_device_that_is_not_there_is_refused_with_what_is(capsys):
     with pytest.raises(
         SlimnbError, match=r"SNB-P14: device = 'cuda:99' — there are cpu and \d+ CUDA"

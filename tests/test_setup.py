@@ -5,6 +5,7 @@ import importlib.metadata
 import os
 import re
 import subprocess
+import sys
 import tomllib
 from graphlib import CycleError, TopologicalSorter
 from itertools import chain
@@ -188,3 +189,15 @@ def test_nothing_is_unpickled_or_evaluated(path):
             names = {alias.name.partition(".")[0] for alias in node.names}
             names |= {(getattr(node, "module", None) or "").partition(".")[0]}
             assert not names & FORBIDDEN_MODULES, f"line {node.lineno}"
+
+
+def test_the_readmes_result_table_is_the_committed_results():
+    checked = subprocess.run([sys.executable, "tools/readme.py", "--check"], cwd=ROOT, check=False)
+    assert checked.returncode == 0, "run tools/readme.py"
+
+
+def test_the_readme_names_files_that_exist():
+    text = (ROOT / "README.md").read_text()
+    for path in re.findall(r"\]\(([^):]+)\)", text):
+        assert (ROOT / path).exists(), path
+    assert "make book" in text and "make test" in text
