@@ -19,10 +19,10 @@
 #
 # | | |
 # |---|---|
-# | Papers | S-Net: Yu et al., *Slimmable Neural Networks*, 2019. US-Net: Yu and Huang, *Universally Slimmable Networks*, 2019. They are the baselines of all five papers of this book |
-# | Regenerated | why one batch norm fails; accuracy against MACs for separate nets, S-Net and US-Net; calibration; latency of five ways to run a slim net (shape of DS-Net Table 1 and SP-Net Table 7) |
-# | Not reproduced | their ImageNet accuracies: scale `full` holds the recipe, and nobody has run it here |
-# | Cost | `smoke`: under a minute on two CPU cores, generated images. `small`: CIFAR-100, about an hour per seed on one CPU core. `full`: days of GPU time |
+# | Papers | S-Net (Yu et al. 2019) and US-Net (Yu and Huang 2019), the baselines of all five papers of this book |
+# | Regenerated | why one batch norm fails; accuracy against MACs; calibration; latency (the shape of DS-Net Table 1) |
+# | Not reproduced | the ImageNet accuracies: scale `full` holds the recipe, and it has not been run here |
+# | Cost | `smoke`: about a minute on one CPU core. `small`: half an hour per seed on one CPU core. `full`: not measured |
 #
 # A phone, a watch and a server have different budgets. The plain answer is one network for each. This chapter
 # builds the other answer, one network whose layers can be sliced thinner, and finds the one part of it that

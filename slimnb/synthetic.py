@@ -29,7 +29,7 @@ RADIUS = (0.82, 0.60)  # of the object
 CONTRAST = (1.0, 0.8)  # of the object and its texture against the background
 COVERED = (-0.3, 0.3)  # width of the bar across the object, in radii; negative = no bar
 NOISE = (0.02, 0.09)  # standard deviation of the pixel noise; the pixel range is 1
-CLUTTER = (0.0, 4.0)  # expected number of small distracting pieces, less a half
+CLUTTER = (0.0, 4.0)  # expected number of small distracting pieces
 
 _CHUNK = 500  # images drawn at a time: 6 MB of pixels, which stays in cache
 _NOISE_WORDS = 3 * SIZE * SIZE * 2 // 8  # two random bytes a pixel and channel, in 64-bit words

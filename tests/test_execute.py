@@ -236,7 +236,7 @@ def test_killed_at_any_moment_the_last_output_survives_and_no_kernel_stays(tmp_p
         if now != kept:  # it was quicker than the signal: then the new one is whole
             check_whole(nbformat.reads(now.decode(), as_version=4), "out")
             kept = now
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + 60
     alive = {int(line) for line in pids.read_text().split()}
     while alive and time.monotonic() < deadline:
         alive = {pid for pid in alive if Path(f"/proc/{pid}").exists() and "ipykernel" in _command(pid)}

@@ -190,7 +190,7 @@ def test_the_command_line_refuses_before_torch_is_imported(tmp_path, arguments):
         "except SystemExit as end:\n    print(end.code, 'torch' in sys.modules)\n"
     )
     command = [sys.executable, "-c", program, "run", str(path), "--out", str(tmp_path / "o" / "x.ipynb")]
-    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=60)
+    done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300)
     assert done.stdout.split() == ["2", "False"], done.stdout + done.stderr
     assert done.stderr.count("\n") == 1 and done.stderr.startswith("slimnb: error SNB-P")
     assert not (tmp_path / "o").exists()
