@@ -36,7 +36,7 @@ device = "auto"  # "auto" | "cpu" | "cuda"
 data = "auto"  # synthetic at smoke, CIFAR-100 above; or a data set's name or folder
 out = ""  # folder for figures; "" is build/ at smoke and figures/ above
 latency_mult = 0.25  # width whose latency is taken apart; DS-Net Table 1 has .25
-latency_rounds = 30  # timed rounds of each way to run it; medians are reported
+latency_rounds = 15  # timed rounds of each way to run it; medians are reported
 
 # %%
 import inspect

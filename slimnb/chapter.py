@@ -43,6 +43,7 @@ class Chapter:
     device: str  # "cpu", "cuda" or "cuda:N"; "auto" is resolved
     root: Path
     started: float = field(default_factory=time.monotonic)
+    begun: bool = False
 
     @classmethod
     def begin(cls, name: str, namespace: Mapping[str, Any], **rules: Rule) -> Chapter:
@@ -52,12 +53,12 @@ class Chapter:
         """
         if not re.fullmatch(r"[0-9]{2}_[a-z0-9_]{1,60}", name):
             raise refuse("P11", "chapter", name, "must read like 01_slimmable_networks", "Rename it.")
-        if any(isinstance(value, cls) for value in namespace.values()):
+        if any(isinstance(value, cls) and value.begun for value in namespace.values()):
             # The set-up cell is run again, and later cells have made names of their own.
             namespace = {key: value for key, value in namespace.items() if key in COMMON or key in rules}
         parameters = check_parameters(namespace, rules)
         device, label = _resolve_device(parameters["device"])
-        chapter = cls(name, parameters, device, find_root())
+        chapter = cls(name, parameters, device, find_root(), begun=True)
         many = "" if chapter.seeds == 1 else f" to {chapter.seed + chapter.seeds - 1}"
         data = chapter.data_name if chapter.parameters["data"] in ("auto", chapter.data_name) else "a folder"
         print(f"scale {chapter.scale} | seed {chapter.seed}{many} | data {data} | {label}")
