@@ -104,11 +104,6 @@ def run(recipe: Recipe, data: ImageData, store: RunStore | None = None, *, devic
                   found.get("stale_code", False))
 
 
-def run_all(recipes: Sequence[Recipe], data: ImageData, store: RunStore | None = None, **options) -> list[Result]:
-    """`run` for each recipe, in order."""
-    return [run(recipe, data, store, **options) for recipe in recipes]
-
-
 def label(recipe: Recipe) -> str:
     """How progress lines call a run."""
     width = f" {recipe.mults[0]}x" if len(recipe.mults) == 1 else ""

@@ -1,5 +1,6 @@
 """Data sets as a whole: splits that do not meet, a test split that counts, fingerprints, errors."""
 
+import re
 import shutil
 
 import numpy as np
@@ -7,7 +8,7 @@ import pytest
 import torch
 from test_sources import encode, pictures, write_cifar10, write_folder, write_parquet
 
-from slimnb.data import Batches, load_data
+from slimnb.data import Batches, load_data, load_or_absent
 from slimnb.errors import SlimnbError
 
 SMALL = {"train": 200, "test": 50}
@@ -147,3 +148,13 @@ def test_wrong_calls_are_one_line(tmp_path, name, options, code, says):
     assert caught.value.code == code and says in line
     assert "\n" not in line and len(line) <= 240
     assert list(tmp_path.iterdir()) == []
+
+
+def test_a_public_set_that_is_absent_still_names_its_finished_runs(tmp_path):
+    absent = load_or_absent("cifar100", tmp_path)
+    assert (absent.num_classes, absent.size) == (100, 32) and re.fullmatch("[0-9a-f]{64}", absent.fingerprint)
+    with pytest.raises(SlimnbError, match="SNB-D01"):
+        absent.train  # noqa: B018
+    for name, code in (("cifar10", "D01"), ("cifra100", "P10")):  # not published here; misspelt
+        with pytest.raises(SlimnbError, match=f"SNB-{code}"):
+            load_or_absent(name, tmp_path)
