@@ -10,7 +10,7 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import costs, inference, training
+from benchmarks import costs, inference, sampling, search, training
 from benchmarks.clock import Reading
 from slimnb.durable import to_json
 from slimnb.fingerprint import machine_fingerprint
@@ -18,7 +18,7 @@ from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.nets.resnet import ResNet50
 
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
-GATES = ("C1", "C5", "C8", "C10", "C12", "C13")
+GATES = ("C1", "C5", "C8", "C10", "C11", "C12", "C13", "C14", "C15")
 FULL, PARTIAL = Path("data/benchmarks.json"), Path("build/benchmarks.json")
 
 
@@ -45,6 +45,8 @@ def measure(gates: Sequence[str], quick: bool) -> Iterator[Reading]:
         yield training.calibration("MobileNetV1", small, 64, WIDTHS, steps, 0.65, 3 * seconds, rounds)
     if "C13" in gates:
         yield training.augmentation(128, 32, 0.15, seconds)
+    if {"C11", "C14", "C15"} & set(gates):
+        yield from _searches(gates, seconds, rounds)
 
 
 def _slices(quick: bool, seconds: float) -> Iterator[Reading]:
@@ -57,6 +59,18 @@ def _slices(quick: bool, seconds: float) -> Iterator[Reading]:
             found.append(reading)
             yield reading
     yield inference.summary(found)
+
+
+def _searches(gates: Sequence[str], seconds: float, rounds: int) -> Iterator[Reading]:
+    wide, mults = MobileNetV1(100, 32, 1.5), [round(0.2 + 0.1 * i, 1) for i in range(14)]
+    if "C11" in gates:
+        targets = [0.25 + 0.125 * k for k in range(7)]
+        yield sampling.bookkeeping("MobileNetV1", wide, mults, targets, 128, seconds)
+    if "C14" in gates:
+        for count, goal in ((1, 0.1), (64, 1.2)):
+            yield search.paths("MobileNetV1", wide, mults, count, goal, seconds)
+    if "C15" in gates:
+        yield search.budgets("MobileNetV1", wide, mults, 512, seconds, rounds)
 
 
 def row(reading: Reading) -> str:

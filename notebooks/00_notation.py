@@ -50,8 +50,8 @@ from slimnb.layers import Selection, SlimmableConv2d, narrow
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.nets.mobilenet_v2 import MobileNetV2
 from slimnb.parameters import Int
-from slimnb.recipes import slimmable
 from slimnb.runs import RunStore
+from slimnb.studies.slimmable_networks import arms
 from slimnb.subnet import Subnet, scaled
 from slimnb.train import rng_at
 
@@ -390,7 +390,7 @@ for a in ([72.0, 72.5, 71.8, 72.6, 71.9], [71.9, 69.8, 72.8, 70.9, 71.8],
 # %%
 store = RunStore(chapter.root / "data/runs", chapter.root / "data/results")
 for number in (chapter.seed, chapter.seed, chapter.seed + 1):
-    recipe = slimmable(chapter.scale, number)[-1]
+    recipe = arms(chapter.scale, number, here)[-1]
     run = store.open(recipe.to_json(), code_of(recipe), here.fingerprint)
     print(f"seed {number}: {run.id}")
 

@@ -29,7 +29,7 @@
 # refuses to be shared.
 
 # %% tags=["parameters"]
-scale = "smoke"  # "smoke" | "small" | "full": data and recipe, see slimnb/recipes.py
+scale = "smoke"  # "smoke" | "small" | "full": data and recipe, see slimnb/studies
 seed = 0  # first seed
 seeds = 1  # number of seeds; the papers report one run each
 device = "auto"  # "auto" | "cpu" | "cuda"
@@ -46,17 +46,19 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from slimnb import MobileNetV1, Pass, SlimnbError, count_params, figures, recipes
+from slimnb import MobileNetV1, Pass, SlimnbError, count_params, figures
 from slimnb.calibrate import calibrate_bn, evaluate
 from slimnb.chapter import Chapter
 from slimnb.claims import Claim, paired
 from slimnb.data import load_or_absent
-from slimnb.experiment import latencies, probe, run
+from slimnb.experiment import latencies, probe, study
 from slimnb.layers import Selection, SlimmableConv2d, SwitchableBatchNorm2d
 from slimnb.methods.slimmable import InplaceDistillation, Sandwich, any_width
 from slimnb.parameters import Float, Int
+from slimnb.recipes import WIDTHS
 from slimnb.results import results_frame
 from slimnb.runs import RunStore
+from slimnb.studies.slimmable_networks import SANDWICH_MULTS, STAGES
 
 chapter = Chapter.begin("01_slimmable_networks", globals(),
                         latency_mult=Float(0, 1), latency_rounds=Int(1, 1000))
@@ -133,9 +135,7 @@ images = load_or_absent(chapter.data_name, chapter.data_root, chapter.device,
                         chapter.root / "data/cache")
 print(images)
 store = RunStore(chapter.root / "data/runs", chapter.root / "data/results")
-planned = [recipe for each in chapter.all_seeds
-           for recipe in recipes.slimmable(chapter.scale, each, images.size)]
-results = [run(recipe, images, store, device=chapter.device) for recipe in planned]
+results = study(STAGES, chapter.scale, chapter.all_seeds, images, store, device=chapter.device)
 frame = results_frame(results)
 minutes = sum(result.seconds for result in results) / 60
 print(f"{len(results)} runs, {minutes:.1f} minutes of training")
@@ -145,8 +145,8 @@ print(f"{len(results)} runs, {minutes:.1f} minutes of training")
 # as each batch is normalised by its own statistics. The test shows what the running statistics are worth.
 
 # %%
-slimmest, widest = min(recipes.WIDTHS), max(recipes.WIDTHS)
-shown = frame[frame["mult"].isin(recipes.WIDTHS)]
+slimmest, widest = min(WIDTHS), max(WIDTHS)
+shown = frame[frame["mult"].isin(WIDTHS)]
 shown.pivot_table(index="arm", columns="mult", values="top1", sort=False).round(1)
 
 # %%
@@ -164,7 +164,7 @@ verdict(one_bn_fails, slimmest)
 
 # %%
 us_net = [r for r in results if r.recipe.arm == "US-Net"]
-looks = [probe(r, images, recipes.WIDTHS, store, chapter.device) for r in us_net]
+looks = [probe(r, images, WIDTHS, store, chapter.device) for r in us_net]
 borrowed = pd.concat([pd.DataFrame(look["borrowed"]) for look in looks])
 borrowed.pivot_table(index="mult", columns="statistics_mult", values="top1").round(1)
 
@@ -392,7 +392,7 @@ print("2.", 32 * 64 * 8 * 8, "MACs: half the inputs and half the outputs, a quar
       64 * 128 * 8 * 8)
 
 # %% tags=["hide-cell"]
-draw = any_width(full, recipes.SANDWICH_MULTS)
+draw = any_width(full, SANDWICH_MULTS)
 sandwich = Sandwich(full.largest, full.uniform(0.25), draw, n_random=2, seed=1)
 pairs = [sandwich.plan(step)[2:] for step in range(10_000)]
 same = np.mean([a.route == b.route for a, b in pairs])

@@ -40,16 +40,18 @@ class Run:
 
 @dataclass(frozen=True)
 class Train:
-    """Train the runs of chapter 01 without its notebook, which then finds them finished; also under torchrun."""
+    """Train a chapter's runs without its notebook, which then finds them finished; also under torchrun."""
 
+    notebook: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHAPTER")]
+    """A chapter's file, or the start of its name: 01."""
     scale: str = "small"
     """smoke, small or full."""
     seed: int = 0
     """First seed."""
     seeds: int = 1
     """Number of seeds."""
-    arm: str | None = None
-    """Only this arm, e.g. "US-Net"."""
+    arm: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
+    """Only this arm, e.g. "US-Net"; may be repeated. An arm that builds on another needs that one, too."""
     data: str = "auto"
     """synthetic, cifar10, cifar100 or a folder of images; auto is the scale's own."""
     device: str = "auto"
@@ -149,29 +151,28 @@ def train(command: Train) -> None:
 
     given = {"scale": command.scale, "seed": command.seed, "seeds": command.seeds, "device": command.device,
              "data": command.data, "out": ""}
-    chapter = Chapter.begin("01_slimmable_networks", given)
+    chapter = Chapter.begin(find_chapter(command.notebook).stem, given)
 
-    from slimnb import distributed, experiment, recipes
+    from slimnb import distributed, experiment
     from slimnb.data import load_data
     from slimnb.runs import RunStore
 
+    stages = experiment.stages_of(chapter.name)
     group = distributed.start(torch_kind(chapter.device))
     root = chapter.root / "data"
     images = load_data(chapter.data_name, chapter.data_root, chapter.device, cache=root / "cache")
-    planned = [r for seed in chapter.all_seeds for r in recipes.slimmable(chapter.scale, seed, images.size)]
-    chosen = [r for r in planned if command.arm in (None, r.arm)]
-    if not chosen:
-        arms = ", ".join(sorted({r.arm for r in planned}))
-        raise SlimnbError("P10", f"arm = {command.arm!r}", f"it is one of {arms}", "Leave it out for all of them.")
     store = RunStore(root / "runs", root / "results")
-    for recipe in chosen:
-        found = experiment.run(recipe, images, store, device=chapter.device, group=group)
-        if distributed.rank_of(group) == 0:
-            accuracy = ", ".join(f"{row['mult']:g}x {row['top1']:.1f} %" for row in found.rows)
-            print(f"{experiment.label(recipe)}: {accuracy}", flush=True)
-    if command.commit and distributed.rank_of(group) == 0:
-        for path in experiment.commit(chosen, images, store, root / "results" / recipes.SMOKE.paper):
-            print(path.relative_to(chapter.root))
+    results = experiment.study(stages, chapter.scale, chapter.all_seeds, images, store, arms=command.arm,
+                               device=chapter.device, group=group)
+    if distributed.rank_of(group) == 0:
+        for found in results:
+            rows = (f"{row['name'] if 'name' in row else format(row['mult'], 'g') + 'x'} {row['top1']:.1f} %"
+                    for row in found.rows)
+            print(f"{experiment.label(found.recipe)}: {', '.join(rows)}", flush=True)
+        if command.commit:
+            recipes = [found.recipe for found in results]
+            for path in experiment.commit(recipes, images, store, root / "results" / recipes[0].paper):
+                print(path.relative_to(chapter.root))
     distributed.finish()
 
 

@@ -5,9 +5,10 @@ from __future__ import annotations
 import importlib
 import os
 import time
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Callable, Collection, Iterable, Sequence
+from dataclasses import dataclass, field
 from pathlib import Path
+from types import ModuleType
 
 import torch
 
@@ -18,17 +19,22 @@ from slimnb.distributed import broadcast_weights, rank_of, share, synchronise_ba
 from slimnb.errors import SlimnbError
 from slimnb.latency import compare_latency, conditions, execution_modes
 from slimnb.measure import measure
-from slimnb.methods.slimmable import InplaceDistillation, Sandwich, Switches, Uniform, any_width
 from slimnb.nets.base import SlimmableNet
 from slimnb.nets.resnet import ResNet50
 from slimnb.recipes import WIDTHS, Recipe
 from slimnb.runs import RunStore, code_fingerprint, machine_fingerprint
 from slimnb.state import load_net, net_state
-from slimnb.train import Labels, Schedule, make_optimizer, train
+from slimnb.train import Schedule, make_optimizer, train
 
+STUDIES = ("slimmable_networks", "platforms")  # modules of slimnb.studies
+PAPERS = ("slimmable", "platforms")  # modules of slimnb.methods
 NETS = {"mobilenet_v1": "MobileNetV1", "mobilenet_v2": "MobileNetV2", "vgg": "VGG", "resnet": "ResNet50"}
 NO_DATA = "none"  # data fingerprint of what was measured once, not trained
 NO_TRAINING = "SLIMNB_NO_TRAINING"  # in the environment: an unfinished run is an error, not a reason to train
+
+
+Stage = Callable[[str, int, ImageData, list["Result"]], list[Recipe]]
+"""(scale, seed, data, results of this seed so far) -> recipes; data may be an `Absent`."""
 
 
 @dataclass(frozen=True)
@@ -41,6 +47,7 @@ class Result:
     seconds: float  # of training
     run_id: str
     stale_code: bool = False  # the result is of an earlier version of the code
+    found: dict = field(default_factory=dict)  # what the paper's method found beside the rows
 
 
 def build(recipe: Recipe, num_classes: int) -> SlimmableNet:
@@ -53,28 +60,21 @@ def build(recipe: Recipe, num_classes: int) -> SlimmableNet:
     net = getattr(module, NETS[recipe.net])(num_classes, recipe.input_size, recipe.largest, bn=bn, seed=recipe.seed,
                                             **layout)
     if recipe.bn != "calibrated":
-        net.reserve([net.uniform(mult) for mult in recipe.mults], shared=recipe.bn == "one")
+        net.reserve(list(recipe.named(net).values()), shared=recipe.bn == "one")
     return net
 
 
-def plan(recipe: Recipe, net: SlimmableNet):
-    """(sampler, objective) of a recipe."""
-    if recipe.method == "switches":
-        return Switches({f"{mult}x": net.uniform(mult) for mult in recipe.mults}), Labels()
-    draw = any_width(net, recipe.train_mults)
-    if recipe.method == "sandwich":
-        smallest = net.uniform(min(recipe.train_mults))
-        return (Sandwich(net.largest, smallest, draw, recipe.n_random, recipe.seed),
-                InplaceDistillation(recipe.temperature))
-    if recipe.method == "uniform":
-        return Uniform(net.largest, draw, recipe.seed), Labels()
-    raise SlimnbError("P10", f"method = {recipe.method!r}", "it is switches, sandwich or uniform",
-                      "Set method='sandwich'.")
+def method_of(recipe: Recipe) -> ModuleType:
+    """The paper's module: its `plan` gives sampler and objective, its `found` what goes into the result."""
+    if recipe.paper not in PAPERS:
+        raise SlimnbError("P10", f"paper = {recipe.paper!r}", f"it is one of {', '.join(PAPERS)}",
+                          "Set paper='slimmable'.")
+    return importlib.import_module(f"slimnb.methods.{recipe.paper}")
 
 
 def code_of(recipe: Recipe) -> str:
     """Fingerprint of the code that can change this recipe's result."""
-    return code_fingerprint(["slimnb.train", "slimnb.measure", "slimnb.methods.slimmable", f"slimnb.nets.{recipe.net}"])
+    return code_fingerprint(["slimnb.train", "slimnb.measure", method_of(recipe).__name__, f"slimnb.nets.{recipe.net}"])
 
 
 def run(recipe: Recipe, data: ImageData, store: RunStore | None = None, *, device: str = "cpu", quiet: bool = False,
@@ -100,13 +100,51 @@ def run(recipe: Recipe, data: ImageData, store: RunStore | None = None, *, devic
         found = stored.result()
     if found.get("stale_code") and not quiet:
         print(f"{label(recipe)}: result of an earlier version of the code, run {found['run_id']}")
+    return as_result(recipe, found)
+
+
+def as_result(recipe: Recipe, found: dict) -> Result:
+    """A stored result as a `Result`."""
+    plain = {"rows", "history", "seconds", "run_id", "stale_code", "resumed_with_drift"}
     return Result(recipe, found["rows"], found["history"], found["seconds"], found["run_id"],
-                  found.get("stale_code", False))
+                  found.get("stale_code", False), {k: v for k, v in found.items() if k not in plain})
+
+
+def stages_of(chapter: str) -> tuple[Stage, ...]:
+    """What a chapter trains, stage by stage: `STAGES` of its module in `slimnb.studies`. P10 if it has none."""
+    name = chapter[3:]
+    if name not in STUDIES:
+        raise SlimnbError("P10", f"chapter {chapter}", f"it trains nothing; {', '.join(STUDIES)} do",
+                          "Run its notebook.")
+    return importlib.import_module(f"slimnb.studies.{name}").STAGES
+
+
+def study(stages: Sequence[Stage], scale: str, seeds: Iterable[int], data: ImageData, store: RunStore | None = None, *,
+          arms: Collection[str] = (), **settings) -> list[Result]:
+    """The results of all stages of a chapter (see `slimnb.studies`), seed by seed; `settings` go to `run`.
+
+    With `arms` only those are run; P10 if there is no such arm. A stage may want the results of arms before it.
+    """
+    results, known = [], set()
+    for seed in seeds:
+        mine: list[Result] = []
+        for stage in stages:
+            recipes = stage(scale, seed, data, mine)
+            known |= {recipe.arm for recipe in recipes}
+            mine += [run(recipe, data, store, **settings) for recipe in recipes if not arms or recipe.arm in arms]
+        results += mine
+    unknown = sorted(set(arms) - known)
+    if unknown:
+        raise SlimnbError("P10", f"arm = {unknown[0]!r}", f"it is one of {', '.join(sorted(known))}"[:160],
+                          "Leave it out for all of them.")
+    return results
 
 
 def label(recipe: Recipe) -> str:
     """How progress lines call a run."""
     width = f" {recipe.mults[0]}x" if len(recipe.mults) == 1 else ""
+    if recipe.subnets and len(recipe.subnets) == 1:
+        width = f" {recipe.subnets[0][0]}"
     return f"{recipe.arm}{width} (seed {recipe.seed})"
 
 
@@ -117,24 +155,37 @@ def batches(recipe: Recipe, data: ImageData, device: str, group=None) -> Batches
                    shuffle=True, rank=rank_of(group), world=world_of(group))
 
 
+def schedule(recipe: Recipe, epoch: int) -> Schedule:
+    """Learning rates of a recipe, `epoch` steps to an epoch."""
+    kind = {"gamma": recipe.gamma} if recipe.gamma is not None else {}
+    milestones = tuple(at * epoch for at in recipe.milestones or ())
+    return Schedule(recipe.lr, recipe.epochs * epoch, recipe.schedule, recipe.warmup_epochs * epoch,
+                    milestones=milestones, period=epoch, **kind)
+
+
 def _train(recipe: Recipe, data: ImageData, stored, device: str, quiet: bool, group) -> None:
     net = build(recipe, data.num_classes).to(device)
     broadcast_weights(net, group)
     if recipe.sync_bn:
         synchronise_batch_norm(net, group)
-    sampler, objective = plan(recipe, net)
+    method = method_of(recipe)
     feed = batches(recipe, data, device, group)
-    steps = recipe.epochs * feed.steps_per_epoch
-    schedule = Schedule(recipe.lr, steps, recipe.schedule, recipe.warmup_epochs * feed.steps_per_epoch)
+    rates = schedule(recipe, feed.steps_per_epoch)
+    sampler, objective = method.plan(recipe, net, rates.steps)
     optimizer = make_optimizer(net, recipe.momentum, recipe.weight_decay, recipe.decay)
     began = time.perf_counter()
-    history = train(net, feed, sampler, objective, schedule, optimizer, seed=recipe.seed, label=label(recipe),
+    history = train(net, feed, sampler, objective, rates, optimizer, seed=recipe.seed, label=label(recipe),
                     run=stored, stop=lambda: stored.preempted, quiet=quiet, group=group)
     seconds = time.perf_counter() - began
     synchronise_batch_norm(net, None)
     broadcast_weights(net, group)
-    rows = measure(net, data, recipe.mults, images=recipe.calibration_images, device=device, group=group)
-    stored.finish({"rows": rows, "history": history, "seconds": round(seconds, 1)}, net_state(net)[0])
+    subnets = recipe.named(net)
+    measured = measure(net, data, list(subnets.values()), images=recipe.calibration_images,
+                       calibrate=bool(recipe.calibrate), device=device, group=group)
+    rows = [{"name" if isinstance(name, str) else "mult": name} | row
+            for name, row in zip(subnets, measured, strict=True)]
+    stored.finish({"rows": rows, "history": history, "seconds": round(seconds, 1),
+                   **method.found(recipe, net, sampler)}, net_state(net)[0])
 
 
 def probe(result: Result, data: ImageData, mults: Sequence[float], store: RunStore, device: str = "cpu") -> dict:
@@ -211,8 +262,9 @@ def commit(recipes: Sequence[Recipe], data: ImageData, store: RunStore, folder: 
     With them go what was measured once at the same scales: latency, and the probes of these runs.
     """
     opened = [store.open(recipe.to_json(), code_of(recipe), data.fingerprint) for recipe in recipes]
-    scales = {recipe.scale for recipe in recipes}
+    about = {(recipe.paper, recipe.scale) for recipe in recipes}
     ids = {stored.id for stored in opened}
     opened += [store.open(r["recipe"], r["code"], r["data"]) for r in store.records() if r["data"] == NO_DATA
-               and r["recipe"]["scale"] in scales and r["recipe"].get("of", next(iter(ids))) in ids]
+               and (r["recipe"]["paper"], r["recipe"]["scale"]) in about
+               and r["recipe"].get("of", next(iter(ids))) in ids]
     return [store.commit(stored, Path(folder) / f"{stored.id}.json") for stored in opened]

@@ -48,10 +48,10 @@ class Selection:
 
 
 def narrow(x: Tensor, width: int | Tensor) -> Tensor:
-    """The first `width` channels of x (B, C, H, W), or x times a (B, C) mask."""
+    """The first `width` channels of x (B, C, H, W), or x times a (B, C) mask, of which a short batch takes the head."""
     if isinstance(width, int):
         return x if x.shape[1] <= width else x[:, :width]
-    return x * width[:, : x.shape[1], None, None].to(x.dtype)
+    return x * width[: len(x), : x.shape[1], None, None].to(x.dtype)
 
 
 def join(body: Tensor, shortcut: Tensor) -> Tensor:

@@ -1,8 +1,6 @@
-"""What is measured on every trained net and stored with its run: accuracy and cost of each width."""
+"""What is measured on every trained net and stored with its run: accuracy and cost of each subnet."""
 
 from __future__ import annotations
-
-from collections.abc import Sequence
 
 import numpy as np
 
@@ -13,6 +11,7 @@ from slimnb.data import ImageData
 from slimnb.distributed import rank_of, world_of
 from slimnb.layers import CALIBRATED
 from slimnb.nets.base import SlimmableNet
+from slimnb.subnet import Subnet
 
 EVALUATION_BATCH = 500
 TERCILES = ("easy", "medium", "hard")
@@ -25,24 +24,24 @@ def plain_batches(data: ImageData, split: Split, size: int, device: str, group=N
                    rank=rank, world=world)
 
 
-def measure(net: SlimmableNet, data: ImageData, mults: Sequence[float], *, images: int, device: str = "cpu",
-            group=None) -> list[dict]:
-    """A row for each of the uniform widths `mults` of a trained net, calibrated on `images` images where it must be.
+def measure(net: SlimmableNet, data: ImageData, subnets: list[Subnet], *, images: int, calibrate: bool = False,
+            device: str = "cpu", group=None) -> list[dict]:
+    """A row for each of `subnets` of a trained net, calibrated on `images` images if it must be or `calibrate` says so.
 
-    Validation comes first, then the test split, opened here and once. Rows: mult, macs, params, top1 (test,
-    percent), top1_val, ce (nats), n, and where the data know difficulty top1_easy, top1_medium, top1_hard: the
-    thirds of the test images. With a process `group` all but these thirds are of all ranks.
+    Validation comes first, then the test split, opened here and once. Rows: macs, params, top1 (test, percent),
+    top1_val, ce (nats), n, and where the data know difficulty top1_easy, top1_medium, top1_hard: the thirds of the
+    test images. With a process `group` all but these thirds are of all ranks.
     """
-    subnets, size = [net.uniform(mult) for mult in mults], net.input_size
-    if net.bn == CALIBRATED:
+    size = net.input_size
+    if calibrate or net.bn == CALIBRATED:
         calibrate_bn(net, subnets, plain_batches(data, data.train, size, device, group).images(images), group)
     on_val = evaluate(net, subnets, plain_batches(data, data.val, size, device, group), group)
     test = data.test
     on_test = evaluate(net, subnets, plain_batches(data, test, size, device, group), group)
-    return [{"mult": mult, "macs": count_macs(net, tested.subnet), "params": count_params(net, [tested.subnet]),
+    return [{"macs": count_macs(net, tested.subnet), "params": count_params(net, [tested.subnet]),
              "top1": tested.top1, "top1_val": validated.top1, "ce": tested.ce, "n": tested.n,
              **_by_difficulty(tested, test)}
-            for mult, tested, validated in zip(mults, on_test, on_val, strict=True)]
+            for tested, validated in zip(on_test, on_val, strict=True)]
 
 
 def _by_difficulty(found: Evaluation, split: Split) -> dict[str, float]:

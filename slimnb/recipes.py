@@ -6,22 +6,26 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from slimnb.errors import SlimnbError
+from slimnb.subnet import Subnet
 
 SCALES = ("smoke", "small", "full")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training run. Its fields, the code they reach and the data decide the run's id."""
+    """One training run. Its fields, the code they reach and the data decide the run's id.
 
-    paper: str  # "slimmable" or a paper's short name
+    A paper that needs more fields adds them in a subclass, in its file of `slimnb.studies`.
+    """
+
+    paper: str  # module of slimnb.methods
     arm: str  # the method as figures name it, e.g. "US-Net"
     scale: str
     seed: int
     net: str  # module of slimnb.nets
-    method: str  # "switches" | "sandwich" | "uniform"
+    method: str  # one that the paper's `plan` knows, e.g. "switches"
     bn: str  # batch-norm policy of slimnb.layers, or "one": a single batch norm for all widths
-    mults: tuple[float, ...]  # width multipliers that are evaluated (and trained, by "switches")
+    mults: tuple[float, ...]  # width multipliers that are evaluated (and trained, by "switches"); () with `subnets`
     train_mults: tuple[float, ...]  # width multipliers that "sandwich" and "uniform" draw from
     n_random: int  # random subnets per step of "sandwich"
     epochs: int
@@ -40,15 +44,34 @@ class Recipe:
     temperature: float = 1.0  # of in-place distillation
     dropout: float = 0.0
     sync_bn: bool = False  # normalise over the joined batch of all ranks
+    calibrate: bool | None = None  # take statistics anew after training, even where they were tracked
+    subnets: tuple[tuple[str, tuple[int, ...]], ...] | None = None  # (name, widths) in place of `mults`
+    gamma: float | None = None  # factor of schedule "exponential" per epoch, of "multistep" per milestone
+    milestones: tuple[int, ...] | None = None  # epochs, of schedule "multistep"
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON of all fields."""
-        return asdict(self)
+        """Plain JSON of all fields but those that are None, so that a field added later renames no old run."""
+        return {name: value for name, value in asdict(self).items() if value is not None}
 
     @property
-    def largest(self) -> float:
-        """Width multiplier of the supernet."""
+    def largest(self) -> float | tuple[int, ...]:
+        """The supernet's width: a multiplier, or of `subnets` the channels of every unit, widest of all."""
+        if self.subnets:
+            return tuple(map(max, zip(*(widths for _, widths in self.subnets), strict=True)))
         return max(*self.mults, *self.train_mults, 0)
+
+    def named(self, net) -> dict[str | float, Subnet]:
+        """The subnets of `net` that are evaluated, by name or by multiplier."""
+        if self.subnets:
+            return {name: Subnet(widths) for name, widths in self.subnets}
+        return {mult: net.uniform(mult) for mult in self.mults}
+
+
+def check_scale(scale: str) -> str:
+    """`scale` itself if there is such a scale. Raises P10."""
+    if scale not in SCALES:
+        raise SlimnbError("P10", f"scale = {scale!r}", f"it is one of {', '.join(SCALES)}", "Set scale='smoke'.")
+    return scale
 
 
 WIDTHS = (0.25, 0.5, 0.75, 1.0)  # S-Net, section 4: the four switches
@@ -68,18 +91,3 @@ FULL = replace(  # US-Net: MobileNetV1, lr .5 linear to 0, batch 1024, 250 epoch
     calibration_images=5 * 1024, input_size=224, layout=None, dtype="bfloat16")
 
 FULL_32 = replace(FULL, augment="crop_flip", input_size=32, lr=0.1, batch_size=128)  # the same on CIFAR
-
-SANDWICH_MULTS = tuple(round(0.25 + 0.025 * i, 3) for i in range(31))  # US-Net: any width in [.25, 1]
-
-
-def slimmable(scale: str, seed: int, image_size: int = 32) -> list[Recipe]:
-    """The arms of chapter 01: plain nets of each width, one batch norm for all, S-Net, US-Net."""
-    if scale not in SCALES:
-        raise SlimnbError("P10", f"scale = {scale!r}", f"it is one of {', '.join(SCALES)}", "Set scale='smoke'.")
-    full = FULL if image_size > 32 else FULL_32
-    base = replace({"smoke": SMOKE, "small": SMALL, "full": full}[scale], seed=seed)
-    plain = [replace(base, arm="Individual", mults=(mult,)) for mult in WIDTHS]
-    evaluated = tuple(round(0.25 + 0.125 * i, 3) for i in range(7))
-    us_net = replace(base, arm="US-Net", method="sandwich", bn="calibrated", mults=evaluated,
-                     train_mults=SANDWICH_MULTS)
-    return [*plain, replace(base, arm="One BN", bn="one"), replace(base, arm="S-Net"), us_net]

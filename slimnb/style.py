@@ -44,8 +44,15 @@ METHODS = {
     "spnet": Look("SP-Net", "#009E73", "v"),
     "pssnet": Look("PSS-Net", "#CC79A7", "D"),
     "dsnet": Look("DS-Net", "#D55E00", "P"),
-    "aows": Look("AOWS", "#56B4E9", "X"),
+    "aows": Look("AOWS", "#56B4E9", "H"),
     "deps": Look("DepS", "#4B0082", "p"),
+    "ows": Look("OWS", "#880E4F", "d"),
+    "random": Look("Random search", "#A8C66C", "X"),
+    # Other names of the two plain answers: one net per width, and the same multiplier in every layer.
+    "standalone": Look("Stand-alone nets", "#222222", "s"),
+    "slim": Look("Slim", "#E69F00", "^"),
+    "original": Look("Original", "#E69F00", "^"),
+    "uniform": Look("Uniform widths", "#E69F00", "^"),
 }
 
 
@@ -91,11 +98,17 @@ def styled(*columns: str):
 
 
 def look(arm: str) -> Look:
-    """Label, colour and marker of an arm: "us_net_n2" is "US-Net, n2" in US-Net's colour."""
+    """Label, colour and marker of an arm: "us_net_n2" is "US-Net, n2" in US-Net's colour.
+
+    One or two capitals before or after a method are a market and part of the arm's name, as in "RS-AOWS-U".
+    """
     for key, method in METHODS.items():
-        found = re.match(r"[^a-z0-9]*".join(key), arm, re.IGNORECASE)
+        found = re.match(rf"([A-Z]{{1,2}}-)?(?i:{'[^a-z0-9]*'.join(key)})(?![A-Za-z])", arm)
         if found:
-            variant = arm[found.end():].strip(" _-,").replace("_", " ")
+            variant = arm[found.end():]
+            if found[1] or re.fullmatch("-[A-Z]{1,2}", variant):
+                return replace(method, label=arm)
+            variant = variant.strip(" _-,").replace("_", " ")
             return replace(method, label=f"{method.label}, {variant}") if variant else method
     return Look(arm, "#7A5C3A", "h")
 

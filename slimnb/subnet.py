@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Iterable
 from dataclasses import dataclass, replace
 from fractions import Fraction
 from itertools import accumulate
@@ -68,6 +69,16 @@ class Subnet:
         return cls(**data)
 
 
+def elementwise_max(subnets: Iterable[Subnet]) -> tuple[int, ...]:
+    """Widths of the least supernet that contains all `subnets`, which need not be nested. Raises S09."""
+    widths = [subnet.widths for subnet in subnets]
+    if len({len(each) for each in widths}) != 1:
+        raise SlimnbError("S09", f"subnets of {sorted({len(each) for each in widths})} widths",
+                          "subnets of one supernet have as many widths as it has channel units",
+                          "Give one or more subnets of one net.", "")
+    return tuple(map(max, zip(*widths, strict=True)))
+
+
 @dataclass(frozen=True)
 class SearchSpace:
     """All subnets a search may name: the choices of every channel unit, stage, elastic block and resolution.
@@ -130,6 +141,11 @@ class SearchSpace:
     def smallest(self) -> Subnet:
         """Every choice at its minimum, in canonical form."""
         return self.canonical(self._pick(0))
+
+    def at(self, index: np.ndarray) -> list[Subnet]:
+        """The subnets whose units have the choices `index` (N, units), of a space of widths alone."""
+        return [Subnet(tuple(choices[at] for choices, at in zip(self.widths, row, strict=True)))
+                for row in index.tolist()]
 
     def sample(self, rng: np.random.Generator) -> Subnet:
         """One subnet with every choice drawn uniformly, in canonical form."""

@@ -55,7 +55,7 @@ def test_an_unknown_gate_is_refused(program, capsys):
 
 
 def test_every_gate_gives_readings_on_a_tiny_net(program):
-    from benchmarks import inference, training
+    from benchmarks import inference, sampling, search, training
 
     net = tiny()
     readings = [*inference.sliced("tiny", net, 2, MULTS, 0.0), inference.switching("tiny", net, MULTS, 0.0)]
@@ -64,7 +64,11 @@ def test_every_gate_gives_readings_on_a_tiny_net(program):
         readings.append(training.sandwich("tiny", net, 4, MULTS, dtype, 1.0, 0.0, rounds=2))
     readings.append(training.calibration("tiny", net, 4, MULTS, 2, None, 0.0, rounds=2))
     readings.append(training.augmentation(4, 32, 1.0, 0.0))
-    assert [reading.gate for reading in readings] == ["C1", "C1", "C1", "C5", "C1", "C8", "C8", "C12", "C13"]
+    readings.append(sampling.bookkeeping("tiny", net, MULTS, (0.25, 1.0), 4, 0.0, steps=300))
+    readings += [search.paths("tiny", net, MULTS, count, 1.0, 0.0) for count in (1, 3)]
+    readings.append(search.budgets("tiny", net, MULTS, 5, 0.0, rounds=2))
+    assert [reading.gate for reading in readings] == ["C1", "C1", "C1", "C5", "C1", "C8", "C8", "C12", "C13", "C11",
+                                                      "C14", "C14", "C15"]
     assert readings[7].met is None and all(reading.value > 0 for reading in readings)
     assert all(len(program.row(reading)) <= 130 for reading in readings)
 

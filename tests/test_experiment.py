@@ -1,14 +1,18 @@
 """From a recipe to a result: trained once, loaded ever after, measured as promised."""
 
 from dataclasses import replace
+from pathlib import Path
 
 import pytest
 import torch
 
 from slimnb import experiment, recipes
+from slimnb.cost import count_macs
 from slimnb.data import load_data
 from slimnb.errors import SlimnbError
 from slimnb.runs import RunStore
+from slimnb.studies import slimmable_networks
+from slimnb.subnet import Subnet
 
 TINY = replace(recipes.SMOKE, arm="S-Net", epochs=1, mults=(0.5, 1.0), layout=((32, 2), (32, 2), (64, 1)),
                calibration_images=64)
@@ -104,24 +108,74 @@ def test_a_result_of_older_code_says_so(us_net, data, store, tmp_path, monkeypat
     assert found.stale_code and "earlier version of the code" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("wrong", [{"net": "alexnet"}, {"method": "wish"}, {"bn": "batch"}])
+@pytest.mark.parametrize("wrong", [{"net": "alexnet"}, {"paper": "deep"}, {"method": "wish"}, {"bn": "batch"}])
 def test_unknown_names_are_refused(data, store, wrong):
     with pytest.raises(SlimnbError, match="SNB-P10"):
         experiment.run(replace(TINY, **wrong), data, store)
 
 
 @pytest.mark.parametrize("scale", recipes.SCALES)
-def test_arms_differ_only_in_what_they_are_about(scale):
-    arms = recipes.slimmable(scale, seed=3)
+def test_arms_differ_only_in_what_they_are_about(scale, data):
+    arms = slimmable_networks.arms(scale, 3, data)
     assert [r.arm for r in arms] == ["Individual"] * 4 + ["One BN", "S-Net", "US-Net"]
     same = {(r.seed, r.epochs, r.batch_size, r.lr, r.weight_decay, r.augment, r.layout, r.scale) for r in arms}
     assert len(same) == 1
     assert {r.largest for r in arms[4:]} == {1.0} and [r.largest for r in arms[:4]] == list(recipes.WIDTHS)
 
 
-def test_unknown_scale_is_refused():
+def test_unknown_scale_is_refused(data):
     with pytest.raises(SlimnbError, match="SNB-P10"):
-        recipes.slimmable("huge", 0)
+        slimmable_networks.arms("huge", 0, data)
+
+
+def test_a_study_runs_its_stages_in_order_and_only_the_arms_asked_for(data, store):
+    seen = []
+
+    def second(scale, seed, images, results):
+        seen.append([(found.recipe.arm, found.run_id) for found in results])
+        return [replace(TINY, arm="After", seed=seed) for found in results]
+
+    stages = (lambda *args: [replace(TINY, seed=args[1]), replace(US_NET, seed=args[1])], second)
+    both = experiment.study(stages, "smoke", [0, 1], data, store, quiet=True)
+    assert [r.recipe.arm for r in both] == ["S-Net", "US-Net", "After", "After"] * 2
+    assert [r.recipe.seed for r in both] == [0] * 4 + [1] * 4
+    assert seen[0] == [(r.recipe.arm, r.run_id) for r in both[:2]]
+    one = experiment.study(stages, "smoke", [0], data, store, arms=["US-Net"], quiet=True)
+    assert [r.run_id for r in one] == [both[1].run_id]
+    with pytest.raises(SlimnbError, match="it is one of S-Net, US-Net"):
+        experiment.study(stages, "smoke", [0], data, store, arms=["U-Net"], quiet=True)
+
+
+def test_named_subnets_are_trained_and_evaluated_by_name(data, store):
+    """Subnets that are not nested: the supernet is as wide as the widest of them, unit by unit."""
+    recipe = replace(TINY, arm="Named", mults=(), subnets=(("thin", (8, 24, 8)), ("deep", (16, 8, 32))))
+    net = experiment.build(recipe, data.num_classes)
+    assert net.largest.widths == (16, 24, 32)
+    found = experiment.run(recipe, data, store, quiet=True)
+    assert [row["name"] for row in found.rows] == ["thin", "deep"]
+    assert found.rows[0]["macs"] == count_macs(net, Subnet((8, 24, 8)))
+
+
+def test_a_field_that_is_none_names_no_run():
+    assert "subnets" not in TINY.to_json() and TINY.to_json()["arm"] == "S-Net"
+
+
+def test_schedules_count_in_epochs():
+    falling = experiment.schedule(replace(TINY, schedule="exponential", gamma=0.5, epochs=3, lr=1.0), 10)
+    assert [falling(step) for step in (0, 9, 10, 29)] == [1, 1, 0.5, 0.25] and falling.steps == 30
+    stairs = experiment.schedule(replace(TINY, schedule="multistep", gamma=0.2, milestones=(1, 2), lr=1.0), 10)
+    assert [round(stairs(step), 6) for step in (9, 10, 20)] == [1, 0.2, 0.04]
+
+
+@pytest.mark.parametrize("name", experiment.STUDIES)
+def test_every_study_belongs_to_a_chapter(name):
+    (chapter,) = Path("notebooks").glob(f"[0-9][0-9]_{name}.py")
+    assert experiment.stages_of(chapter.stem)
+
+
+def test_a_chapter_that_trains_nothing_says_so():
+    with pytest.raises(SlimnbError, match="SNB-P10"):
+        experiment.stages_of("00_notation")
 
 
 def test_a_measurement_is_taken_once(store):

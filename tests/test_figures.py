@@ -9,8 +9,8 @@ import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
+from figure_checks import CHECKS
 from matplotlib.colors import to_rgb
-from matplotlib.text import Text
 
 from slimnb import figures, style
 from slimnb.errors import SlimnbError
@@ -94,9 +94,6 @@ DRAW = {
     "cost_histogram": _costs,
     "difficulty_profile": lambda: figures.difficulty_profile(_answers(), "Hard images are hard"),
 }
-UNITS = ["(%)", "(millions)", "(nats)", "(ms)", "(full net = 1)", "(0 easiest", "(bars carry ms)", "Class",
-         "Running mean", "Running variance", "Training step", "images", "multiplier", "channel",
-         "subnets", "(numbers are blocks)"]
 
 
 @pytest.fixture(autouse=True)
@@ -106,49 +103,9 @@ def close_figures():
 
 
 @pytest.mark.parametrize("name", DRAW)
-def test_every_axis_is_labelled_with_its_unit(name):
-    axes = np.ravel(DRAW[name]())
-    assert all(ax.get_xlabel() for ax in axes) and axes[0].get_ylabel()
-    for label in [text for ax in axes for text in (ax.get_xlabel(), ax.get_ylabel()) if text]:
-        assert any(unit in label for unit in UNITS), label
-        assert label[0].isupper()
-
-
-@pytest.mark.parametrize("name", DRAW)
-def test_every_figure_has_its_title_and_a_description(name):
-    axes = DRAW[name]()
-    title = " ".join(style.figure_of(axes).get_suptitle().split())
-    assert title and title in figures.alt_text(axes) and len(figures.alt_text(axes)) > len(title) + 20
-
-
-@pytest.mark.parametrize("name", DRAW)
-def test_the_same_frame_gives_the_same_bytes(name, tmp_path, recwarn):
-    paths = [tmp_path / "a.svg", tmp_path / "b.svg"]
-    for path, dpi in zip(paths, (72, 300), strict=True):
-        taste = {"savefig.dpi": dpi, "font.size": dpi / 10, "axes.grid": False}  # a reader's own settings
-        with mpl.rc_context(taste):
-            axes = DRAW[name]()
-            if dpi == 300:
-                style.figure_of(axes).canvas.draw()  # shown before it is saved
-            figures.save(axes, path)
-    assert paths[0].read_bytes() == paths[1].read_bytes()
-    assert b"<dc:date>" not in paths[0].read_bytes()
-    assert not [str(w.message) for w in recwarn] and not plt.get_fignums()
-
-
-@pytest.mark.parametrize("name", DRAW)
-def test_no_text_overlaps_another(name):
-    axes = np.ravel(DRAW[name]())
-    fig = style.figure_of(axes)
-    fig.canvas.draw()
-    boxes = []
-    for ax in axes:
-        shown = [t for t in [ax.xaxis.label, ax.yaxis.label, *ax.texts] if t.get_text()]
-        boxes += [(t.get_text(), Text.get_window_extent(t)) for t in shown]
-    for (one, a), (two, b) in itertools.combinations(boxes, 2):
-        assert not (a.x0 < b.x1 - 1 and b.x0 < a.x1 - 1 and a.y0 < b.y1 - 1 and b.y0 < a.y1 - 1), (one, two)
-    whole = fig.bbox
-    assert all(b.x0 >= -1 and b.x1 <= whole.x1 + 1 and b.y0 >= -1 and b.y1 <= whole.y1 + 1 for _, b in boxes)
+@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+def test_every_figure_holds(check, name, tmp_path):
+    check(DRAW[name], tmp_path)
 
 
 def test_a_method_keeps_its_colour_in_every_figure():
@@ -237,7 +194,7 @@ def _lab(colour, sight) -> np.ndarray:
 
 @pytest.mark.parametrize("sight", [np.eye(3), DEUTERANOPIA, PROTANOPIA], ids=["full", "deuter", "protan"])
 def test_colours_are_told_apart_by_the_colour_blind(sight):
-    methods = [method.colour for method in style.METHODS.values()]
+    methods = sorted({method.colour for method in style.METHODS.values()})
     for palette in (methods, [style.width_colour(m) for m in (0.25, 0.5, 0.75, 1.0)]):
         seen = [_lab(colour, sight) for colour in palette]
         gaps = [np.linalg.norm(a - b) for a, b in itertools.combinations(seen, 2)]

@@ -24,8 +24,10 @@ ORDER = """
     errors durable fingerprint lock results checkpoint runs
     subnet depthwise layers nets.blocks nets.base nets
     augment synthetic batches sources cache data
-    calibrate cost latency progress state train distributed methods.slimmable methods
-    measure probes recipes experiment tables style figures claims parameters chapter notebook execute __main__
+    calibrate cost search random_subnets windows crp latency progress state train distributed methods.slimmable methods
+    measure probes recipes experiment studies tables style
+    figures.common figures.slimmable figures.platforms figures.search figures
+    claims parameters chapter notebook execute __main__
 """.split()  # noqa: SIM905 - a list of names to read, not a list of strings
 
 

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from training import METHODS, Curious, Noise, everything, same_bits, small, switches
+from training import METHODS, Curious, Memory, Noise, everything, same_bits, small, switches
 
 from slimnb.checkpoint import pack, unpack
 from slimnb.durable import from_json, to_json
@@ -14,23 +14,6 @@ from slimnb.state import collect, load_net, net_state, restore
 from slimnb.train import History, Labels, Schedule, make_optimizer, train, train_step
 
 STEPS, CUT = 8, 5  # with intervals of 4 steps the cut lies inside one
-
-
-class Memory:
-    """A run store of one checkpoint, kept as the bytes a file would hold; may spoil what it hands out."""
-
-    def __init__(self, data: bytes | None = None, spoil=lambda tensors, meta: None):
-        self.data, self.spoil = data, spoil
-
-    def load(self):
-        if self.data is None:
-            return None
-        tensors, meta = unpack(self.data)
-        self.spoil(tensors, meta)
-        return tensors, meta
-
-    def save(self, step, tensors, meta):
-        self.data = pack(tensors, meta)
 
 
 def make(method: str):

@@ -13,7 +13,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slimnb.errors import SlimnbError
-from slimnb.subnet import SearchSpace, Subnet, make_divisible, scaled
+from slimnb.subnet import SearchSpace, Subnet, elementwise_max, make_divisible, scaled
 
 widths_ = st.lists(st.integers(0, 2000), min_size=1, max_size=6).map(tuple)
 
@@ -208,3 +208,17 @@ def test_contains_refuses_what_is_not_in_the_space():
 def test_bad_spaces(fields, code):
     with fails(code):
         SearchSpace(**fields)
+
+
+def test_the_least_supernet_of_subnets_that_are_not_nested():
+    subnets = [Subnet((8, 32, 8)), Subnet((16, 8, 8)), Subnet((8, 8, 24))]
+    assert elementwise_max(subnets) == (16, 32, 24) and elementwise_max(iter(subnets[:1])) == (8, 32, 8)
+    for given_ in ([], [Subnet((8,)), Subnet((8, 8))]):
+        with fails("S09"):
+            elementwise_max(given_)
+
+
+def test_subnets_at_indices():
+    space = SearchSpace(((8, 16), (8, 24, 32)))
+    assert space.at(np.array([[0, 2], [1, 0]])) == [Subnet((8, 32)), Subnet((16, 8))]
+    assert space.at(np.array([[1, 2], [0, 0]])) == [space.largest, space.smallest]

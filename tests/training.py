@@ -7,10 +7,16 @@ import inspect
 import pkgutil
 
 import torch
+from torch.utils._python_dispatch import TorchDispatchMode
 
 import slimnb.methods
+from slimnb.checkpoint import pack, unpack
+from slimnb.cost import CostTable, count_macs
+from slimnb.methods.platforms import PlatformSandwich, SmoothedViterbi, WidthSearch
 from slimnb.methods.slimmable import InplaceDistillation, Sandwich, Switches, Uniform, any_width
 from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.search import Trellis
+from slimnb.subnet import Subnet
 from slimnb.train import Labels, Pass, Schedule, make_optimizer, train
 
 LAYOUT = ((16, 2), (24, 1), (32, 2))  # so small that .875 rounds to the channels of 1.0
@@ -63,8 +69,67 @@ def uniform(net, seed: int = 0) -> Uniform:
     return Uniform(net.largest, any_width(net, (0.5, 0.625, 0.75)), seed=seed)
 
 
-FACTORIES = {"Switches": switches, "Sandwich": sandwich, "Uniform": uniform}
+def width_search(net, seed: int = 0, window: int = 30) -> WidthSearch:
+    """OWS's; some of its windows overflow after a few steps."""
+    return WidthSearch(net, net.space(MULTS), 8, seed=seed, window=window)
+
+
+def smoothed_viterbi(net, seed: int = 0, steps: int = 15, window: int = 30, **options) -> SmoothedViterbi:
+    """AOWS's for three platforms; its marginals change at every other step."""
+    space = net.space(MULTS)
+    trellis = Trellis.of(CostTable.macs(net, space).chain())
+    budgets = [count_macs(net, net.uniform(mult)) for mult in MULTS]
+    options = {"refresh": 2} | options
+    return SmoothedViterbi(net, space, 8, trellis, budgets, (0.5, 0.2, 0.3), steps, seed=seed, window=window, **options)
+
+
+def platform_sandwich(net, seed: int = 0) -> PlatformSandwich:
+    """Retraining of five platforms' subnets, the last of which holds the others."""
+    widths = ((8, 16, 16), (8, 16, 24), (8, 24, 16), (16, 16, 24), net.largest.widths)
+    return PlatformSandwich({f"#{k}": Subnet(w) for k, w in enumerate(widths, 1)}, seed=seed)
+
+
+FACTORIES = {
+    "Switches": switches,
+    "Sandwich": sandwich,
+    "Uniform": uniform,
+    "WidthSearch": width_search,
+    "SmoothedViterbi": smoothed_viterbi,
+    "PlatformSandwich": platform_sandwich,
+}
 """How to make each sampler on a `small` net; a new method adds its own here."""
+
+
+class Memory:
+    """A run store of one checkpoint, kept as the bytes a file would hold; may spoil what it hands out."""
+
+    def __init__(self, data: bytes | None = None, spoil=lambda tensors, meta: None):
+        self.data, self.spoil = data, spoil
+
+    def load(self):
+        if self.data is None:
+            return None
+        tensors, meta = unpack(self.data)
+        self.spoil(tensors, meta)
+        return tensors, meta
+
+    def save(self, step, tensors, meta):
+        self.data = pack(tensors, meta)
+
+
+class NoSync(TorchDispatchMode):
+    """Refuses what would make the host wait for a device."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        if func.overloadpacket.__name__ in (
+            "_local_scalar_dense",
+            "item",
+            "nonzero",
+            "is_nonzero",
+            "equal",
+        ):
+            raise AssertionError(f"the host waits in {func}")
+        return func(*args, **kwargs or {})
 
 
 def s_net(seed: int = 0):

@@ -11,7 +11,7 @@ from torch import Tensor
 from slimnb.errors import SlimnbError
 from slimnb.nets.base import SlimmableNet
 from slimnb.subnet import Subnet
-from slimnb.train import Outcome, Pass, rng_at
+from slimnb.train import Labels, Objective, Outcome, Pass, Sampler, rng_at
 
 Draw = Callable[[np.random.Generator], Subnet]
 """Gives a random subnet, e.g. `space.sample` or `any_width(net, mults)`."""
@@ -124,3 +124,24 @@ class InplaceDistillation:
                               "Plan a pass with target='labels' first.", "")
         kd = F.cross_entropy(logits / self.temperature, self.teacher, reduction="none") * self.temperature**2
         return kd if self.alpha == 1 else self.alpha * kd + (1 - self.alpha) * ce, ce.detach()
+
+
+def plan(recipe, net: SlimmableNet, steps: int) -> tuple[Sampler, Objective]:
+    """Sampler and objective of a `slimnb.recipes.Recipe` whose method is "switches", "sandwich" or "uniform"."""
+    if recipe.method == "switches":
+        return Switches({name if isinstance(name, str) else f"{name}x": subnet
+                         for name, subnet in recipe.named(net).items()}), Labels()
+    draw = any_width(net, recipe.train_mults)
+    if recipe.method == "sandwich":
+        smallest = net.uniform(min(recipe.train_mults))
+        return (Sandwich(net.largest, smallest, draw, recipe.n_random, recipe.seed),
+                InplaceDistillation(recipe.temperature))
+    if recipe.method == "uniform":
+        return Uniform(net.largest, draw, recipe.seed), Labels()
+    raise SlimnbError("P10", f"method = {recipe.method!r}", "it is switches, sandwich or uniform",
+                      "Set method='sandwich'.")
+
+
+def found(recipe, net: SlimmableNet, sampler: Sampler) -> dict:
+    """Nothing beside the rows that every run measures."""
+    return {}

@@ -1,12 +1,6 @@
-"""The book's figures, one function each: DataFrame in, Axes out.
-
-The caller passes the title, because the title is the finding. Seeds are dots and their mean is a line, the
-paper's numbers are grey, a method has one colour in the whole book. Accuracies are in percent.
-"""
+"""Figures of chapters 00 and 01: accuracy against MACs, statistics, calibration, latency, layers, images."""
 
 from __future__ import annotations
-
-from collections.abc import Callable
 
 import numpy as np
 import pandas as pd
@@ -14,39 +8,35 @@ from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from scipy.stats import binomtest
 
+from slimnb.figures.common import DASHES, MACS, NEUTRAL, TOP1, lines, millions, paper_lines
 from slimnb.style import (
     GREY,
     INK,
     Look,
-    alt_text,
     described,
-    house_style,
     label_ends,
     legible,
     look,
     new_axes,
-    save,
     styled,
     width_colour,
 )
 
-__all__ = ["accuracy", "alt_text", "calibration", "cost_histogram", "difficulty_profile", "easy_and_hard",
-           "house_style", "image_grid", "latency_bars", "latency_by_width", "layer_macs", "save",
-           "slicing_diagram", "statistics", "training_curves"]
 MODES = {"slice": "#0072B2", "sorted": "#009E73", "unsorted": "#D55E00"}
-DASHES = ["-", (0, (4, 1.5)), (0, (1, 1.2))]  # a method's first, second and third arm
-PARTS = {"1×1 convolution": "#7FA8C9", "depthwise convolution": "#B5482A", "3×3 convolution": INK,
+PARTS = {"1×1 convolution": NEUTRAL, "depthwise convolution": "#B5482A", "3×3 convolution": INK,
          "linear": "#E0B84C"}
-TOP1, MACS = "Top-1 accuracy (%)", "MACs per image (millions)"
 
 
 @styled("arm", "macs", "top1")
 def accuracy(frame: pd.DataFrame, title: str, paper: pd.DataFrame | None = None) -> Axes:
-    """Accuracy against MACs, one line per arm. Columns arm, macs, top1 (%), seed; `paper` arm, macs, top1."""
+    """Accuracy against MACs, one line per arm. Columns arm, macs, top1 (%), seed; `paper` arm, macs, top1.
+
+    With a column platform the line joins each platform's mean: searched nets differ in MACs by seed.
+    """
     ax = new_axes(title)[0]
-    ends, told = _lines(ax, _millions(frame), "arm", "macs", "top1", look, ("M MACs", "%"))
+    ends, told = lines(ax, millions(frame), "arm", "macs", "top1", look, ("M MACs", "%"))
     if paper is not None:
-        ends += _paper(ax, _millions(paper), "arm", "macs", "top1")
+        ends += paper_lines(ax, millions(paper), "arm", "macs", "top1")
     ax.set(xlabel=MACS, ylabel=TOP1)
     label_ends(ax, ends)
     return described(ax, f"Line chart of top-1 accuracy against MACs. {title}. {told}")
@@ -59,7 +49,7 @@ def easy_and_hard(frame: pd.DataFrame, title: str) -> np.ndarray:
     told = []
     panels = {"top1_easy": "Easy images", "top1_hard": "Hard images"}
     for ax, (column, name) in zip(axes, panels.items(), strict=True):
-        ends, text = _lines(ax, _millions(frame), "arm", "macs", column, look, ("M MACs", "%"))
+        ends, text = lines(ax, millions(frame), "arm", "macs", column, look, ("M MACs", "%"))
         ax.set_title(name, loc="left")
         ax.set(xlabel=MACS)
         told.append(f"{name}: {text}")
@@ -128,7 +118,7 @@ def training_curves(frame: pd.DataFrame, title: str) -> np.ndarray:
 def calibration(frame: pd.DataFrame, title: str) -> Axes:
     """Accuracy against the number of BN calibration images. Columns mult, images, top1 (%), seed."""
     ax = new_axes(title)[0]
-    ends, told = _lines(ax, frame, "mult", "images", "top1", _width_look, ("images", "%"))
+    ends, told = lines(ax, frame, "mult", "images", "top1", _width_look, ("images", "%"))
     ticks = sorted(frame["images"].unique())
     ticks = ticks[:: -(-len(ticks) // 6)]
     ax.set(xscale="log", xlabel="Calibration images", ylabel=TOP1)
@@ -149,7 +139,7 @@ def latency_bars(frame: pd.DataFrame, title: str) -> Axes:
     both = "paper_ms" in ours
     shift, size = (0.2, 0.38) if both else (0.0, 0.62)
     places = pd.Series(np.arange(len(ours)), ours.index, dtype=float)
-    colours = [MODES.get(mode, "#7FA8C9") for mode in ours.index]
+    colours = [MODES.get(mode, NEUTRAL) for mode in ours.index]
     ratio = frame["ms"] / ours.loc["full", "ms"]
     _bars(ax, places - shift, ours["ms"], size, colours, ratio.groupby(frame["mode"], sort=False).max(), INK)
     if len(frame) > len(ours):
@@ -171,9 +161,9 @@ def latency_bars(frame: pd.DataFrame, title: str) -> Axes:
 def latency_by_width(frame: pd.DataFrame, title: str) -> Axes:
     """Latency against width, one line per mode. Columns mode, mult, ms, paper_ms (optional)."""
     ax = new_axes(title)[0]
-    ends, told = _lines(ax, frame, "mode", "mult", "ms", _mode_look, ("×", "ms"))
+    ends, told = lines(ax, frame, "mode", "mult", "ms", _mode_look, ("×", "ms"))
     if "paper_ms" in frame:
-        ends += _paper(ax, frame, "mode", "mult", "paper_ms")
+        ends += paper_lines(ax, frame, "mode", "mult", "paper_ms")
     ax.set(xlabel="Width multiplier", ylabel="Latency (ms)", ylim=(0, None))
     ax.set_xticks(sorted(frame["mult"].unique()))
     label_ends(ax, ends)
@@ -229,7 +219,7 @@ def slicing_diagram(weight, widths, title: str) -> np.ndarray:
 def layer_macs(frame: pd.DataFrame, title: str) -> Axes:
     """MACs of every layer, its parts stacked. Columns layer, part, macs; layers in the order of the frame."""
     ax = new_axes(title)[0]
-    table = _millions(frame).pivot_table("macs", "layer", "part", aggfunc="sum", fill_value=0, sort=False)
+    table = millions(frame).pivot_table("macs", "layer", "part", aggfunc="sum", fill_value=0, sort=False)
     below, told = 0, []
     for part in sorted(table, key=lambda part: -table[part].sum()):
         share = f"{part}, {table[part].sum() / table.to_numpy().sum():.1%}"
@@ -249,7 +239,7 @@ def cost_histogram(macs, uniform: dict[float, float], title: str) -> Axes:
     ax = new_axes(title)[0]
     random, mults, marked = np.asarray(macs) / 1e6, sorted(uniform), np.array(sorted(uniform.values())) / 1e6
     across = ax.get_xaxis_transform()  # x in MACs, y in heights of the axes
-    ax.hist(random, bins=60, color="#7FA8C9", lw=0, label="random subnets")
+    ax.hist(random, bins=60, color=NEUTRAL, lw=0, label="random subnets")
     ax.set(ylim=(0, 1.18 * ax.get_ylim()[1]), xlabel=MACS, ylabel="Number of subnets")
     ax.plot(marked, np.full(len(marked), 0.93), "v", ms=6, mew=0, color=INK, transform=across,
             label="uniform subnets")
@@ -273,7 +263,7 @@ def difficulty_profile(frame: pd.DataFrame, title: str, chance: float = 10, bins
     """
     axes = new_axes(title, 2)
     edges = np.linspace(0, 1, bins + 1)
-    counts, _, _ = axes[0].hist(frame["difficulty"], edges, color="#7FA8C9", rwidth=0.94, lw=0)
+    counts, _, _ = axes[0].hist(frame["difficulty"], edges, color=NEUTRAL, rwidth=0.94, lw=0)
     axes[0].set(ylabel="Number of images")
     inside = np.digitize(frame["difficulty"], edges[1:-1])
     hits = frame["correct"].groupby(inside).sum().reindex(range(bins), fill_value=0)
@@ -291,39 +281,12 @@ def difficulty_profile(frame: pd.DataFrame, title: str, chance: float = 10, bins
     return described(axes, f"Histogram of difficulty, and accuracy by difficulty. {title}. {told}")
 
 
-def _millions(frame: pd.DataFrame) -> pd.DataFrame:
-    return frame.assign(macs=frame["macs"] / 1e6)
-
-
 def _width_look(mult: float) -> Look:
     return Look(f"{mult:g}×", width_colour(mult))
 
 
 def _mode_look(mode: str) -> Look:
     return Look(str(mode).capitalize(), MODES.get(mode, INK))
-
-
-def _lines(ax: Axes, frame: pd.DataFrame, by: str, x: str, y: str, look_of: Callable, units: tuple):
-    """Dots per row and the line of means for each `by`; returns the ends to label and a description."""
-    ends, told, drawn = [], [], []
-    for name, rows in frame.groupby(by, sort=False):
-        style, mean = look_of(name), rows.groupby(x)[y].mean()
-        dashes = DASHES[min(len(DASHES) - 1, drawn.count(style.colour))]
-        drawn.append(style.colour)
-        ax.plot(rows[x], rows[y], style.marker, ms=5, mew=0, alpha=0.7, color=style.colour)
-        ax.plot(mean.index, mean, ls=dashes, color=style.colour)
-        ends.append((mean.index[-1], mean.iloc[-1], style.label, style.colour))
-        first, last = (f"{mean.iloc[k]:.3g} {units[1]} at {mean.index[k]:,.4g} {units[0]}" for k in (0, -1))
-        told.append(f"{style.label}: {first}, {last}.")
-    return ends, " ".join(told)
-
-
-def _paper(ax: Axes, frame: pd.DataFrame, by: str, x: str, y: str) -> list:
-    """The paper's curves, grey and dashed under ours; returns the one end that is labelled."""
-    for _, rows in frame.groupby(by, sort=False):
-        mean = rows.groupby(x)[y].mean()
-        ax.plot(mean.index, mean, color=GREY, lw=1.4, ls=DASHES[1], zorder=1)
-    return [(mean.index[-1], mean.iloc[-1], "Paper", GREY)]
 
 
 def _bars(ax: Axes, places: pd.Series, ms: pd.Series, size: float, colours, tops: pd.Series, ink: str):

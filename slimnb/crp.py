@@ -1,0 +1,192 @@
+"""The two-parameter Chinese restaurant process, and the platform weights that the paper drew from it."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from fractions import Fraction
+
+import numpy as np
+from scipy.linalg import toeplitz
+
+from slimnb.errors import SlimnbError
+
+# Paper 003 calls alpha the strength and theta the discount; by its own formula it is the other way round.
+
+_S = (0.25, 0.005, 0.01, 0.045, 0.13, 0.31, 0.25)
+_L = (0.25, 0.005, 0.01, 0.02, 0.04, 0.425, 0.25)
+WEIGHTS = {
+    "S": _S,
+    "RS": _S[::-1],
+    "U": (0.25, 0.1, 0.1, 0.1, 0.1, 0.1, 0.25),
+    "M": (0.25, 0.025, 0.0625, 0.325, 0.0625, 0.025, 0.25),
+    "L": _L,
+    "RL": _L[::-1],
+}
+"""Share of requests of platforms #1 to #7 in each market (paper 003, Table 1); as decimals each sums to 1.
+
+S and L are what `market(0.3, 0.15, rng)` and `market(0.15, 0.15, rng)` can give; RS and RL are reversed.
+"""
+
+
+def chinese_restaurant_process(customers: int, alpha: float, theta: float, rng: np.random.Generator,
+                               realisations: int | None = None) -> np.ndarray:
+    """(tables,) customers at each table in order of opening; with `realisations`, (realisations, most tables).
+
+    Customers sit down one at a time as `seating` says; rows of fewer tables end in zeros. `alpha` is the
+    discount and `theta` the strength: 0 <= alpha < 1 and theta > -alpha, or alpha < 0 and theta = -L alpha
+    for L = 1, 2, ... tables at most. Raises SNB-P03 for others (paper 003, section 3.1).
+    """
+    opening = _opening(customers, alpha, theta)
+    most = 1 + np.count_nonzero(opening[1:] > 0)
+    runs = _count("realisations", 1 if realisations is None else realisations)
+    sizes = np.zeros((most, runs), dtype=np.int64)
+    weights = np.zeros((most, runs))  # of the next customer's sitting down at each table
+    tables, run = np.zeros(runs, dtype=np.int64), np.arange(runs)
+    for seated in range(customers):
+        held = tables.max()
+        reach = weights[:held].cumsum(0)
+        seat = (reach <= rng.random(runs) * (seated + theta)).sum(0)
+        seat = np.minimum(np.minimum(seat, tables), most - 1)  # beyond the last table: a new one, if there is one
+        new = seat == tables
+        sizes[seat, run] += 1
+        weights[seat, run] += np.where(new, 1 - alpha, 1)
+        tables += new
+    sizes = sizes[:tables.max()].T
+    return sizes[0] if realisations is None else np.ascontiguousarray(sizes)
+
+
+def seating(sizes: Sequence[int], alpha: float, theta: float) -> np.ndarray:
+    """(tables + 1,) probabilities that the next customer joins each table and, last, opens a new one.
+
+    (size - alpha) / (seated + theta) and (theta + alpha tables) / (seated + theta); the first customer
+    opens a table. Fractions give Fractions (paper 003, section 3.1).
+    """
+    sizes = np.array([_count("a table's size", size) for size in sizes], dtype=np.int64)
+    opening = _opening(len(sizes) + 1, alpha, theta)
+    if len(sizes) > 1 and not opening[len(sizes) - 1] > 0:
+        raise SlimnbError("P03", f"{len(sizes)} tables at alpha = {alpha}, theta = {theta}",
+                          "there are at most theta / -alpha", "Give fewer sizes.", "")
+    if not len(sizes):
+        return np.ones(1)
+    return np.append(sizes - alpha, opening[-1]) / (sizes.sum() + theta)
+
+
+def table_count_probabilities(customers: int, alpha: float, theta: float) -> np.ndarray:
+    """(customers + 1,) probability of every number of tables, exact: customer by customer, no sampling."""
+    opening = _opening(customers, alpha, theta)
+    tables = np.arange(customers + 1)
+    probability = (tables == 1).astype(float)
+    for seated in range(1, customers):
+        joins = probability * (seated - alpha * tables)
+        joins[1:] += probability[:-1] * opening
+        probability = joins / (seated + theta)
+    return probability
+
+
+def expected_shares(customers: int, alpha: float, theta: float, tables: int,
+                    given: int | None = None) -> np.ndarray:
+    """(tables,) mean shares of the largest table, the second largest, ...; `given` exactly so many are open.
+
+    Exact: the mean of the k-th largest size is the sum over s of P(k tables or more have s customers), and
+    those are coefficients of a product of power series, since the probability of a seating plan is a product
+    over its tables. Takes customers^4 operations, 0.1 s for 100. (The stick-breaking means are exact too,
+    but for tables in order of opening and infinitely many customers; figures show sorted shares.)
+    """
+    opening = _opening(customers, alpha, theta)
+    open_tables = np.arange(customers + _count("tables", tables))
+    chance = 1.0 if given is None else _chance(customers, alpha, theta, given, least=0)
+    kept = np.full(len(open_tables), True) if given is None else open_tables == given
+    rise = np.zeros(customers + tables)  # weight of another table when 0, 1, ... are open
+    rise[:customers] = np.append(1, opening[1:])
+    size = np.arange(1, customers)
+    series = np.append([0, 1], np.cumprod((size - alpha) / (size + 1)))  # of one table, over its size's factorial
+    scale = np.prod((size + 1) / (size + theta)) / chance
+    exactly = np.array([_large_tables(series, rise, kept, s, tables) for s in range(1, customers + 1)])
+    return (1 - scale * exactly.cumsum(1)).clip(0).sum(0) / customers
+
+
+def _large_tables(series: np.ndarray, rise: np.ndarray, kept: np.ndarray, s: int, most: int) -> np.ndarray:
+    """(most,) weights of the seating plans in which exactly 0, 1, ... tables have `s` customers or more."""
+    large = np.where(np.arange(len(series)) >= s, series, 0)
+    times_large, times_small = (toeplitz(part, np.zeros_like(part)) for part in (large, series - large))
+    columns = [np.eye(1, len(series))[0]]  # j large tables and no small one, by number of customers
+    for j in range(most - 1):
+        columns.append(times_large @ columns[-1] * rise[j] / (j + 1))
+    plans, total, j = np.stack(columns, 1), np.zeros(most), np.arange(most)
+    for small in range(len(series)):
+        total += plans[-1] * kept[small + j]
+        plans = times_small @ plans * rise[small + j] / (small + 1)
+    return total
+
+
+def market(alpha: float, theta: float, rng: np.random.Generator, customers: int = 100,
+           tables: int = 5) -> tuple[float, ...]:
+    """Weights of platforms #1 to #(tables + 2), as S and L of Table 1 arise: .25 at both ends, peak before the last.
+
+    Between them stand the shares of a realisation with exactly `tables` tables, ascending, and halved, as the
+    ends hold half of the market. Realisations with other numbers of tables are rejected; SNB-S30 if that
+    would be nearly all of them.
+    """
+    chance = _chance(customers, alpha, theta, tables, least=1e-4)
+    while True:
+        drawn = chinese_restaurant_process(customers, alpha, theta, rng, math.ceil(1 / chance))
+        for sizes in drawn[np.count_nonzero(drawn, axis=1) == tables]:
+            inner = np.sort(sizes[:tables]) / (2 * customers)
+            return (0.25, *inner.tolist(), 0.25)
+
+
+def check_weights(weights: Sequence[float], platforms: int) -> np.ndarray:
+    """(platforms,) float64 weights, if there are that many, none negative, and they sum to 1 within 1e-9."""
+    given = np.asarray(weights, dtype=np.float64)
+    if given.shape != (platforms,):
+        raise SlimnbError("P06", f"weights of shape {given.shape}", f"there are {platforms} platforms",
+                          "Give one weight per platform.", "")
+    if not (np.isfinite(given) & (given >= 0)).all() or abs(given.sum() - 1) > 1e-9:
+        raise SlimnbError("P06", f"weights = {given.tolist()}"[:100], "they are >= 0 and sum to 1",
+                          "Divide them by their sum.", "")
+    return given
+
+
+def expected(weights: Sequence[float], values: Sequence[float]) -> float:
+    """Mean of `values`, one per platform, over requests that come from the platforms by `weights`."""
+    return float(check_weights(weights, len(values)) @ np.asarray(values, dtype=np.float64))
+
+
+def _chance(customers: int, alpha: float, theta: float, tables: int, least: float) -> float:
+    """Probability of exactly `tables` tables, if above `least`."""
+    chances = table_count_probabilities(customers, alpha, theta)
+    chance = chances[_count("tables", tables)] if tables <= customers else 0.0
+    if chance <= least:
+        raise SlimnbError("S30", f"{tables} tables of {customers} customers",
+                          f"at alpha = {alpha}, theta = {theta} their probability is {chance:.1g}",
+                          "Ask for fewer or more tables.", "")
+    return float(chance)
+
+
+def _opening(customers: int, alpha: float, theta: float) -> np.ndarray:
+    """(customers,) weight theta + alpha tables of opening the next table when 0, 1, ... are open; checks all."""
+    _count("customers", customers)
+    if not (math.isfinite(alpha) and math.isfinite(theta)):
+        raise _out_of_domain(alpha, theta)
+    opening = theta + alpha * np.arange(customers)
+    if alpha < 0:
+        most = Fraction(str(theta)) / -Fraction(str(alpha))  # the decimals as printed: .3 / .1 is 3
+        if most < 1 or most.denominator != 1:
+            raise _out_of_domain(alpha, theta)
+        opening[int(most):] = 0
+    elif alpha >= 1 or theta <= -alpha:
+        raise _out_of_domain(alpha, theta)
+    return opening
+
+
+def _out_of_domain(alpha: float, theta: float) -> SlimnbError:
+    return SlimnbError("P03", f"alpha = {alpha}, theta = {theta}"[:80],
+                       "0 <= alpha < 1 and theta > -alpha, or alpha < 0 and theta = -L alpha for L = 1, 2, ...",
+                       "Set e.g. alpha=0.3, theta=0.15.", "")
+
+
+def _count(name: str, value: int) -> int:
+    if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
+        raise SlimnbError("P04", f"{name} = {value!r}"[:60], "it is a whole number >= 1", "Set e.g. 100.", "")
+    return value

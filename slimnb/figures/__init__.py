@@ -1,0 +1,28 @@
+"""The book's figures, one function each: DataFrame in, Axes out.
+
+The caller passes the title, because the title is the finding. Seeds are dots and their mean is a line, the
+paper's numbers are grey, a method has one colour in the whole book. Accuracies are in percent.
+"""
+
+from slimnb.figures.platforms import channels, forecast, latency_fit, market_shares, weighted_accuracy
+from slimnb.figures.search import duality, marginals, trellis, unary
+from slimnb.figures.slimmable import (
+    accuracy,
+    calibration,
+    cost_histogram,
+    difficulty_profile,
+    easy_and_hard,
+    image_grid,
+    latency_bars,
+    latency_by_width,
+    layer_macs,
+    slicing_diagram,
+    statistics,
+    training_curves,
+)
+from slimnb.style import alt_text, house_style, save
+
+__all__ = ["accuracy", "alt_text", "calibration", "channels", "cost_histogram", "difficulty_profile", "duality",
+           "easy_and_hard", "forecast", "house_style", "image_grid", "latency_bars", "latency_by_width",
+           "latency_fit", "layer_macs", "marginals", "market_shares", "save", "slicing_diagram", "statistics",
+           "training_curves", "trellis", "unary", "weighted_accuracy"]

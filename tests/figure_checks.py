@@ -1,0 +1,73 @@
+"""What every figure of the book must hold; each check takes what draws it and an empty folder."""
+
+from __future__ import annotations
+
+import itertools
+import warnings
+
+import matplotlib as mpl
+import matplotlib.pyplot as plt
+import numpy as np
+from matplotlib.text import Text
+
+from slimnb import figures, style
+
+UNITS = ["(%)", "(millions)", "(nats)", "(ms)", "(full net = 1)", "(0 easiest", "(bars carry ms)", "Class",
+         "Running mean", "Running variance", "Training step", "images", "multiplier", "channel",
+         "subnets", "(numbers are blocks)", "Rank (1", "(nodes: channels", "Width choice", "Channel unit (1",
+         "Channels", "Market", "(cells: points lost)", "(millions of MACs)", "Epoch", "Probability"]
+
+
+def axes_carry_units(draw, folder):
+    axes = np.ravel(draw())
+    assert all(ax.get_xlabel() for ax in axes) and axes[0].get_ylabel()
+    for label in [text for ax in axes for text in (ax.get_xlabel(), ax.get_ylabel()) if text]:
+        assert any(unit in label for unit in UNITS), label
+        assert label[0].isupper()
+
+
+def title_and_description(draw, folder):
+    axes = draw()
+    title = " ".join(style.figure_of(axes).get_suptitle().split())
+    assert title and title in figures.alt_text(axes) and len(figures.alt_text(axes)) > len(title) + 20
+
+
+def same_bytes_twice(draw, folder):
+    paths = [folder / "a.svg", folder / "b.svg"]
+    with warnings.catch_warnings():
+        warnings.simplefilter("error")
+        for path, dpi in zip(paths, (72, 300), strict=True):
+            taste = {"savefig.dpi": dpi, "font.size": dpi / 10, "axes.grid": False}  # a reader's own settings
+            with mpl.rc_context(taste):
+                axes = draw()
+                if dpi == 300:
+                    style.figure_of(axes).canvas.draw()  # shown before it is saved
+                figures.save(axes, path)
+    assert paths[0].read_bytes() == paths[1].read_bytes()
+    assert b"<dc:date>" not in paths[0].read_bytes()
+    assert not plt.get_fignums()
+
+
+def no_text_overlaps(draw, folder):
+    fig = style.figure_of(draw())
+    fig.canvas.draw()
+    shown = [text for legend in fig.legends for text in legend.get_texts()] + [fig._suptitle]
+    for ax in fig.axes:
+        shown += [ax.xaxis.label, ax.yaxis.label, ax._left_title, *ax.texts]
+        shown += [*_ticks(ax.xaxis), *_ticks(ax.yaxis)]
+        shown += ax.get_legend().get_texts() if ax.get_legend() else []
+    boxes = [(text.get_text(), Text.get_window_extent(text)) for text in shown if text.get_text().strip()]
+    for (one, a), (two, b) in itertools.combinations(boxes, 2):
+        assert not (a.x0 < b.x1 - 1 and b.x0 < a.x1 - 1 and a.y0 < b.y1 - 1 and b.y0 < a.y1 - 1), (one, two)
+    for text, box in boxes:
+        assert box.x0 >= -1 and box.x1 <= fig.bbox.x1 + 1 and box.y0 >= -1 and box.y1 <= fig.bbox.y1 + 1, text
+
+
+def _ticks(axis):
+    low, high = sorted(axis.get_view_interval())
+    places = axis.get_majorticklocs()
+    labels = zip(axis.get_majorticklabels(), places, strict=False)  # a shared axis has labels once
+    return [label for label, place in labels if low <= place <= high]
+
+
+CHECKS = [axes_carry_units, title_and_description, same_bytes_twice, no_text_overlaps]
