@@ -47,7 +47,7 @@ def chinese_restaurant_process(customers: int, alpha: float, theta: float, rng: 
         held = tables.max()
         reach = weights[:held].cumsum(0)
         seat = (reach <= rng.random(runs) * (seated + theta)).sum(0)
-        seat = np.minimum(np.minimum(seat, tables), most - 1)  # beyond the last table: a new one, if there is one
+        seat = np.minimum(np.minimum(seat, tables), most - 1)  # past the last table: a new one, if there is one
         new = seat == tables
         sizes[seat, run] += 1
         weights[seat, run] += np.where(new, 1 - alpha, 1)
@@ -97,11 +97,11 @@ def expected_shares(customers: int, alpha: float, theta: float, tables: int,
     open_tables = np.arange(customers + _count("tables", tables))
     chance = 1.0 if given is None else _chance(customers, alpha, theta, given, least=0)
     kept = np.full(len(open_tables), True) if given is None else open_tables == given
+    size, unit = np.arange(1, customers), max(1.0, -alpha)  # weights in this unit stay within a float's range
     rise = np.zeros(customers + tables)  # weight of another table when 0, 1, ... are open
-    rise[:customers] = np.append(1, opening[1:])
-    size = np.arange(1, customers)
-    series = np.append([0, 1], np.cumprod((size - alpha) / (size + 1)))  # of one table, over its size's factorial
-    scale = np.prod((size + 1) / (size + theta)) / chance
+    rise[:customers] = np.append(1, opening[1:] / unit)
+    series = np.append([0, 1], np.cumprod((size - alpha) / unit / (size + 1)))  # of one table, over size factorial
+    scale = np.prod(unit * (size + 1) / (size + theta)) / chance
     exactly = np.array([_large_tables(series, rise, kept, s, tables) for s in range(1, customers + 1)])
     return (1 - scale * exactly.cumsum(1)).clip(0).sum(0) / customers
 
@@ -122,17 +122,18 @@ def _large_tables(series: np.ndarray, rise: np.ndarray, kept: np.ndarray, s: int
 
 def market(alpha: float, theta: float, rng: np.random.Generator, customers: int = 100,
            tables: int = 5) -> tuple[float, ...]:
-    """Weights of platforms #1 to #(tables + 2), as S and L of Table 1 arise: .25 at both ends, peak before the last.
+    """Weights of platforms #1 to #(tables + 2), as S and L of Table 1 arise: .25 at both ends, the peak at #6.
 
-    Between them stand the shares of a realisation with exactly `tables` tables, ascending, and halved, as the
-    ends hold half of the market. Realisations with other numbers of tables are rejected; SNB-S30 if that
+    Between the ends stand the shares of a realisation with exactly `tables` tables, ascending, and halved, as
+    the ends hold half of the market. Realisations with other numbers of tables are rejected; SNB-S30 if that
     would be nearly all of them.
     """
     chance = _chance(customers, alpha, theta, tables, least=1e-4)
     while True:
         drawn = chinese_restaurant_process(customers, alpha, theta, rng, math.ceil(1 / chance))
-        for sizes in drawn[np.count_nonzero(drawn, axis=1) == tables]:
-            inner = np.sort(sizes[:tables]) / (2 * customers)
+        fit = drawn[np.count_nonzero(drawn, axis=1) == tables]
+        if len(fit):
+            inner = np.sort(fit[0, :tables]) / (2 * customers)
             return (0.25, *inner.tolist(), 0.25)
 
 
@@ -165,7 +166,7 @@ def _chance(customers: int, alpha: float, theta: float, tables: int, least: floa
 
 
 def _opening(customers: int, alpha: float, theta: float) -> np.ndarray:
-    """(customers,) weight theta + alpha tables of opening the next table when 0, 1, ... are open; checks all."""
+    """(customers,) weight theta + alpha tables of a new table when 0, 1, ... are open; checks the domain."""
     _count("customers", customers)
     if not (math.isfinite(alpha) and math.isfinite(theta)):
         raise _out_of_domain(alpha, theta)

@@ -20,20 +20,22 @@ from slimnb.subnet import SearchSpace, Subnet
 _STRENGTHS = (0.0, *np.geomspace(1e-2, 1e4, 13).tolist())
 
 
-def black_box_latency(net: SlimmableNet, space: SearchSpace, subnets: int = 400, batch: int = 1, *,
-                      seed: int = 0, resolution: int | None = None, rounds: int = 5,
-                      progress: Callable[[int, int], None] | None = None) -> CostTable:
-    """Milliseconds of all subnets of `space`, learnt from `subnets` random ones timed on the net's device.
+def time_random(net: SlimmableNet, space: SearchSpace, subnets: int = 400, batch: int = 1, *, seed: int = 0,
+                resolution: int | None = None, rounds: int = 5,
+                progress: Callable[[int, int], None] | None = None) -> dict:
+    """What `fit_latency` learns from, as plain JSON: widths and ms of `subnets` random subnets of `space`, and about.
 
-    See `time_subnets` for how they are timed and `fit_latency` for the model and for `about["held_out"]`
-    (AOWS, section 3.1; paper 003, equation 3).
+    `fit_latency(net, space, **time_random(net, space))` is the latency table of this device (AOWS's black-box
+    model; paper 003, section 3.2 and equation 3). Its `about["held_out"]` also tells whether the machine was idle
+    enough: MobileNetV1 at 32 pixels, batch 1 and one thread, had 2 % on a quiet one, 3 to 6 % beside two other
+    programs on two cores, and 40 % beside five.
     """
-    widths = space.sample_widths(np.random.default_rng(seed), subnets)
-    ms = time_subnets(net, [Subnet(tuple(row)) for row in widths.tolist()], batch, resolution=resolution,
-                      rounds=rounds, progress=progress)
+    widths = space.sample_widths(np.random.default_rng(seed), subnets).tolist()
+    ms = time_subnets(net, [Subnet(tuple(row)) for row in widths], batch, resolution=resolution, rounds=rounds,
+                      progress=progress)
     side = resolution or net.input_size
     about = conditions(_noise(net, batch, side)) | {"resolution": side, "rounds": rounds}
-    return fit_latency(net, space, widths, ms, about)
+    return {"widths": widths, "ms": ms.round(5).tolist(), "about": about}
 
 
 def time_subnets(net: SlimmableNet, subnets: Sequence[Subnet], batch: int = 1, *, resolution: int | None = None,

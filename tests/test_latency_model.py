@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import json
 import math
 from itertools import product
 
@@ -13,7 +14,7 @@ from nets import NETS, tiny
 import slimnb.latency_model as latency_model
 from slimnb.cost import CostTable
 from slimnb.errors import SlimnbError
-from slimnb.latency_model import black_box_latency, fit_latency, held_out_error, time_subnets
+from slimnb.latency_model import fit_latency, held_out_error, time_random, time_subnets
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.subnet import Subnet
 
@@ -143,7 +144,10 @@ def test_a_tiny_net_is_timed_for_real_and_left_as_it_was(bn):
 
 def test_all_of_it_on_a_tiny_net():
     net = tiny(MobileNetV1).float()
-    table = black_box_latency(net, net.space((0.25, 0.5, 1.0)), 40, batch=2, resolution=16, rounds=1)
+    space = net.space((0.25, 0.5, 1.0))
+    timed = time_random(net, space, 40, batch=2, resolution=16, rounds=1)
+    assert json.loads(json.dumps(timed)) == timed
+    table = fit_latency(net, space, **timed)
     assert table.unit == "ms" and set(table.about) == {
         "device", "threads", "batch", "dtype", "date", "resolution", "rounds", "subnets", "strength", "held_out"}
     assert (table.about["batch"], table.about["resolution"], table.about["subnets"]) == (2, 16, 32)

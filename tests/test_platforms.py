@@ -110,6 +110,21 @@ def test_unary_pads_units_of_fewer_choices():
     assert_allclose(search.unary(), np.where(exists, -0.5, -np.inf))
 
 
+def test_unary_is_what_the_choices_cost_divided_by_the_units():
+    net = small()
+    search = WidthSearch(net, net.space(MULTS), 100)
+    planted = torch.tensor([[0.3, 0.0, 9.0], [0.0, 0.2, 9.0], [0.5, 0.0, 0.1]])  # some widths cost more than wider ones
+    for step in range(50):
+        index = torch.from_numpy(search.draw(step))
+        ce = planted[torch.arange(3), index].sum(1)
+        search.observe(step, [Outcome(None, None, torch.zeros(100)), Outcome(Pass(None, tag=index), None, ce)])
+    for row, cost, count in zip(search.unary(), planted.numpy(), search.counts, strict=True):
+        assert_allclose((row - row[0])[:count], (cost[0] - cost)[:count] / 3, atol=0.015)  # 5 standard deviations
+    macs = CostTable.macs(net, search.space)
+    for found in best_under(search.unary(), Trellis.of(macs.chain()), np.array([1e9])):
+        assert found.index.tolist() == planted.argmin(1).tolist()
+
+
 def test_bad_searches_are_refused(monkeypatch):
     net = small()
     space = net.space(MULTS)

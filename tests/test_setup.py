@@ -24,7 +24,7 @@ ORDER = """
     errors durable fingerprint lock results checkpoint runs
     subnet depthwise layers nets.blocks nets.base nets
     augment synthetic batches sources cache data
-    calibrate cost search random_subnets windows crp latency progress state train distributed methods.slimmable methods
+    calibrate cost search random_subnets windows crp markets latency latency_model progress state train distributed methods.slimmable methods
     measure probes recipes experiment studies tables style
     figures.common figures.slimmable figures.platforms figures.search figures
     claims parameters chapter notebook execute __main__

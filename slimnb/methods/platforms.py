@@ -81,9 +81,10 @@ class WidthSearch:
         self.windows.add(random.made.tag[: len(gain)], gain)
 
     def unary(self) -> np.ndarray:
-        """(units, choices) window means, what Viterbi adds up; -inf where a unit has fewer choices.
+        """(units, choices) window means, what Viterbi adds up, nats; -inf where a unit has fewer choices.
 
-        Raises S40 if a choice was never drawn.
+        Within a unit they differ by 1 / units of what the choices add to the loss when all else is random: a path's
+        sum ranks subnets, but is not their loss. Raises S40 if a choice was never drawn.
         """
         means, counts = self.windows.means()
         valid = np.arange(counts.shape[1]) < self.counts[:, None]

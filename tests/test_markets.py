@@ -1,0 +1,149 @@
+"""Weighted accuracies, regrets and forecasts against sums by hand, on invented results."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+import pytest
+
+from slimnb.crp import WEIGHTS
+from slimnb.errors import SlimnbError
+from slimnb.markets import (
+    best_of,
+    choice_scores,
+    forecast,
+    platform_widths,
+    regret,
+    retrained,
+    shared_units,
+    stand_alone,
+    weighted,
+    worst_market,
+)
+from slimnb.subnet import SearchSpace, Subnet
+
+NAMES = [f"#{k}" for k in range(1, 8)]
+RAMP = np.arange(7.0)
+
+
+def net(source, sampled, top1, searched=None, seed=0, method="platforms"):
+    """Rows of one net, `top1` (7,) by platform."""
+    arm = f"{searched}-{source}-{sampled}" if searched else f"{source}-{sampled}"
+    return [{"source": source, "arm": arm, "method": method, "searched_for": searched, "sampled_for": sampled,
+             "seed": seed, "name": name, "top1": value, "macs": 1} for name, value in zip(NAMES, top1, strict=True)]
+
+
+def alone(source, top1, seed=0):
+    return [row | {"sampled_for": None} for row in net(source, "x", top1, seed=seed, method="alone")]
+
+
+@pytest.fixture
+def frame():
+    rows = net("Slim", "U", 50 + RAMP) + net("Slim", "S", 50 + RAMP**2 / 6) + net("OWS", "U", 52 + RAMP)
+    rows += net("OWS", "S", 51 + 1.5 * RAMP) + net("OWS", "RS", 54 - RAMP)
+    rows += net("AOWS", "U", 53 + RAMP, "S") + net("AOWS", "S", 52.5 + RAMP, "S") + net("AOWS", "U", 40 + RAMP, "RS")
+    rows += alone("Slim", 60 + RAMP) + alone("OWS", 61 + RAMP)
+    rows += [{"source": "OWS", "method": "ows", "seed": 0, "mult": 0.2, "top1": 1.0, "arm": "OWS search"}]
+    return pd.DataFrame(rows)
+
+
+def at(found, market, arm, seed=0):
+    (value,) = found.loc[(found["market"] == market) & (found["arm"] == arm) & (found["seed"] == seed), "top1"]
+    return value
+
+
+def test_weighted_accuracy_is_the_sum_by_hand(frame):
+    found = weighted(frame)
+    for market, shares in WEIGHTS.items():
+        assert at(found, market, "OWS-U") == pytest.approx(sum(w * (52 + k) for k, w in enumerate(shares)))
+    assert at(found, "S", "OWS-W") == pytest.approx(51 + 1.5 * np.dot(WEIGHTS["S"], RAMP))
+    assert at(found, "S", "AOWS-U") - at(found, "S", "AOWS-W") == pytest.approx(0.5)
+
+
+def test_weighted_has_each_arm_where_it_was_trained_and_nowhere_else(frame):
+    found = weighted(frame)
+    markets = found.groupby("arm")["market"].agg(set).to_dict()
+    assert markets == {"Slim-U": set(WEIGHTS), "OWS-U": set(WEIGHTS), "Slim-W": {"S"}, "OWS-W": {"S", "RS"},
+                       "AOWS-U": {"S", "RS"}, "AOWS-W": {"S"}}
+    assert at(found, "RS", "AOWS-U") == pytest.approx(40 + np.dot(WEIGHTS["RS"], RAMP))  # not the net searched for S
+    assert not found.duplicated(["market", "arm", "seed"]).any()
+
+
+def test_seeds_stay_apart(frame):
+    two = pd.concat([frame, frame.assign(seed=1, top1=frame["top1"] + 10)])
+    found = weighted(two)
+    assert at(found, "S", "OWS-W", 1) == pytest.approx(at(found, "S", "OWS-W") + 10)
+    assert set(stand_alone(two)["seed"]) == set(forecast(two)["seed"]) == {0, 1}
+
+
+def test_platforms_keep_their_order_whatever_the_names_sort_to(frame):
+    renamed = frame.assign(name=frame["name"].replace({"#1": "watch", "#7": "desk"}))
+    assert list(retrained(renamed)) == ["watch", *NAMES[1:6], "desk"]
+    pd.testing.assert_frame_equal(weighted(renamed), weighted(frame))
+
+
+def test_stand_alone_nets_are_weighted_by_u(frame):
+    found = stand_alone(frame).set_index("arm")["top1"]
+    assert found["Slim"] == pytest.approx(60 + np.dot(WEIGHTS["U"], RAMP)) == pytest.approx(63)
+    assert found["OWS"] - found["Slim"] == pytest.approx(1)
+
+
+def test_worst_market_is_where_the_first_arm_is_least_ahead(frame):
+    found = weighted(frame)
+    a, b = worst_market(found, ("OWS-W", "OWS-U"))
+    ahead = {m: at(found, m, "OWS-W") - at(found, m, "OWS-U") for m in ("S", "RS")}
+    assert a - b == pytest.approx([min(ahead.values())])
+    a, b = worst_market(found, ("OWS-W", "OWS-U"), ["S"])
+    assert a - b == pytest.approx([ahead["S"]])
+    assert all(np.size(each) == 0 for each in worst_market(found, ("OWS-W", "OWS-U"), ["M"]))
+    assert all(np.size(each) == 0 for each in worst_market(found, ("OWS-W", "absent")))
+
+
+def test_the_worst_market_may_differ_by_seed(frame):
+    found = weighted(frame)
+    turned = found.assign(seed=1, top1=found["top1"] * np.where(found["arm"] == "OWS-U", -1, 1))
+    a, b = worst_market(pd.concat([found, turned]), ("OWS-W", "OWS-U"))
+    assert len(a) == 2 and a[0] < b[0] and a[1] > b[1]
+
+
+def test_the_best_of_a_source(frame):
+    best = best_of(weighted(frame), "AOWS").set_index("market")["top1"]
+    assert best["S"] == pytest.approx(53 + np.dot(WEIGHTS["S"], RAMP)) and set(best.index) == {"S", "RS"}
+
+
+def test_regret_is_zero_for_the_best_arm_of_a_platform_and_positive_for_others(frame):
+    lost = regret(frame)
+    assert list(lost) == NAMES and (lost >= 0).all(axis=None) and (lost.min() == 0).all()
+    assert lost.loc["OWS-RS", "#1"] == 0 and lost.loc["OWS-RS", "#7"] == pytest.approx(60 - 48)
+    assert lost.loc["Slim-U"].tolist() == pytest.approx((frame[frame["method"] == "platforms"].groupby("name")["top1"]
+                                                         .max() - 50 - RAMP).tolist())
+
+
+def test_a_right_forecast_costs_nothing_and_a_wrong_one_the_difference(frame):
+    found = forecast(frame)
+    table = found.pivot_table("regret", "trained", "used", sort=False)
+    assert list(table.index) == ["S", "RS", "U"] and set(table) == {"S", "RS", "U"}
+    assert np.diag(table.loc[table.index, table.index]).tolist() == [0, 0, 0]
+    assert table.loc["RS", "S"] == pytest.approx(np.dot(WEIGHTS["S"], (51 + 1.5 * RAMP) - (54 - RAMP)))
+    of_aows = forecast(frame, "AOWS")
+    assert of_aows[["trained", "used"]].to_numpy().tolist() == [["S", "S"]]  # no net is searched and sampled for RS
+
+
+def test_another_number_of_platforms_than_weights_is_refused(frame):
+    with pytest.raises(SlimnbError, match="one weight per platform"):
+        weighted(frame[frame["name"] != "#7"])
+
+
+def test_units_shared_and_widths_as_rows():
+    a, b = Subnet((8, 16, 24)), Subnet((8, 24, 24))
+    assert (shared_units(a, b), shared_units(a), shared_units(a, b, Subnet((16, 24, 24)))) == (2, 3, 1)
+    rows = platform_widths({"OWS": {"#1": a, "#2": b}}, Subnet((16, 32, 48)))
+    assert rows["unit"].tolist() == [1, 2, 3, 1, 2, 3]
+    of_2 = rows.loc[rows["platform"] == "#2", ["channels", "mult"]]
+    assert of_2.to_numpy().tolist() == [[8, 0.5], [24, 0.75], [24, 0.5]]
+
+
+def test_scores_of_padded_choices_are_left_out():
+    space = SearchSpace(widths=((8, 16), (8, 16, 24)))
+    rows = choice_scores(np.array([[-2, -1, -np.inf], [-3, -2, -1]]), space, Subnet((16, 16)))
+    assert rows.to_numpy().tolist() == [[1, 0.5, -2], [1, 1, -1], [2, 0.5, -3], [2, 1, -2], [2, 1.5, -1]]
