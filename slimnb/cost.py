@@ -2,13 +2,15 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections import defaultdict
-from collections.abc import Sequence
+from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass, field, replace
 
 import numpy as np
 import torch
+from torch import nn
 from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
@@ -23,6 +25,7 @@ from slimnb.layers import (
 )
 from slimnb.nets.base import SlimmableNet
 from slimnb.nets.blocks import ConvNormAct, MaxPool, Residual
+from slimnb.nets.zero_padding import ENDS
 from slimnb.subnet import SearchSpace, Subnet
 
 aten = torch.ops.aten
@@ -54,12 +57,15 @@ _MAPPING = {key: _input_elements(times) for ops, times in _PER_ELEMENT.values() 
             for key in (op, *(getattr(op, overload) for overload in op.overloads()))}
 
 
-def trace_macs(net: SlimmableNet, subnet: Subnet, resolution: int | None = None) -> dict[str, dict[str, int]]:
+def trace_macs(net: SlimmableNet, subnet: Subnet, resolution: int | None = None,
+               fused: bool = False) -> dict[str, dict[str, int]]:
     """MACs of every module's own operations by kind, for one image; traced without computing anything.
 
     Kinds: conv, linear, bias, norm (2 per element), activation (1 per element), pool and max pool (input
-    elements), attention.
+    elements), attention. `fused`: see `count_macs`.
     """
+    net = _without_gaps(net) if fused else net
+    net.reach(subnet)  # kept by the net: it depends on values, which the meta device has not
     side = subnet.resolution or resolution or net.input_size
     tensors = {name: t.to("meta") for name, t in [*net.named_parameters(), *net.named_buffers()]}
     counter = FlopCounterMode(display=False, custom_mapping=_MAPPING)
@@ -89,15 +95,24 @@ def _by_kind(module, counts: dict) -> dict[str, int]:
     return {kind: macs for kind, macs in kinds.items() if macs}
 
 
-def count_macs(net: SlimmableNet, subnet: Subnet, convention: str = "A",
-               resolution: int | None = None) -> int:
+def count_macs(net: SlimmableNet, subnet: Subnet, convention: str = "A", resolution: int | None = None, *,
+               fused: bool = False) -> int:
     """Multiply-accumulates of `subnet` for one image, by a counting convention of `CONVENTIONS`.
 
-    The input side is the subnet's resolution, else `resolution`, else the size the net is laid out for.
+    The input side is the subnet's resolution, else `resolution`, else the size the net is laid out for. Where
+    joins are zero-padded, counts what is executed, zeros included, or with `fused` what SP-Net prints: layers
+    after a join read as many channels as its paths have between them.
     """
     counted = _counted(convention)
-    return sum(macs for kinds in trace_macs(net, subnet, resolution).values()
+    return sum(macs for kinds in trace_macs(net, subnet, resolution, fused).values()
                for kind, macs in kinds.items() if kind in counted)
+
+
+def _without_gaps(net: SlimmableNet) -> SlimmableNet:
+    """The same net, its parameters too, whose joins hold the union of their paths and no zeros besides."""
+    twin = copy.copy(net)
+    twin.padding = net.padding and ENDS
+    return twin
 
 
 def _counted(convention: str) -> frozenset[str]:
@@ -107,17 +122,22 @@ def _counted(convention: str) -> frozenset[str]:
     return CONVENTIONS[convention]
 
 
-def count_params(net: SlimmableNet, subnets: Sequence[Subnet]) -> int:
-    """Parameters that the union of `subnets` uses; private gamma and beta count once per subnet."""
+def count_params(net: SlimmableNet, subnets: Sequence[Subnet], *, fused: bool = False) -> int:
+    """Parameters that the union of `subnets` uses; private gamma and beta count once per subnet.
+
+    `fused`: as in `count_macs`, exact for one subnet.
+    """
+    net = _without_gaps(net) if fused else net
+    reaches = [net.reach(s) or s.widths for s in subnets]
     total = 0
     for module in net.modules():
         if isinstance(module, SlimmableConv2d):
-            inputs = [1 if module.depthwise else _width(s, module.sources, module.in_channels)
-                      for s in subnets]
-            outputs = [_width(s, module.sources if module.depthwise else (module.unit,), 0) for s in subnets]
+            inputs = [1 if module.depthwise else _widest(reach, module.sources, module.in_channels)
+                      for reach in reaches]
+            outputs = [s.widths[module.unit] for s in subnets]
             total += _staircase(inputs, outputs) * module.kernel**2
         elif isinstance(module, SlimmableLinear):
-            inputs = max(_width(s, module.sources, 0) for s in subnets)
+            inputs = max(_widest(reach, module.sources, 0) for reach in reaches)
             total += module.out_features * (inputs + 1)
         elif isinstance(module, (SwitchableBatchNorm2d, SlimmableGroupNorm)):
             widths = [s.widths[module.unit] for s in subnets]
@@ -129,8 +149,8 @@ def count_params(net: SlimmableNet, subnets: Sequence[Subnet]) -> int:
     return total
 
 
-def _width(subnet: Subnet, sources: tuple[int, ...], otherwise: int) -> int:
-    return max((subnet.widths[u] for u in sources), default=otherwise)
+def _widest(widths: tuple[int, ...], units: tuple[int, ...], otherwise: int) -> int:
+    return max((widths[u] for u in units), default=otherwise)
 
 
 def _staircase(inputs: list[int], outputs: list[int]) -> int:
@@ -165,13 +185,9 @@ class CostTable:
     def macs(cls, net: SlimmableNet, space: SearchSpace, convention: str = "A",
              resolution: int | None = None) -> CostTable:
         """Exact MACs: one trace of the largest subnet gives every layer's coefficient."""
-        counted = _counted(convention)
-        traced = trace_macs(net, net.largest, resolution)
-        costs = {name: sum(m for kind, m in kinds.items() if kind in counted - {"bias"})
-                 for name, kinds in traced.items()}
         about = {"convention": convention, "resolution": resolution or net.input_size}
-        table = cls._proportional("MACs", net, space, costs, about)
-        return table.plus_constant(net.num_classes) if "bias" in counted else table
+        costs, constant = _macs_by_layer(net, convention, resolution)
+        return cls._proportional("MACs", net, space, costs, about).plus_constant(constant)
 
     @classmethod
     def params(cls, net: SlimmableNet, space: SearchSpace) -> CostTable:
@@ -188,27 +204,16 @@ class CostTable:
     @classmethod
     def _proportional(cls, unit, net, space, costs: dict[str, int], about: dict) -> CostTable:
         """Terms that scale with the widths at both ends of each module, from costs at the largest subnet."""
+        refuse_padded(net)
         choices: dict[Node, np.ndarray] = {}
         terms: dict[tuple[Node, Node], np.ndarray] = {}
-        most = net.largest.widths
-        if any(isinstance(module, SlimmableSqueezeExcite) for module in net.modules()):
-            raise SlimnbError("S20", "squeeze-and-excitation",
-                              "its hidden width is rounded, so its cost is not proportional to its widths",
-                              "Count subnets one by one with count_macs.", "")
-        for name, cost in costs.items():
-            if not cost:
-                continue
-            ends = module_ends(net, net.get_submodule(name))
+        for _, ends, rate in _rates(net, costs):
             for node in ends:
                 choices.setdefault(node, node_choices(space, node))
-            scale = math.prod(max((most[u] for u in node), default=1) for node in ends)
-            if cost % scale:
-                raise SlimnbError("S20", f"cost {cost} of {name}", "it is not proportional to its widths",
-                                  "Measure it instead, with slimnb.latency.latency_table.", "")
             a, b = (choices[node] if node else np.ones(1, dtype=np.int64) for node in ends)
-            term = (cost // scale) * np.multiply.outer(a, b)
+            term = rate * np.multiply.outer(a, b)
             terms[ends] = terms[ends] + term if ends in terms else term
-        return cls(unit, len(most), choices, fold(terms), about)
+        return cls(unit, len(net.unit_names), choices, fold(terms), about)
 
     def plus_constant(self, cost: float) -> CostTable:
         """The same table with `cost` added to every subnet."""
@@ -260,6 +265,60 @@ class CostTable:
             raise SlimnbError("S22", "a net with joins", "Viterbi needs channel units in a chain",
                               "Use MobileNetV1 or VGG, or search by sampling.", "")
         return [self.terms[pair] for pair in expected]
+
+
+def macs_function(net: SlimmableNet, convention: str = "A", resolution: int | None = None, *,
+                  fused: bool = False) -> Callable[[Subnet], int]:
+    """`count_macs` as a function of the subnet, traced once: for searches that ask again and again.
+
+    Error S20 with squeeze-and-excitation.
+    """
+    net = _without_gaps(net) if fused else net
+    costs, constant = _macs_by_layer(net, convention, resolution)
+    makers = SlimmableConv2d, ConvNormAct, SwitchableBatchNorm2d, SlimmableGroupNorm
+    # A layer reads what joined paths hold together; what it makes is its own unit's.
+    layers = [(rate, *ends, isinstance(module, makers)) for module, ends, rate in _rates(net, costs)]
+
+    def macs(subnet: Subnet) -> int:
+        net.check(subnet)
+        widths, reach = subnet.widths, net.reach(subnet) or subnet.widths
+        return constant + sum(rate * _widest(reach, inputs, 1) * _widest(widths if own else reach, outputs, 1)
+                              for rate, inputs, outputs, own in layers)
+
+    return macs
+
+
+def _macs_by_layer(net: SlimmableNet, convention: str, resolution: int | None) -> tuple[dict[str, int], int]:
+    """MACs of every module of the largest subnet, and those that no width changes."""
+    counted = _counted(convention)
+    costs = {name: sum(m for kind, m in kinds.items() if kind in counted - {"bias"})
+             for name, kinds in trace_macs(net, net.largest, resolution).items()}
+    return costs, net.num_classes if "bias" in counted else 0
+
+
+def _rates(net: SlimmableNet, costs: dict[str, int]) -> Iterator[tuple[nn.Module, tuple[Node, Node], int]]:
+    """(module, its ends, cost per channel at both) of the modules that cost something in the largest subnet."""
+    most = net.largest.widths
+    if any(isinstance(module, SlimmableSqueezeExcite) for module in net.modules()):
+        raise SlimnbError("S20", "squeeze-and-excitation",
+                          "its hidden width is rounded, so its cost is not proportional to its widths",
+                          "Count subnets one by one with count_macs.", "")
+    for name, cost in costs.items():
+        if cost:
+            module = net.get_submodule(name)
+            ends = module_ends(net, module)
+            scale = math.prod(_widest(most, node, 1) for node in ends)
+            if cost % scale:
+                raise SlimnbError("S20", f"cost {cost} of {name}", "it is not proportional to its widths",
+                                  "Measure it instead, with slimnb.latency.latency_table.", "")
+            yield module, ends, cost // scale
+
+
+def refuse_padded(net: SlimmableNet) -> None:
+    """Raise S20 if joins are zero-padded: what a layer reads is then no maximum of widths."""
+    if net.padding is not None:
+        raise SlimnbError("S20", "a net with zero-padded joins", "a table knows widths, not unions of channels",
+                          "Price its subnets one by one, with count_macs or measure_latency.", "")
 
 
 def module_ends(net: SlimmableNet, module) -> tuple[Node, Node]:

@@ -14,7 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
-from slimnb.cost import CostTable, Node, fold, node_choices, node_of
+from slimnb.cost import CostTable, Node, fold, node_choices, node_of, refuse_padded
 from slimnb.errors import SlimnbError
 from slimnb.layers import (
     ACTIVATIONS,
@@ -125,7 +125,7 @@ def _in_eval(net: SlimmableNet, x: Tensor, route: Subnet | Masks) -> Tensor:
 def indexed(net: SlimmableNet, subnet: Subnet) -> nn.Module:
     """`net.extract(subnet)`, except that its layers gather the supernet's weights by index at each call."""
     plain = net.extract(subnet)
-    s = Selection(subnet.widths, slot=net.slot_of(subnet))
+    s = net.select(subnet, statistics="slot")
     wide = [m for m in net.modules() if isinstance(m, (SlimmableConv2d, SwitchableBatchNorm2d))]
     thin = [name for name, m in plain.named_modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))]
     for source, name in zip(wide, thin, strict=True):
@@ -182,7 +182,7 @@ class IndexedLinear(nn.Module):
     def __init__(self, source, s: Selection):
         super().__init__()
         self.source = source
-        self.index = _numbers(max(s.widths[u] for u in source.sources), source.weight)
+        self.index = _numbers(s.reaching(source.sources), source.weight)
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, I) -> (B, out_features)."""
@@ -203,6 +203,7 @@ def latency_table(net: SlimmableNet, space: SearchSpace, batch: int = 1, *, reso
     device, threads, batch, dtype, date, resolution and how many layers were timed. A sum over layers leaves
     out what lies between them: hold a few whole subnets against `measure_latency` before trusting it.
     """
+    refuse_padded(net)
     net.check(Subnet(space.largest.widths))
     side = resolution or net.input_size
     choices: dict[Node, np.ndarray] = {}

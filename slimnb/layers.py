@@ -36,7 +36,8 @@ class Selection:
 
     `widths[u]` is an int or a (B, C) mask of zeros and ones. `slot` is the row of batch-norm statistics, or a
     (B,) tensor with one row per sample. `batch_statistics` normalises by the batch at hand; `momentum` is
-    then its weight in the running statistics of `slot` (None leaves them alone).
+    then its weight in the running statistics of `slot` (None leaves them alone). `reach` is `net.reach` of
+    the subnet and `ends` how its joins are padded with zeros: see slimnb/nets/zero_padding.py.
     """
 
     widths: tuple
@@ -45,6 +46,12 @@ class Selection:
     slot: int | Tensor = 0
     batch_statistics: bool = False
     momentum: float | None = None
+    reach: tuple[int, ...] = ()
+    ends: bool = False
+
+    def reaching(self, units: tuple[int, ...], otherwise: int = 0) -> int:
+        """Channels that a layer fed by channel units `units` reads, under int widths."""
+        return max(((self.reach or self.widths)[u] for u in units), default=otherwise)
 
 
 def narrow(x: Tensor, width: int | Tensor) -> Tensor:
@@ -60,6 +67,14 @@ def join(body: Tensor, shortcut: Tensor) -> Tensor:
         return body + shortcut
     thin, wide = sorted((body, shortcut), key=lambda t: t.shape[1])
     return torch.cat([wide[:, : thin.shape[1]] + thin, wide[:, thin.shape[1]:]], dim=1)
+
+
+def join_ends(body: Tensor, shortcut: Tensor, width: int) -> Tensor:
+    """Sum of two (B, C, H, W) tensors in `width` channels: the body in the first, the shortcut in the last."""
+    if body.shape[1] == shortcut.shape[1] == width:
+        return body + shortcut
+    behind, before = width - body.shape[1], width - shortcut.shape[1]
+    return F.pad(body, (0, 0, 0, 0, 0, behind)) + F.pad(shortcut, (0, 0, 0, 0, before, 0))
 
 
 def _uninitialised(kind: type[nn.Module], like: Tensor, *args, **kwargs) -> nn.Module:
@@ -102,7 +117,7 @@ class SlimmableConv2d(nn.Module):
 
     def input_width(self, s: Selection) -> int:
         """Channels that reach this layer under an int-width selection."""
-        return max((s.widths[u] for u in self.sources), default=self.in_channels)
+        return s.reaching(self.sources, self.in_channels)
 
     def extract(self, s: Selection) -> nn.Conv2d:
         """The selected part as a plain `nn.Conv2d` with its own parameters."""
@@ -130,7 +145,7 @@ class SlimmableLinear(nn.Module):
 
     def extract(self, s: Selection) -> nn.Linear:
         """The selected part as a plain `nn.Linear`."""
-        inputs = max(s.widths[u] for u in self.sources)
+        inputs = s.reaching(self.sources)
         plain = _uninitialised(nn.Linear, self.weight, inputs, self.out_features)
         plain.weight.data.copy_(self.weight.detach()[:, :inputs])
         plain.bias.data.copy_(self.bias.detach())

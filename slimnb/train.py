@@ -91,6 +91,10 @@ class Labels:
         return F.cross_entropy(logits, y, reduction="none", label_smoothing=self.smoothing), ce.detach()
 
 
+Penalty = Callable[[SlimmableNet], None]
+"""Adds the gradient of a term that depends on the weights alone, once per step, without waiting for the device."""
+
+
 def rng_at(seed: int, stream: str, step: int) -> np.random.Generator:
     """The random numbers of one decision: a pure function of (seed, stream, step), the same on every rank."""
     key = np.array([(seed << 32) | zlib.crc32(stream.encode()), step], dtype=np.uint64)
@@ -158,12 +162,13 @@ class Schedule:
 
 
 def train_step(net: SlimmableNet, x: Tensor, y: Tensor, passes: Sequence[Pass], objective: Objective,
-               optimizer, generator: torch.Generator | None = None, group=None) -> list[Outcome]:
+               optimizer, generator: torch.Generator | None = None, group=None,
+               penalty: Penalty | None = None) -> list[Outcome]:
     """One optimiser step from all `passes` on the same batch; gradients add up, weighted.
 
     x (B, 3, H, W), y (B,). With a process `group` the gradients are averaged over its ranks in one
-    all-reduce. Where a loss or the gradient is not finite, on any rank, the device skips the update; `Watch`
-    then says so.
+    all-reduce; what `penalty` adds in place comes after that. Where a loss or the gradient is not finite, on
+    any rank, the device skips the update; `Watch` then says so.
     """
     optimizer.zero_grad(set_to_none=True)
     objective.begin(net, x, passes)
@@ -179,6 +184,8 @@ def train_step(net: SlimmableNet, x: Tensor, y: Tensor, passes: Sequence[Pass], 
     gradients = [p.grad for p in net.parameters() if p.grad is not None]
     if group is not None:
         average_([*gradients, bad], group)
+    if penalty is not None:
+        penalty(net)
     norm = torch.nn.utils.get_total_norm(gradients)
     # A fused optimiser leaves weights and momentum alone where this is 1, and nobody waits for the device.
     optimizer.found_inf = ((bad > 0) | ~norm.isfinite()).float()
@@ -208,13 +215,14 @@ LOOK = 50
 def train(net: SlimmableNet, batches, sampler: Sampler, objective: Objective, schedule: Schedule,
           optimizer, *, seed: int = 0, label: str = "train", run=None, save_seconds: float = 60.0,
           intervals: int = 20, stop: Callable[[], bool] = lambda: False, group=None,
-          quiet: bool = False) -> list[dict]:
+          quiet: bool = False, penalty: Penalty | None = None) -> list[dict]:
     """Train `net` for `schedule.steps` steps; returns the history, rows of step, lr, name, ce.
 
     `batches.batch(step)` gives (x, y). With a `run` (see `slimnb.runs`) it starts from the newest checkpoint,
     saves one every `save_seconds`, and ends in the same bits however often it was interrupted. `stop` is
-    asked at every look (`LOOK`); when it says true the state is saved and K10 raised. Other errors: N01 and
-    N02 of `Watch`, P09 for an optimiser that does not hold the net's parameters.
+    asked at every look (`LOOK`); when it says true the state is saved and K10 raised. `penalty` adds to the
+    gradients of every step. Other errors: N01 and N02 of `Watch`, P09 for an optimiser that does not hold the
+    net's parameters.
     """
     rank, ranks = (dist.get_rank(group), dist.get_world_size(group)) if group is not None else (0, 1)
     history, watch = History([]), Watch(ranks)
@@ -233,7 +241,8 @@ def train(net: SlimmableNet, batches, sampler: Sampler, objective: Objective, sc
                 param_group["lr"] = lr
             generator.manual_seed(zlib.crc32(f"{seed}/dropout/{step}{f'/{rank}' if rank else ''}".encode()))
             x, y = batches.batch(step)
-            outcomes = train_step(net, x, y, sampler.plan(step), objective, optimizer, generator, group)
+            outcomes = train_step(net, x, y, sampler.plan(step), objective, optimizer, generator, group,
+                                  penalty)
             sampler.observe(step, outcomes)
             history.add(outcomes)
             watch.add(step, lr, outcomes, optimizer.found_inf)

@@ -12,12 +12,13 @@ from nets import NETS, random_subnets, tiny
 from oracle import Block, thin_net
 from torch import nn
 
-from slimnb.cost import CostTable, count_macs, count_params, trace_macs
+from slimnb.cost import CostTable, count_macs, count_params, macs_function, trace_macs
 from slimnb.errors import SlimnbError
 from slimnb.layers import SlimmableSqueezeExcite
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.nets.mobilenet_v2 import MobileNetV2
 from slimnb.nets.resnet import ResNet50
+from slimnb.nets.sorting import embed_
 from slimnb.nets.vgg import VGG
 from slimnb.subnet import SearchSpace, Subnet
 
@@ -230,6 +231,8 @@ def test_squeeze_and_excitation_is_counted_but_not_tabulated():
     for table in (CostTable.macs, CostTable.params):
         with pytest.raises(SlimnbError, match="SNB-S20"):
             table(attended, net.space((0.5, 1.0)))
+    with pytest.raises(SlimnbError, match="SNB-S20"):
+        macs_function(attended)
 
 
 def test_resolution_of_the_subnet_comes_first():
@@ -273,6 +276,22 @@ def test_table_equals_the_traced_count(kind, size, conventions):
     params = CostTable.params(net, space)
     predicted = params.predict(np.array([s.widths for s in subnets]))
     assert predicted.tolist() == [count_params(net, [s]) for s in subnets]
+
+
+@pytest.mark.parametrize("padding", (None, "match", "ends"))
+@every_net
+def test_the_function_of_subnets_is_the_count_of_each(kind, padding):
+    net, rng = tiny(kind, 224), np.random.default_rng(4)
+    subnets = [net.largest, *random_subnets(net, 2, seed=2)]
+    if padding:
+        embed_(net, [rng.permutation(width) for width in net.largest.widths], {"one": subnets[1].widths}, padding)
+    for convention in "AC":
+        for fused in (False, True):
+            macs = macs_function(net, convention, 32, fused=fused)
+            for subnet in subnets:
+                assert macs(subnet) == count_macs(net, subnet, convention, 32, fused=fused)
+    with pytest.raises(SlimnbError, match="SNB-S09"):
+        macs(Subnet((1, 2)))
 
 
 def test_a_hundred_thousand_subnets_at_once():

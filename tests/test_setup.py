@@ -22,9 +22,10 @@ LIBRARY = sorted((ROOT / "slimnb").rglob("*.py"))
 # A file imports only from files on its left; files not named here only have to be free of cycles.
 ORDER = """
     errors durable fingerprint lock results checkpoint runs
-    subnet depthwise layers nets.blocks nets.base nets
+    subnet depthwise layers nets.blocks nets.zero_padding nets.base nets
     augment synthetic batches sources cache data
-    calibrate cost search random_subnets windows crp markets latency latency_model progress state train distributed methods.slimmable methods
+    calibrate cost search random_subnets windows crp markets pruning latency latency_model progress state train
+    distributed methods.slimmable methods
     measure probes recipes experiment studies tables style
     figures.common figures.slimmable figures.platforms figures.search figures
     claims parameters chapter notebook execute __main__

@@ -14,6 +14,7 @@ from slimnb.checkpoint import pack, unpack
 from slimnb.cost import CostTable, count_macs
 from slimnb.methods.platforms import PlatformSandwich, SmoothedViterbi, WidthSearch
 from slimnb.methods.slimmable import InplaceDistillation, Sandwich, Switches, Uniform, any_width
+from slimnb.methods.sp_net import EmbeddedSwitches
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.search import Trellis
 from slimnb.subnet import Subnet
@@ -89,6 +90,13 @@ def platform_sandwich(net, seed: int = 0) -> PlatformSandwich:
     return PlatformSandwich({f"#{k}": Subnet(w) for k, w in enumerate(widths, 1)}, seed=seed)
 
 
+def embedded(net) -> EmbeddedSwitches:
+    """SP-Net's, over two subnets that are not nested."""
+    thin, flat = ([max(1, most * (3 + (unit + shift) % 2 * 3) // 8) for unit, most in enumerate(net.largest.widths)]
+                  for shift in (0, 1))
+    return EmbeddedSwitches(net.largest, {"0.75x": Subnet(tuple(thin)), "0.5x": Subnet(tuple(flat))})
+
+
 FACTORIES = {
     "Switches": switches,
     "Sandwich": sandwich,
@@ -96,6 +104,7 @@ FACTORIES = {
     "WidthSearch": width_search,
     "SmoothedViterbi": smoothed_viterbi,
     "PlatformSandwich": platform_sandwich,
+    "EmbeddedSwitches": embedded,
 }
 """How to make each sampler on a `small` net; a new method adds its own here."""
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass
 
 import torch
@@ -22,6 +22,7 @@ from slimnb.layers import (
     SwitchableBatchNorm2d,
 )
 from slimnb.nets.blocks import Chain, Resize, resize
+from slimnb.nets.zero_padding import ENDS, place_, places_of, reach_of
 from slimnb.subnet import SearchSpace, Subnet
 
 
@@ -93,7 +94,9 @@ class SlimmableNet(nn.Module):
         self._summed: tuple[int, int] | None = None  # version and checksum of the weights, as last computed
         self._touched = False  # whether the weights may have changed without a new version
         self._checked: set[Subnet] = set()
-        self.register_load_state_dict_post_hook(_forget_checksum)
+        self.padding: str | None = None  # how joins are zero-padded, if the net was embedded: "match" or "ends"
+        self._reach: dict[tuple, tuple[int, ...]] = {}
+        self.register_load_state_dict_post_hook(_forget_old_weights)
 
     # -- construction ------------------------------------------------------------------------------------
 
@@ -200,6 +203,25 @@ class SlimmableNet(nn.Module):
                               "Set e.g. 32.")
         self._checked.add(subnet)
 
+    def reach(self, subnet: Subnet) -> tuple[int, ...]:
+        """Channels of its residual stream up to the end of each unit; () in a net that was not embedded.
+
+        More than the unit's width where zeros lie in between: what reads the stream computes on them, too.
+        """
+        if self.padding is None:
+            return ()
+        key = self.padding, subnet.widths
+        if key not in self._reach:
+            self.check(subnet)
+            self._reach[key] = reach_of(self, subnet.widths, self.padding == ENDS)
+        return self._reach[key]
+
+    def set_padding(self, padding: str | None, places: Mapping[int, Tensor] | None = None) -> None:
+        """Pad joins as `padding` says, the channels of units scattered to `places` (by unit: (C,) int64)."""
+        self.padding = padding
+        self._reach.clear()
+        place_(self, places or {})
+
     def masks(self, widths: Tensor, subnets: list[Subnet] | None = None) -> Masks:
         """Masks of `widths` (B, units) ints; with `subnets`, one per sample, each uses its own statistics."""
         device = next(self.parameters()).device
@@ -301,6 +323,9 @@ class SlimmableNet(nn.Module):
         """How one forward pass runs `route`: see `forward` for `momentum` and `statistics`."""
         batch = self.training if statistics == "auto" else statistics == "batch"
         if isinstance(route, Masks):
+            if self.padding == ENDS:
+                raise SlimnbError("S34", "masks in a net padded at the ends of its joins",
+                                  "each width has joins of its own", "Run it subnet by subnet.", "")
             if not batch and route.slot is None and self.bn != GROUP:
                 raise SlimnbError("N10", "masks without slots",
                                   "evaluation needs statistics for every sample",
@@ -316,7 +341,8 @@ class SlimmableNet(nn.Module):
             slot = self.slots.get(route, 0)
         else:
             slot, momentum = self._training_slot(route)
-        return Selection(route.widths, route.depths, route.kernels, slot, batch, momentum)
+        return Selection(route.widths, route.depths, route.kernels, slot, batch, momentum, self.reach(route),
+                         self.padding == ENDS)
 
     # -- running -----------------------------------------------------------------------------------------
 
@@ -347,8 +373,7 @@ class SlimmableNet(nn.Module):
 
     def extract(self, subnet: Subnet) -> nn.Sequential:
         """A stand-alone plain module, in eval mode, with only `subnet`'s parameters and statistics."""
-        self.check(subnet)
-        s = Selection(subnet.widths, subnet.depths, subnet.kernels, self.slot_of(subnet))
+        s = self.select(subnet, statistics="slot")
         head = [Resize(subnet.resolution)] if subnet.resolution else []
         plain = nn.Sequential(*head, self.features.extract(s), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
                               self.classifier.extract(s))
@@ -361,7 +386,7 @@ class SlimmableNet(nn.Module):
         named = list(self.named_modules())
         convs = [(n, m) for n, m in named if isinstance(m, SlimmableConv2d)]
         readers = convs + [(n, m) for n, m in named if isinstance(m, SlimmableLinear)]
-        norms = [(n, m) for n, m in named if hasattr(m, "channels") and hasattr(m, "unit")]
+        norms = [(n, m) for n, m in named if isinstance(m, (SwitchableBatchNorm2d, SlimmableGroupNorm))]
         return [ChannelUnit(name, self.largest.widths[u],
                             tuple(n for n, m in convs if m.unit == u),
                             tuple(n for n, m in norms if m.unit == u),
@@ -369,19 +394,25 @@ class SlimmableNet(nn.Module):
                 for u, name in enumerate(self.unit_names)]
 
     def get_extra_state(self) -> dict:
-        """JSON-able: which slot is whose, and the checksum of the weights its statistics belong to."""
+        """JSON-able: which slot is whose, the checksum of the weights its statistics belong to, scattered units."""
         slots = [[subnet.to_json(), slot] for subnet, slot in self.slots.items()]
-        return {"slots": slots, "stamps": list(self._stamps)}
+        state = {"slots": slots, "stamps": list(self._stamps)}
+        if self.padding is not None:
+            state |= {"padding": self.padding, "scattered": list(places_of(self))}
+        return state
 
     def set_extra_state(self, state: dict) -> None:
-        """Reserve the slots of a saved net; runs before the layers' own tensors are loaded."""
+        """Reserve slots and index buffers of a saved net; runs before the layers' own tensors are loaded."""
+        most = self.largest.widths
+        self.set_padding(state.get("padding"), {u: torch.arange(most[u]) for u in state.get("scattered", ())})
         self.slots = {Subnet.from_json(subnet): slot for subnet, slot in state["slots"]}
         self._stamps = list(state["stamps"])
         self.reserve(list(self.slots))
 
 
-def _forget_checksum(net: SlimmableNet, incompatible) -> None:
+def _forget_old_weights(net: SlimmableNet, incompatible) -> None:
     net._summed = None  # load_state_dict(assign=True) brings parameters whose versions start again at 0
+    net._reach.clear()
 
 
 def _checksum(parameters: Iterable[Tensor]) -> int:

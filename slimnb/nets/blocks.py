@@ -11,6 +11,7 @@ from slimnb.layers import (
     Selection,
     SlimmableConv2d,
     join,
+    join_ends,
     narrow,
     normalisation,
 )
@@ -44,17 +45,21 @@ class ConvNormAct(nn.Module):
         self.conv = SlimmableConv2d(in_channels, out_channels, kernel, stride, unit=unit, sources=sources,
                                     depthwise=depthwise)
         self.norm = normalisation(out_channels, unit=unit, policy=net.bn)
+        self.place = None  # a Placement, where the channels lie scattered in a residual stream
 
     def forward(self, x: Tensor, s: Selection) -> Tensor:
         """(B, I, H, W) -> (B, O, H / stride, W / stride)."""
         x = self.conv(x, s)  # rebinding lets the input die before the next activation is made
         x = self.norm(x, s)
-        return narrow(ACTIVATIONS[self.activation](x), s.widths[self.unit])
+        x = narrow(ACTIVATIONS[self.activation](x), s.widths[self.unit])
+        return x if self.place is None else self.place(x, s)
 
     def extract(self, s: Selection) -> nn.Sequential:
-        """Plain convolution, normalisation and activation."""
+        """Plain convolution, normalisation, activation and placement."""
         plain = nn.Sequential(self.conv.extract(s), self.norm.extract(s))
-        return plain if self.activation == "none" else plain.append(PLAIN_ACTIVATIONS[self.activation]())
+        if self.activation != "none":
+            plain.append(PLAIN_ACTIVATIONS[self.activation]())
+        return plain if self.place is None or s.ends else plain.append(self.place.extract(s))
 
 
 class MaxPool(nn.Module):
@@ -87,24 +92,34 @@ class Residual(nn.Module):
     def forward(self, x: Tensor, s: Selection) -> Tensor:
         """(B, I, H, W) -> (B, max(body, shortcut), H / stride, W / stride)."""
         shortcut = x if self.shortcut is None else self.shortcut(x, s)
-        return ACTIVATIONS[self.activation](join(self.body(x, s), shortcut))
+        if s.ends:
+            x = join_ends(self.body(x, s), shortcut, s.reaching(self.sources))
+        else:
+            x = join(self.body(x, s), shortcut)
+        return ACTIVATIONS[self.activation](x)
 
     def extract(self, s: Selection) -> PlainResidual:
         """The same of plain modules."""
         shortcut = None if self.shortcut is None else self.shortcut.extract(s)
-        return PlainResidual(self.body.extract(s), shortcut, PLAIN_ACTIVATIONS[self.activation]())
+        activation = PLAIN_ACTIVATIONS[self.activation]()
+        return PlainResidual(self.body.extract(s), shortcut, activation, s.reaching(self.sources) * s.ends)
 
 
 class PlainResidual(nn.Module):
-    """Body plus shortcut (None: identity) of plain modules, then an activation."""
+    """Body plus shortcut (None: identity) of plain modules, then an activation.
 
-    def __init__(self, body: nn.Module, shortcut: nn.Module | None, activation: nn.Module):
+    With `ends` > 0 the join has that many channels: the body's come first, the shortcut's last.
+    """
+
+    def __init__(self, body: nn.Module, shortcut: nn.Module | None, activation: nn.Module, ends: int = 0):
         super().__init__()
         self.body, self.shortcut, self.activation = body, shortcut or nn.Identity(), activation
+        self.ends = ends
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) -> (B, O, H / stride, W / stride)."""
-        return self.activation(join(self.body(x), self.shortcut(x)))
+        body, shortcut = self.body(x), self.shortcut(x)
+        return self.activation(join_ends(body, shortcut, self.ends) if self.ends else join(body, shortcut))
 
 
 class Resize(nn.Module):

@@ -80,7 +80,8 @@ def searches(scale: str, seed: int, data, results: Sequence[Result] = ()) -> lis
     """One OWS search, which serves all markets, and an AOWS search for each of `MARKETS`."""
     ows, budgets = _search(scale, seed), problem(scale, data.num_classes).budgets
     return [ows] + [replace(ows, arm=f"{market}-AOWS search", source="AOWS", method="aows", searched_for=market,
-                            weights=WEIGHTS[market], budgets=budgets, refresh=20) for market in MARKETS[scale]]
+                            weights=WEIGHTS[market], budgets=budgets, refresh=5 if scale == "smoke" else 20)
+                    for market in MARKETS[scale]]
 
 
 def unary_of(result: Result) -> np.ndarray:
