@@ -13,9 +13,13 @@ _HOME = {
     "ResNet50": "nets.resnet", "VGG": "nets.vgg",
     "calibrate_bn": "calibrate", "evaluate": "calibrate",
     "count_macs": "cost", "count_params": "cost", "CostTable": "cost", "measure_latency": "latency",
+    "Trellis": "search", "best_under": "search", "marginals": "search",
+    "chinese_restaurant_process": "crp", "prune": "pruning", "embed_": "nets.sorting",
     "load_data": "data", "Pass": "train",
     "Switches": "methods.slimmable", "Sandwich": "methods.slimmable", "Uniform": "methods.slimmable",
     "InplaceDistillation": "methods.slimmable",
+    "WidthSearch": "methods.platforms", "SmoothedViterbi": "methods.platforms",
+    "PlatformSandwich": "methods.platforms",
     "Recipe": "recipes", "run": "experiment", "SlimnbError": "errors",
 }
 __all__ = sorted(_HOME)

@@ -1,4 +1,4 @@
-"""Write the README's result table from the committed results; with `--check` only say by exit status if it differs."""
+"""Write the README's result tables from the committed results; with `--check` only say by exit status if it differs."""
 
 from __future__ import annotations
 
@@ -7,28 +7,55 @@ import re
 import sys
 from pathlib import Path
 
+import pandas as pd
+
+from slimnb.markets import weighted
 from slimnb.results import read_committed, results_frame
 
 ROOT = Path(__file__).resolve().parents[1]
-PLACE = re.compile(r"(<!-- results:[^\n]*-->\n).*?(<!-- end of results -->)", re.DOTALL)
+PLACE = r"(<!-- {}:[^\n]*-->\n).*?(<!-- end of {} -->)"
 
 
-def table(folder: Path) -> str:
-    """Markdown: test accuracy of each arm at each width, mean over seeds, from the records in `folder`."""
-    records = [r for r in read_committed(folder) if r["recipe"]["paper"] == "slimmable" and "rows" in r["result"]]
-    frame = results_frame(records)
+def frame_of(paper: str) -> pd.DataFrame:
+    """Rows of all committed runs of a paper."""
+    return results_frame(r for r in read_committed(ROOT / "data/results" / paper) if "rows" in r["result"])
+
+
+def about(frame: pd.DataFrame, what: str) -> str:
+    """The line over a table: data, seeds, scale, and what a row is."""
+    seeds = frame["seed"].nunique()
+    return f"CIFAR-100, test accuracy in percent, {seeds} seed{'s' * (seeds > 1)}, scale `small`; {what}"
+
+
+def widths_table() -> str:
+    """Markdown: accuracy of each arm of chapter 01 at each width, mean over seeds."""
+    frame = frame_of("slimmable")
     widths = [0.25, 0.5, 0.75, 1.0]
     frame = frame[frame["mult"].isin(widths)]
     pivot = frame.pivot_table(index="arm", columns="mult", values="top1", aggfunc="mean", sort=False)
     macs = frame.groupby("mult")["macs"].first()
-    seeds = frame["seed"].nunique()
-    lines = [f"CIFAR-100, test accuracy in percent, {seeds} seed{'s' * (seeds > 1)}, scale `small`; one row is one"
-             " set of weights, except the first.", "",
+    lines = [about(frame, "one row is one set of weights, except the first."), "",
              "| | " + " | ".join(f"{width:g}x ({macs[width] / 1e6:.1f} M MACs)" for width in widths) + " |",
              "|---|" + "---:|" * len(widths)]
     order = [arm for arm in ("Individual", "One BN", "S-Net", "US-Net") if arm in pivot.index]
     lines += [f"| {arm} | " + " | ".join(f"{pivot.loc[arm, width]:.1f}" for width in widths) + " |" for arm in order]
     return "\n".join(lines) + "\n"
+
+
+def markets_table() -> str:
+    """Markdown: accuracy of each arm of chapter 03 weighted by market, mean over seeds."""
+    frame = frame_of("platforms")
+    arms = [f"{source}-{suffix}" for source in ("Random", "Slim", "OWS", "AOWS") for suffix in "UW"]
+    pivot = weighted(frame).pivot_table("top1", "market", "arm", sort=False)
+    arms = [arm for arm in arms if arm in pivot]
+    lines = [about(frame, "one network for seven platforms, weighted by market (rows of Table 1 of the paper)."), "",
+             "| | " + " | ".join(arms) + " |", "|---|" + "---:|" * len(arms)]
+    return "\n".join([*lines, *(f"| {market} | " + " | ".join("" if pd.isna(v) else f"{v:.1f}" for v in row[arms]) + " |"
+                                for market, row in pivot.iterrows())]) + "\n"
+
+
+TABLES = {"results": widths_table, "markets": markets_table}
+"""What stands between the marks of the same name in README.md."""
 
 
 def main() -> int:
@@ -37,7 +64,9 @@ def main() -> int:
     parser.add_argument("--check", action="store_true")
     readme = ROOT / "README.md"
     old = readme.read_text(encoding="utf-8")
-    new = PLACE.sub(lambda found: found[1] + table(ROOT / "data/results") + found[2], old)
+    new = old
+    for name, table in TABLES.items():
+        new = re.sub(PLACE.format(name, name), lambda found, text=table(): found[1] + text + found[2], new, flags=re.DOTALL)
     if parser.parse_args().check:
         return int(old != new)
     readme.write_text(new, encoding="utf-8")
