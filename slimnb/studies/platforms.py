@@ -43,7 +43,8 @@ class PlatformRecipe(Recipe):
 FULL = replace(SMOKE, epochs=300, batch_size=128, lr=0.1, schedule="exponential", gamma=0.985, weight_decay=5e-4,
                augment="crop_flip", calibration_images=5 * 1024, layout=None, dropout=0.6)
 RETRAINING = {"smoke": replace(SMOKE, epochs=1), "small": replace(SMALL, epochs=4), "full": FULL}
-SEARCH_EPOCHS = {"smoke": 1, "small": 3, "full": 50}
+SEARCH_EPOCHS = {"smoke": 1, "small": 5, "full": 50}
+WINDOWS = {"smoke": 1_000, "small": 10_000, "full": 100_000}  # the last six tenths of the losses of each choice
 
 
 def _base(scale: str, seed: int) -> PlatformRecipe:
@@ -53,7 +54,7 @@ def _base(scale: str, seed: int) -> PlatformRecipe:
 
 def _search(scale: str, seed: int) -> PlatformRecipe:
     return replace(_base(scale, seed), arm="OWS search", source="OWS", method="ows", bn="calibrated", lr=0.1,
-                   schedule="constant", gamma=None, dropout=0.0, epochs=SEARCH_EPOCHS[scale], window=100_000,
+                   schedule="constant", gamma=None, dropout=0.0, epochs=SEARCH_EPOCHS[scale], window=WINDOWS[scale],
                    mults=(min(SEARCH_MULTS), max(SEARCH_MULTS)), train_mults=SEARCH_MULTS)
 
 
