@@ -46,7 +46,7 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from slimnb import MobileNetV1, Pass, SlimnbError, count_params, figures
+from slimnb import MobileNetV1, Pass, SlimnbError, count_params, figures, recipes
 from slimnb.calibrate import calibrate_bn, evaluate
 from slimnb.chapter import Chapter
 from slimnb.claims import Claim, paired
@@ -55,13 +55,13 @@ from slimnb.experiment import latencies, probe, study
 from slimnb.layers import Selection, SlimmableConv2d, SwitchableBatchNorm2d
 from slimnb.methods.slimmable import InplaceDistillation, Sandwich, any_width
 from slimnb.parameters import Float, Int
-from slimnb.recipes import WIDTHS
 from slimnb.results import results_frame
 from slimnb.runs import RunStore
-from slimnb.studies.slimmable_networks import SANDWICH_MULTS, STAGES
+from slimnb.studies import slimmable_networks
 
 chapter = Chapter.begin("01_slimmable_networks", globals(),
                         latency_mult=Float(0, 1), latency_rounds=Int(1, 1000))
+WIDTHS = recipes.WIDTHS
 
 # %% [markdown]
 # ## The idea on three channels
@@ -135,7 +135,8 @@ images = load_or_absent(chapter.data_name, chapter.data_root, chapter.device,
                         chapter.root / "data/cache")
 print(images)
 store = RunStore(chapter.root / "data/runs", chapter.root / "data/results")
-results = study(STAGES, chapter.scale, chapter.all_seeds, images, store, device=chapter.device)
+results = study(slimmable_networks.STAGES, chapter.scale, chapter.all_seeds, images, store,
+                device=chapter.device)
 frame = results_frame(results)
 minutes = sum(result.seconds for result in results) / 60
 print(f"{len(results)} runs, {minutes:.1f} minutes of training")
@@ -186,7 +187,8 @@ chapter.save(axes, "statistics")
 # %%
 def source(thing):
     """Library code, as it runs."""
-    return Markdown(f"```python\n{inspect.cleandoc(inspect.getsource(thing))}\n```")
+    code = inspect.cleandoc("\n" + inspect.getsource(thing))
+    return Markdown(f"```python\n{code}\n```")
 
 
 source(SwitchableBatchNorm2d.forward)
@@ -392,7 +394,7 @@ print("2.", 32 * 64 * 8 * 8, "MACs: half the inputs and half the outputs, a quar
       64 * 128 * 8 * 8)
 
 # %% tags=["hide-cell"]
-draw = any_width(full, SANDWICH_MULTS)
+draw = any_width(full, slimmable_networks.SANDWICH_MULTS)
 sandwich = Sandwich(full.largest, full.uniform(0.25), draw, n_random=2, seed=1)
 pairs = [sandwich.plan(step)[2:] for step in range(10_000)]
 same = np.mean([a.route == b.route for a, b in pairs])

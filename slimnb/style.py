@@ -7,6 +7,7 @@ import contextlib
 import functools
 import html
 import io
+import itertools
 import math
 import re
 import textwrap
@@ -41,13 +42,19 @@ METHODS = {
     "onebn": Look("One BN", "#7A5C3A", "*"),
     "snet": Look("S-Net", "#E69F00", "^"),
     "usnet": Look("US-Net", "#0072B2", "o"),
+    # Names that go on are found first; SP-Net's arms are shades of its green.
+    "spnetoneshot": Look("SP-Net, one-shot", "#6FD3A8", "<"),
+    "spnetiterative": Look("SP-Net, iterative", "#00401A", ">"),
+    "spnetnozpm": Look("SP-Net, no ZPM", "#00401A", "8"),
+    "spnetl1": Look("SP-Net, L1", "#6FD3A8", "p"),
+    "spnetunsorted": Look("SP-Net, unsorted", "#00401A", "X"),
     "spnet": Look("SP-Net", "#009E73", "v"),
     "pssnet": Look("PSS-Net", "#CC79A7", "D"),
     "dsnet": Look("DS-Net", "#D55E00", "P"),
     "aows": Look("AOWS", "#56B4E9", "H"),
     "deps": Look("DepS", "#4B0082", "p"),
     "ows": Look("OWS", "#880E4F", "d"),
-    "random": Look("Random search", "#A8C66C", "X"),
+    "random": Look("Random widths", "#A8C66C", "X"),
     # Other names of the two plain answers: one net per width, and the same multiplier in every layer.
     "standalone": Look("Stand-alone nets", "#222222", "s"),
     "slim": Look("Slim", "#E69F00", "^"),
@@ -118,15 +125,17 @@ def width_colour(mult: float) -> tuple:
     return mpl.colormaps["viridis"](0.66 * min(1.0, max(0.0, (1 - mult) / 0.75)))
 
 
-def new_axes(title: str, columns: int = 1, height: float = 1.0, **kw) -> np.ndarray:
-    """Axes (columns,) of a new figure whose title starts at its left edge; several panels are wider."""
+def new_axes(title: str, columns: int = 1, height: float = 1.0, rows: int = 1, **kw) -> np.ndarray:
+    """Axes (rows * columns,) of a new figure whose title starts at its left edge; several columns are wider."""
     x, y = mpl.rcParams["figure.figsize"]
     wide = 1.25 if columns > 1 else 1.0
-    fig, axes = plt.subplots(1, columns, figsize=(x * wide, y * height), squeeze=False, **kw)
-    lines = math.ceil(len(title) / (58 * wide))
-    wrapped = "\n".join(textwrap.wrap(title, len(title) // max(1, lines) + 6))
-    fig.suptitle(wrapped, x=0.01, ha="left", fontsize=12, fontweight="bold")
-    return axes[0]
+    fig, axes = plt.subplots(rows, columns, figsize=(x * wide, y * height), squeeze=False, **kw)
+    for lines in itertools.count(max(1, math.ceil(len(title) / (58 * wide)))):
+        wrapped = "\n".join(textwrap.wrap(title, len(title) // lines + 6))
+        text = fig.suptitle(wrapped, x=0.01, ha="left", fontsize=12, fontweight="bold")
+        if text.get_window_extent().x1 <= fig.bbox.x1 or lines > len(title):
+            break
+    return axes.ravel()
 
 
 def figure_of(axes) -> Figure:
