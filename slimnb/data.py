@@ -16,6 +16,7 @@ from typing import ClassVar
 import numpy as np
 import torch
 from torch import Tensor
+from torch.nn.functional import interpolate
 
 from slimnb import synthetic
 from slimnb.augment import keyed_uniform
@@ -76,10 +77,24 @@ class ImageData:
         """The data set with train and val on `device`; test follows when it is opened."""
         return replace(self, train=self.train.to(device), val=self.val.to(device))
 
+    def enlarged(self, size: int) -> ImageData:
+        """The data set whose val and test images fill `size` pixels: the middle 7/8 of each, bilinear.
+
+        What networks laid out for 224 pixels are evaluated on; training draws its own crops, and train stays as it is.
+        """
+        return replace(self, val=_enlarged(self.val, size), unopened=_enlarged(self.unopened, size))
+
     def __repr__(self) -> str:
         counts = f"{len(self.train):,} train, {len(self.val):,} val, {len(self.unopened):,} test images"
         about = f"{self.name}: {counts} of {self.size} x {self.size} pixels, {self.num_classes} classes"
         return "; ".join((about, *self.notes))
+
+
+def _enlarged(split: Split, size: int) -> Split:
+    whole, edge = round(size * 8 / 7), round(size / 14)
+    parts = [interpolate(part.float(), (whole, whole), mode="bilinear").round().to(torch.uint8)
+             [..., edge:edge + size, edge:edge + size] for part in split.images.split(500)]
+    return replace(split, images=torch.cat(parts))
 
 
 @dataclass(frozen=True)

@@ -6,11 +6,12 @@ import importlib
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from pathlib import Path
 from types import ModuleType
 
 import torch
+from torch import Tensor
 
 from slimnb import probes
 from slimnb.calibrate import calibrate_bn
@@ -18,23 +19,25 @@ from slimnb.data import Batches, ImageData
 from slimnb.distributed import broadcast_weights, rank_of, share, synchronise_batch_norm, world_of
 from slimnb.errors import SlimnbError
 from slimnb.latency import compare_latency, conditions, execution_modes
+from slimnb.layers import CALIBRATED
 from slimnb.measure import measure
 from slimnb.nets.base import SlimmableNet
 from slimnb.nets.resnet import ResNet50
+from slimnb.pruning import SCORES, embed_counts_
 from slimnb.recipes import WIDTHS, Recipe
-from slimnb.runs import RunStore, code_fingerprint, machine_fingerprint
+from slimnb.runs import Run, RunStore, code_fingerprint, machine_fingerprint
 from slimnb.state import load_net, net_state
 from slimnb.train import Schedule, make_optimizer, train
 
-STUDIES = ("slimmable_networks", "platforms")  # modules of slimnb.studies
-PAPERS = ("slimmable", "platforms")  # modules of slimnb.methods
+STUDIES = ("slimmable_networks", "sp_net", "platforms")  # modules of slimnb.studies
+PAPERS = ("slimmable", "sp_net", "platforms")  # modules of slimnb.methods
 NETS = {"mobilenet_v1": "MobileNetV1", "mobilenet_v2": "MobileNetV2", "vgg": "VGG", "resnet": "ResNet50"}
 NO_DATA = "none"  # data fingerprint of what was measured once, not trained
 NO_TRAINING = "SLIMNB_NO_TRAINING"  # in the environment: an unfinished run is an error, not a reason to train
 
 
-Stage = Callable[[str, int, ImageData, list["Result"]], list[Recipe]]
-"""(scale, seed, data, results of this seed so far) -> recipes; data may be an `Absent`."""
+Stage = Callable[[str, int, ImageData, list["Result"], RunStore], list[Recipe]]
+"""(scale, seed, data, results of this seed so far, store) -> recipes; data may be an `Absent`."""
 
 
 @dataclass(frozen=True)
@@ -56,9 +59,9 @@ def build(recipe: Recipe, num_classes: int) -> SlimmableNet:
         raise SlimnbError("P10", f"net = {recipe.net!r}", f"it is one of {', '.join(NETS)}", "Set net='mobilenet_v1'.")
     module = importlib.import_module(f"slimnb.nets.{recipe.net}")
     bn = "shared_affine" if recipe.bn == "one" else recipe.bn
-    layout = {"layout": recipe.layout} if recipe.layout else {}
+    given = {"layout": recipe.layout, "stem": recipe.stem, "rounding": recipe.rounding}
     net = getattr(module, NETS[recipe.net])(num_classes, recipe.input_size, recipe.largest, bn=bn, seed=recipe.seed,
-                                            **layout)
+                                            **{name: value for name, value in given.items() if value})
     if recipe.bn != "calibrated":
         net.reserve(list(recipe.named(net).values()), shared=recipe.bn == "one")
     return net
@@ -74,7 +77,48 @@ def method_of(recipe: Recipe) -> ModuleType:
 
 def code_of(recipe: Recipe) -> str:
     """Fingerprint of the code that can change this recipe's result."""
-    return code_fingerprint(["slimnb.train", "slimnb.measure", method_of(recipe).__name__, f"slimnb.nets.{recipe.net}"])
+    embeds = ["slimnb.pruning"] if recipe.start else []
+    return code_fingerprint(["slimnb.train", "slimnb.measure", method_of(recipe).__name__, f"slimnb.nets.{recipe.net}",
+                             *embeds])
+
+
+def begin(recipe: Recipe, num_classes: int, store: RunStore) -> SlimmableNet:
+    """The net as its training finds it: built, or with `recipe.start` that run's net, sorted and embedded.
+
+    Such a recipe has `subnets`, and says in `score` and `padding` how (`slimnb.pruning.embed_counts_`). What else a
+    paper does to the weights is its module's `prepare`, if it has one. Raises B08 without the weights.
+    """
+    if recipe.start:
+        net = build(replace(recipe, subnets=(("", recipe.largest),)), num_classes)
+        load_net(net, weights_of(store, recipe.start), net.get_extra_state())
+        net.mark_calibrated([net.largest])
+        embed_counts_(net, {name: subnet.widths for name, subnet in recipe.named(net).items() if subnet != net.largest},
+                      recipe.padding, SCORES[recipe.score])
+    else:
+        net = build(recipe, num_classes)
+    prepare = getattr(method_of(recipe), "prepare", None)
+    if prepare:
+        prepare(recipe, net)
+    return net
+
+
+def weights_of(store: RunStore, run_id: str) -> dict[str, Tensor]:
+    """The tensors of the net that the run `run_id` has trained, by name. Raises B08 if they are not on this machine."""
+    record = next((r for r in store.records() if r["run_id"] == run_id), None)
+    opened = record and store.open(record["recipe"], record["code"], record["data"])
+    if opened is None or not (opened.path / "result.json").exists():
+        raise SlimnbError("B08", f"weights of run {run_id}", "they are not on this machine",
+                          "Train the run here first.")
+    return {name.removeprefix("net/"): value for name, value in opened.weights().items()}
+
+
+def trained(result: Result, num_classes: int, store: RunStore) -> SlimmableNet:
+    """The net of a finished run, in eval mode, with the statistics it tracked. Raises B08 without the weights."""
+    net = begin(result.recipe, num_classes, store)
+    load_net(net, weights_of(store, result.run_id), net.get_extra_state())
+    if net.bn != CALIBRATED:
+        net.mark_calibrated(list(result.recipe.named(net).values()))
+    return net.eval()
 
 
 def run(recipe: Recipe, data: ImageData, store: RunStore | None = None, *, device: str = "cpu", quiet: bool = False,
@@ -96,7 +140,7 @@ def run(recipe: Recipe, data: ImageData, store: RunStore | None = None, *, devic
                               f"Run the chapter at scale={recipe.scale!r} first.")
         with stored.lock():
             if stored.result() is None:  # another process may have finished it while we waited
-                _train(recipe, data, stored, device, quiet, group)
+                _train(recipe, data, store, stored, device, quiet, group)
         found = stored.result()
     if found.get("stale_code") and not quiet:
         print(f"{label(recipe)}: result of an earlier version of the code, run {found['run_id']}")
@@ -125,11 +169,12 @@ def study(stages: Sequence[Stage], scale: str, seeds: Iterable[int], data: Image
 
     With `arms` only those are run; P10 if there is no such arm. A stage may want the results of arms before it.
     """
+    store = store or RunStore()
     results, known = [], set()
     for seed in seeds:
         mine: list[Result] = []
         for stage in stages:
-            recipes = stage(scale, seed, data, mine)
+            recipes = stage(scale, seed, data, mine, store)
             known |= {recipe.arm for recipe in recipes}
             mine += [run(recipe, data, store, **settings) for recipe in recipes if not arms or recipe.arm in arms]
         results += mine
@@ -163,8 +208,8 @@ def schedule(recipe: Recipe, epoch: int) -> Schedule:
                     milestones=milestones, period=epoch, **kind)
 
 
-def _train(recipe: Recipe, data: ImageData, stored, device: str, quiet: bool, group) -> None:
-    net = build(recipe, data.num_classes).to(device)
+def _train(recipe: Recipe, data: ImageData, store: RunStore, stored: Run, device: str, quiet: bool, group) -> None:
+    net = begin(recipe, data.num_classes, store).to(device)
     broadcast_weights(net, group)
     if recipe.sync_bn:
         synchronise_batch_norm(net, group)
@@ -172,15 +217,17 @@ def _train(recipe: Recipe, data: ImageData, stored, device: str, quiet: bool, gr
     feed = batches(recipe, data, device, group)
     rates = schedule(recipe, feed.steps_per_epoch)
     sampler, objective = method.plan(recipe, net, rates.steps)
+    penalty = method.penalty(recipe) if hasattr(method, "penalty") else None
     optimizer = make_optimizer(net, recipe.momentum, recipe.weight_decay, recipe.decay)
     began = time.perf_counter()
     history = train(net, feed, sampler, objective, rates, optimizer, seed=recipe.seed, label=label(recipe),
-                    run=stored, stop=lambda: stored.preempted, quiet=quiet, group=group)
+                    run=stored, stop=lambda: stored.preempted, quiet=quiet, group=group, penalty=penalty)
     seconds = time.perf_counter() - began
     synchronise_batch_norm(net, None)
     broadcast_weights(net, group)
     subnets = recipe.named(net)
-    measured = measure(net, data, list(subnets.values()), images=recipe.calibration_images,
+    seen = data if recipe.input_size <= data.size else data.enlarged(recipe.input_size)
+    measured = measure(net, seen, list(subnets.values()), images=recipe.calibration_images,
                        calibrate=bool(recipe.calibrate), device=device, group=group)
     rows = [{"name" if isinstance(name, str) else "mult": name} | row
             for name, row in zip(subnets, measured, strict=True)]
@@ -195,13 +242,9 @@ def probe(result: Result, data: ImageData, mults: Sequence[float], store: RunSto
                 "mults": list(mults), "images": recipe.calibration_images}
 
     def take() -> dict:
-        tensors = store.open(recipe.to_json(), code_of(recipe), data.fingerprint).weights()
-        if tensors is None:
-            raise SlimnbError("B08", f"weights of run {result.run_id}", "they are not on this machine",
-                              "Train the run here first.")
         net = build(recipe, data.num_classes)
         net.reserve([net.uniform(mult) for mult in recipe.mults])
-        load_net(net, {name.removeprefix("net/"): value for name, value in tensors.items()}, net.get_extra_state())
+        load_net(net, weights_of(store, result.run_id), net.get_extra_state())
         return probes.take(net.to(device), data, mults, images=recipe.calibration_images, device=device)
 
     return once(store, settings, code_fingerprint(["slimnb.probes", f"slimnb.nets.{recipe.net}"]), take)
@@ -265,6 +308,6 @@ def commit(recipes: Sequence[Recipe], data: ImageData, store: RunStore, folder: 
     about = {(recipe.paper, recipe.scale) for recipe in recipes}
     ids = {stored.id for stored in opened}
     opened += [store.open(r["recipe"], r["code"], r["data"]) for r in store.records() if r["data"] == NO_DATA
-               and (r["recipe"]["paper"], r["recipe"]["scale"]) in about
+               and (r["recipe"].get("paper"), r["recipe"].get("scale")) in about
                and r["recipe"].get("of", next(iter(ids))) in ids]
     return [store.commit(stored, Path(folder) / f"{stored.id}.json") for stored in opened]

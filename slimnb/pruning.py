@@ -10,7 +10,7 @@ from __future__ import annotations
 import copy
 import warnings
 from bisect import bisect_left
-from collections.abc import Callable
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -43,9 +43,19 @@ def filter_norms(net: SlimmableNet) -> Scores:
                       for name in unit.producers]) for unit in net.channel_units()]
 
 
+SCORES = {"gammas": gammas, "filter norms": filter_norms}
+"""The scores that a recipe may name."""
+
+
 def importance_order(scores: Scores) -> list[np.ndarray]:
     """Channel numbers of every unit, most important first; equal ones in their order."""
     return [np.argsort(-unit[0], kind="stable") for unit in scores]
+
+
+def embed_counts_(net: SlimmableNet, counts: Mapping[str, Sequence[int]], padding: str = MATCH,
+                  score: Score = gammas) -> dict[str, Subnet]:
+    """`embed_` with the channels in order of the net's own scores, whichever base the counts were pruned from."""
+    return embed_(net, importance_order(score(net)), counts, padding)
 
 
 # The shares that SP-Net's code keeps, tuned by hand, thinnest subnet first: ResNet-50 .6166 .7628 (CIFAR-100), .5484

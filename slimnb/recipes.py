@@ -45,9 +45,12 @@ class Recipe:
     dropout: float = 0.0
     sync_bn: bool = False  # normalise over the joined batch of all ranks
     calibrate: bool | None = None  # take statistics anew after training, even where they were tracked
-    subnets: tuple[tuple[str, tuple[int, ...]], ...] | None = None  # (name, widths) in place of `mults`
+    subnets: tuple[tuple[str | float, tuple[int, ...]], ...] | None = None  # (name, widths) in place of `mults`
     gamma: float | None = None  # factor of schedule "exponential" per epoch, of "multistep" per milestone
     milestones: tuple[int, ...] | None = None  # epochs, of schedule "multistep"
+    stem: int | None = None  # channels of the stem, where that is no row of `layout`; None: the paper's
+    rounding: str | None = None  # of widths; None: the net's own
+    start: str | None = None  # run whose weights it starts from, its channels sorted and `subnets` embedded
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON of all fields but those that are None, so that a field added later renames no old run."""

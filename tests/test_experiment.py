@@ -10,8 +10,10 @@ from slimnb import experiment, recipes
 from slimnb.cost import count_macs
 from slimnb.data import load_data
 from slimnb.errors import SlimnbError
+from slimnb.pruning import gammas
 from slimnb.runs import RunStore
-from slimnb.studies import slimmable_networks
+from slimnb.state import net_state
+from slimnb.studies import slimmable_networks, sp_net
 from slimnb.subnet import Subnet
 
 TINY = replace(recipes.SMOKE, arm="S-Net", epochs=1, mults=(0.5, 1.0), layout=((32, 2), (32, 2), (64, 1)),
@@ -131,7 +133,7 @@ def test_unknown_scale_is_refused(data):
 def test_a_study_runs_its_stages_in_order_and_only_the_arms_asked_for(data, store):
     seen = []
 
-    def second(scale, seed, images, results):
+    def second(scale, seed, images, results, store):
         seen.append([(found.recipe.arm, found.run_id) for found in results])
         return [replace(TINY, arm="After", seed=seed) for found in results]
 
@@ -187,3 +189,117 @@ def test_a_measurement_is_taken_once(store):
 
     first, second = (experiment.once(store, {"paper": "x", "arm": "clock"}, "code", take) for _ in range(2))
     assert first == second and first["ms"] == 1.0 and taken == [1]
+
+
+# -- what starts from another run ------------------------------------------------------------------------
+
+TWO = sp_net._RESNET
+FAMILIES = tuple(
+    sp_net.Family(name, replace(sp_net._SMOKE, epochs=1, batch_size=90, calibration_images=64, dtype="float32", **net),
+                  0.02, TWO, 1.0, joint, arms)
+    for name, net, joint, arms in (
+        ("MobileNetV1", {"layout": TINY.layout}, sp_net.ANEW, ()),
+        ("ResNet-50", {"net": "resnet", "stem": 4, "layout": ((2, 1), (4, 2))}, sp_net.TUNE, sp_net.ARMS[1:])))
+
+
+@pytest.fixture(scope="module")
+def pruned(data, store):
+    """Results of all stages of chapter 02, in very small."""
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setitem(sp_net.LAPTOP, "smoke", FAMILIES)
+        return experiment.study(sp_net.STAGES, "smoke", [0], data, store, quiet=True)
+
+
+def named(results, arm, net="resnet", **fields):
+    (found,) = (r for r in results if r.recipe.arm == arm and r.recipe.net == net
+                and all(getattr(r.recipe, name) == value for name, value in fields.items()))
+    return found
+
+
+def test_every_arm_of_chapter_02_is_trained_and_measured(pruned, data):
+    arms = [(r.recipe.net, r.recipe.arm) for r in pruned]
+    assert set(arms) == {("mobilenet_v1", arm) for arm in ("Individual", "S-Net", "Base", "SP-Net")} | {
+        ("resnet", arm) for arm in ("Individual", "S-Net", "Base", "SP-Net", "Slimming alone", *sp_net.ARMS[1:])}
+    uniform = {row["mult"]: row["macs"] for row in named(pruned, "S-Net").rows}
+    for result in (r for r in pruned if r.recipe.net == "resnet" and r.recipe.supernet):
+        for row, printed in zip(result.rows, result.found["printed_macs"], strict=True):
+            assert 0.6 * uniform[row["mult"]] < printed <= min(uniform[row["mult"]], row["macs"])
+            assert 0 <= row["top1"] <= 100
+
+
+def test_a_tuned_net_starts_from_its_base_whose_outputs_sorting_keeps(pruned, data, store):
+    tuned, base = named(pruned, "SP-Net"), named(pruned, "Base", mults=(1.0,))
+    assert tuned.recipe.start == base.run_id
+    was, now = experiment.trained(base, 10, store), experiment.begin(tuned.recipe, 10, store).eval()
+    x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
+    torch.testing.assert_close(now(x), was(x), rtol=1e-4, atol=1e-5)
+    assert now.padding == "match"
+    for unit, before in zip(gammas(now), gammas(was), strict=True):
+        assert (unit[0][:-1] >= unit[0][1:]).all() and sorted(unit[0]) == sorted(before[0]), "most important first"
+
+
+def test_a_net_drawn_anew_has_its_own_weights(pruned, store):
+    anew, chain = (named(pruned, *arm) for arm in (("Drawn anew", "resnet"), ("SP-Net", "mobilenet_v1")))
+    begun, fresh = experiment.begin(anew.recipe, 10, store), experiment.build(anew.recipe, 10)
+    assert begun.padding == "ends" and torch.equal(begun.classifier.weight, fresh.classifier.weight)
+    assert chain.recipe.start is None
+    for net in (begun, experiment.begin(chain.recipe, 10, store)):
+        assert all((norm.weight == 0.5).all() for norm in net.norms())
+
+
+def test_a_trained_net_comes_back_with_its_joins(pruned, data, store):
+    for arm in ("SP-Net", "Shortcut first", "Drawn anew", "Iterative", "Slimming alone"):
+        result = named(pruned, arm)
+        net = experiment.trained(result, 10, store)
+        rows = experiment.measure(net, data, list(result.recipe.named(net).values()), images=64)
+        assert [(row["top1"], row["macs"]) for row in rows] == [(row["top1"], row["macs"]) for row in result.rows]
+
+
+def test_the_second_step_of_iterative_pruning_lies_within_the_first(pruned):
+    (_, first), (_, second) = named(pruned, "Iterative").recipe.subnets[1:]
+    assert (0.75, first) in named(pruned, "Slimming alone").recipe.subnets
+    assert all(thin <= wide for thin, wide in zip(second, first, strict=True))
+
+
+def test_an_interrupted_tuning_ends_in_the_same_bits(pruned, data, store, tmp_path, monkeypatch):
+    """Stopped after two steps of four and again after one more: begun from the base, then from a checkpoint."""
+    result = named(pruned, "SP-Net")
+    recipe = replace(result.recipe, arm="Interrupted")
+    straight = experiment.run(recipe, data, store, quiet=True)
+    elsewhere = RunStore(tmp_path / "runs", tmp_path / "results")
+    elsewhere.root.mkdir()
+    (elsewhere.root / recipe.start).symlink_to(store.root.resolve() / recipe.start)
+    through = experiment.train
+    for steps in (2, 1):
+        asked = []
+        monkeypatch.setattr(experiment, "train", lambda *args, asked=asked, steps=steps, **options: through(
+            *args, **options | {"stop": lambda: asked.append(1) or len(asked) == steps}))
+        with pytest.raises(SlimnbError, match="SNB-K10"):
+            experiment.run(recipe, data, elsewhere, quiet=True)
+    monkeypatch.setattr(experiment, "train", through)
+    again = experiment.run(recipe, data, elsewhere, quiet=True)
+    assert again.rows == straight.rows and again.history == straight.history
+    one, other = (net_state(experiment.trained(r, 10, s))[0] for r, s in ((straight, store), (again, elsewhere)))
+    assert one.keys() == other.keys() and all(torch.equal(value, other[name]) for name, value in one.items())
+
+
+def test_committed_results_serve_chapter_02_without_weights(pruned, data, store, tmp_path, monkeypatch):
+    monkeypatch.setitem(sp_net.LAPTOP, "smoke", FAMILIES)
+    base = named(pruned, "Base", mults=(1.0,))
+    looked = sp_net.scores(base, data, store)  # taken when it was pruned
+    experiment.commit([r.recipe for r in pruned], data, store, tmp_path / "results")
+    elsewhere = RunStore(tmp_path / "runs", tmp_path / "results")
+    monkeypatch.setenv(experiment.NO_TRAINING, "1")
+    again = experiment.study(sp_net.STAGES, "smoke", [0], data, elsewhere)
+    assert [(r.run_id, r.rows, r.recipe) for r in again] == [(r.run_id, r.rows, r.recipe) for r in pruned]
+    assert sp_net.scores(base, data, elsewhere) == looked and len(looked["gammas"]) == 12
+    with pytest.raises(SlimnbError, match="SNB-B08: weights of run"):
+        experiment.trained(base, 10, elsewhere)
+
+
+def test_pruning_counts_as_code_only_of_what_starts_from_a_base(pruned, monkeypatch):
+    named_modules = []
+    monkeypatch.setattr(experiment, "code_fingerprint", lambda modules: named_modules.append(modules) or "0")
+    for arm in (named(pruned, "Base", mults=(1.0,)), named(pruned, "SP-Net")):
+        experiment.code_of(arm.recipe)
+    assert "slimnb.pruning" not in named_modules[0] and "slimnb.pruning" in named_modules[1]

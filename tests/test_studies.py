@@ -4,11 +4,13 @@ from types import SimpleNamespace
 
 import numpy as np
 import pytest
+import torch
 
+from slimnb.cost import count_macs
 from slimnb.crp import WEIGHTS
 from slimnb.errors import SlimnbError
 from slimnb.experiment import Result, build
-from slimnb.studies import platforms
+from slimnb.studies import platforms, sp_net
 from slimnb.subnet import Subnet
 
 CIFAR100 = SimpleNamespace(num_classes=100, size=32)
@@ -96,3 +98,135 @@ def test_another_seed_has_other_random_widths():
 def test_an_unknown_scale_is_refused():
     with pytest.raises(SlimnbError, match="SNB-P10"):
         platforms.searches("huge", 0, CIFAR100)
+
+
+# -- chapter 02 ------------------------------------------------------------------------------------------
+
+IMAGENET = SimpleNamespace(num_classes=1000, size=224)
+
+
+def of(recipes, **fields):
+    """The recipes whose fields have these values."""
+    return [r for r in recipes if all(getattr(r, name) == value for name, value in fields.items())]
+
+
+def lasting(recipe):
+    """Epochs, learning rate and where and by how much it falls."""
+    return recipe.epochs, recipe.lr, recipe.gamma, recipe.milestones
+
+
+@pytest.fixture
+def prunings(monkeypatch):
+    """Pruning that leaves 40 % of every unit without looking at weights; gives the settings it was asked for."""
+    asked = []
+
+    def prune(self, base, mult, host, padding="match", score="gammas"):
+        recipe = base.recipe
+        with torch.device("meta"):
+            full = build(recipe, self.data.num_classes).largest.widths
+        asked.append((recipe.net, recipe.arm, recipe.mults or recipe.subnets[0][0], mult, padding, score))
+        return {"counts": [max(2, int(0.4 * width)) for width in full]}
+
+    monkeypatch.setattr(sp_net.Pruning, "prune", prune)
+    return asked
+
+
+def trained(recipes):
+    """Results of recipes, as if each had run."""
+    return [Result(r, [{"mult": mult} for mult in r.mults or [name for name, _ in r.subnets]], [], 0.0,
+                   f"{r.arm} {r.net} {r.mults}") for r in recipes]
+
+
+def all_stages(scale, data, seed=0):
+    """Recipes stage by stage, each stage after the runs of those before it."""
+    stages, results = [], []
+    for stage in sp_net.STAGES:
+        stages.append(stage(scale, seed, data, results, None))
+        results += trained(stages[-1])
+    return stages
+
+
+def test_full_recipes_on_cifar_are_table_2_2(prunings):
+    first, second, *others = all_stages("full", CIFAR100)
+    assert others == [[], []]
+    assert [(r.arm, r.net) for r in second] == [("SP-Net", "resnet"), ("SP-Net", "vgg")]
+    for r in (*first, *second):
+        assert (r.input_size, r.batch_size, r.augment, r.momentum) == (224, 128, "resized_crop", 0.9)
+        assert (r.weight_decay, r.decay, r.schedule, r.layout, r.smoothing) == (1e-4, "all", "multistep", None, 0)
+    assert all(lasting(r) == (120, 0.1, 0.2, (60, 90, 110)) for r in first)
+    tuned, anew = second
+    assert lasting(tuned) == (60, 0.1, 0.1, (50,)) and not tuned.fresh and tuned.first_gamma is None
+    assert lasting(anew) == (120, 0.1, 0.2, (60, 90, 110)) and anew.fresh and anew.start is None
+    assert all((r.alpha, r.temperature, r.bn) == (0.9, 1, "shared_affine") for r in second)
+    assert {(r.net, r.sparsity) for r in second} == {("resnet", 1e-5), ("vgg", 1e-4)}
+    assert {(r.net, r.sparsity) for r in of(first, arm="Base")} == {("resnet", 1e-5), ("vgg", 1e-4)}
+    assert [(r.net, r.mults) for r in of(first, arm="Base")] == [
+        ("resnet", (0.75,)), ("resnet", (1.0,)), ("vgg", (0.5,)), ("vgg", (0.75,))], "VGG's supernet is no base"
+    pairs = [("resnet", 0.75, 0.5), ("resnet", 1.0, 0.75), ("vgg", 0.5, 0.25), ("vgg", 0.75, 0.5)]
+    assert prunings == [(net, "Base", (base,), mult, "match", "gammas") for net, base, mult in pairs]
+
+
+def test_full_recipes_on_imagenet_are_table_2_2(prunings):
+    first, second, *_ = all_stages("full", IMAGENET)
+    for r in of(first, net="resnet") + of(first, net="vgg"):
+        assert lasting(r) == (90, 0.1, 0.2, (30, 50, 70)) and (r.weight_decay, r.decay) == (1e-4, "all")
+    for r in of(first, net="mobilenet_v1") + of(first, net="mobilenet_v2"):
+        assert (r.epochs, r.lr, r.warmup_epochs, r.schedule, r.smoothing) == (150, 0.05, 5, "cosine", 0.1)
+        assert (r.weight_decay, r.decay) == (4e-5, "weights")
+    assert all(r.batch_size == 256 and r.input_size == 224 for r in (*first, *second))
+    assert all(r.sparsity == 1e-5 for r in (*of(first, arm="Base"), *second))
+    resnet, vgg, one, two = of(second, arm="SP-Net")
+    assert lasting(resnet) == (60, 0.01, 0.1, (30, 45)) and not resnet.fresh
+    assert lasting(vgg) == (90, 0.1, 0.2, (30, 50, 70)) and vgg.fresh
+    assert all((r.epochs, r.lr, r.warmup_epochs, r.schedule) == (150, 0.08, 0, "cosine") for r in (one, two))
+    assert (one.smoothing, one.temperature, one.fresh) == (0, 2, True)
+    assert (two.smoothing, two.temperature, two.fresh) == (0.1, 1, False)
+    assert [mult for mult, _ in one.subnets] == [1.5, 1.0, 0.75, 0.5] and one.rounding == "floor"
+    assert [mult for mult, _ in two.subnets] == [1.3, 1.0, 0.75]
+    assert {r.mults for r in of(first, net="mobilenet_v1", arm="Individual")} == {(0.5,), (0.75,), (1.0,)}
+    assert {r.mults for r in of(first, net="mobilenet_v1", arm="Base")} == {(0.75,), (1.0,), (1.3,)}
+    wide = build(of(first, net="mobilenet_v1", mults=(1.3,))[0], 1000)
+    assert count_macs(wide, wide.largest) == pytest.approx(946.5e6, rel=1e-4)
+
+
+def test_ablations_on_imagenet_have_four_nets(prunings):
+    _, second, third, fourth = all_stages("full", IMAGENET)
+    widths = {r.arm: [mult for mult, _ in r.subnets] for r in (*second, *third, *fourth) if r.net == "resnet"}
+    four = [1.0, 0.75, 0.5, 0.25]
+    assert [widths[arm] for arm in ("SP-Net, all widths", "One-shot", "Shortcut first", "Iterative")] == [four] * 4
+    assert widths["L1 norms"] == widths["Drawn anew"] == widths["SP-Net"] == [1.0, 0.75, 0.5]
+    assert [r.arm for r in third] == ["Slimming alone"] and [r.arm for r in fourth] == ["Iterative"]
+    assert third[0].subnets[0][0] == 0.5 and third[0].supernet == of(second, arm="SP-Net", net="resnet")[0].supernet
+
+
+def test_small_arms_change_one_thing_each(prunings):
+    first, second, third, fourth = all_stages("small", CIFAR100)
+    assert [(r.net, r.arm) for r in second] == [("mobilenet_v1", "SP-Net")] + [("resnet", arm) for arm in (
+        "SP-Net", "One-shot", "Shortcut first", "L1 norms", "Drawn anew", "Slimming alone")]
+    assert [r.arm for r in third] == ["Iterative"] and fourth == []
+    ours = of(second, net="resnet", arm="SP-Net")[0]
+
+    def changed(arm):
+        (other,) = of((*second, *third), net="resnet", arm=arm)
+        return {name for name, value in vars(other).items() if value != getattr(ours, name)} - {"arm", "subnets"}
+
+    assert changed("One-shot") == changed("Iterative") == set()
+    assert changed("Shortcut first") == {"padding"} and changed("L1 norms") == {"score"}
+    assert changed("Drawn anew") == {"padding", "fresh", "first_gamma", "epochs", "lr"}
+    assert changed("Slimming alone") == {"method"}, "one subnet, from the labels"
+    assert ours.start == "Base resnet (1.0,)" and ours.largest == ours.supernet == ours.subnets[0][1]
+    same = {(r.batch_size, r.epochs, r.lr, r.weight_decay, r.augment) for r in first}
+    assert len(same) == 1, "what SP-Net is compared with trains as its bases do"
+
+
+@pytest.mark.parametrize("scale", ["smoke", "small"])
+def test_arms_whose_bases_are_not_there_are_left_out(scale, prunings):
+    assert sp_net.joint(scale, 0, CIFAR100, [], None) == sp_net.iterative(scale, 0, CIFAR100, [], None) == []
+    some = [r for r in sp_net.bases(scale, 0, CIFAR100) if r.net == "mobilenet_v1"]
+    assert [(r.arm, r.net) for r in sp_net.joint(scale, 0, CIFAR100, trained(some), None)] == [
+        ("SP-Net", "mobilenet_v1")]
+
+
+def test_an_unknown_scale_is_refused_in_chapter_02_too():
+    with pytest.raises(SlimnbError, match="SNB-P10"):
+        sp_net.bases("huge", 0, CIFAR100)

@@ -20,9 +20,19 @@ from slimnb.figures.slimmable import (
     statistics,
     training_curves,
 )
+from slimnb.figures.sp_net import (
+    errors,
+    gamma_histogram,
+    latency_pairs,
+    multi_base,
+    padding,
+    survivors,
+    widths_by_layer,
+)
 from slimnb.style import alt_text, house_style, save
 
-__all__ = ["accuracy", "alt_text", "calibration", "channels", "cost_histogram", "difficulty_profile", "duality",
-           "easy_and_hard", "forecast", "house_style", "image_grid", "latency_bars", "latency_by_width",
-           "latency_fit", "layer_macs", "marginals", "market_shares", "save", "slicing_diagram", "statistics",
-           "training_curves", "trellis", "unary", "weighted_accuracy"]
+__all__ = ["accuracy", "alt_text", "calibration", "channels", "cost_histogram", "difficulty_profile",
+           "duality", "easy_and_hard", "errors", "forecast", "gamma_histogram", "house_style", "image_grid",
+           "latency_bars", "latency_by_width", "latency_fit", "latency_pairs", "layer_macs", "marginals",
+           "market_shares", "multi_base", "padding", "save", "slicing_diagram", "statistics", "survivors",
+           "training_curves", "trellis", "unary", "weighted_accuracy", "widths_by_layer"]

@@ -2,15 +2,12 @@
 
 from __future__ import annotations
 
-import re
-
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
-from matplotlib.lines import Line2D
 
-from slimnb.figures.common import NEUTRAL, TOP1
+from slimnb.figures.common import NEUTRAL, TOP1, dot_rows
 from slimnb.style import GREY, INK, described, label_ends, look, new_axes, styled
 
 SHADES = ["#CFCFCF", "#A6A6A6"]  # a figure's first and second set of the paper's bars
@@ -92,56 +89,11 @@ def weighted_accuracy(frame: pd.DataFrame, title: str, paper: pd.DataFrame | Non
     Arms of one source of channels share a line: "OWS-U" (retrained with uniform sampling) is its open dot,
     "OWS-W" (by weight) its filled one. The paper's panel is grey.
     """
-    markets, arms = (list(dict.fromkeys(frame[column])) for column in ("market", "arm"))
-    families = list(dict.fromkeys(map(_family, arms)))
-    if paper is not None:
-        paper = paper[paper["market"].isin(markets) & paper["arm"].map(_family).isin(families)]
-    panels = [frame] if paper is None else [frame, paper]
-    axes = new_axes(title, len(panels), height=1.45, sharey=True)
-    for ax, rows in zip(axes, panels, strict=True):
-        grey = rows is paper
-        mean = rows.groupby(["market", "arm"])["top1"].mean()
-        for (market, arm), value in mean.items():
-            style, at = look(arm), families.index(_family(arm))
-            colour = GREY if grey else style.colour
-            y = markets.index(market) + min(0.24, 0.96 / len(families)) * (at - (len(families) - 1) / 2)
-            seen = rows.loc[(rows["market"] == market) & (rows["arm"] == arm), "top1"]
-            if len(seen) > 1:
-                ax.plot(seen, np.full(len(seen), y), ".", ms=4, mew=0, color=colour, alpha=0.6)
-            partner = mean.get((market, f"{_family(arm)}-W"), value)
-            ax.plot([value, partner], [y, y], color=colour, lw=1.4, alpha=0.6, zorder=2)
-            face = "white" if arm.endswith("-U") else colour
-            ax.plot(value, y, style.marker, ms=6.5, mew=1.4, color=colour, mfc=face, zorder=3)
-        for row in range(0, len(markets), 2):
-            ax.axhspan(row - 0.5, row + 0.5, color="#F5F5F5", lw=0, zorder=0)
-        ax.grid(axis="y", visible=False)
-        ax.set(xlabel=f"Weighted {TOP1[0].lower()}{TOP1[1:]}", ylim=(len(markets) - 0.5, -0.5))
-        ax.locator_params(axis="x", nbins=5)
-        if paper is not None:
-            ax.set_title("Paper" if grey else "Here", loc="left", color=GREY if grey else INK)
+    axes = dot_rows(frame, paper, title, "market", "top1", f"Weighted {TOP1[0].lower()}{TOP1[1:]}")
     axes[0].set(ylabel="Market")
-    axes[0].set_yticks(range(len(markets)), markets)
-    handles = _families(families, arms)
-    rows = 1 if len(handles) <= 4 + len(panels) else 2
-    axes[0].figure.legend(handles=handles, loc="outside lower center", ncols=-(-len(handles) // rows),
-                          handletextpad=0.1, columnspacing=1.4)
     best = frame.groupby(["market", "arm"], sort=False)["top1"].mean().groupby("market", sort=False).idxmax()
     told = "; ".join(f"{market}: {arm}" for market, arm in best)
     return described(axes, f"Dot plot of accuracy weighted by market. {title}. Best arms: {told}.")
-
-
-def _family(arm: str) -> str:
-    return re.sub("-[UW]$", "", arm)
-
-
-def _families(families: list[str], arms: list[str]) -> list[Line2D]:
-    """Legend entries: a family's colour, then what open and filled mean."""
-    marks = [(look(family).label, look(family).marker, look(family).colour, look(family).colour)
-             for family in families]
-    if any(arm.endswith("-U") for arm in arms):
-        marks += [("-U: uniform", "o", GREY, "white"), ("-W: by weight", "o", GREY, GREY)]
-    return [Line2D([], [], ls="none", marker=marker, mec=edge, mfc=face, label=label)
-            for label, marker, edge, face in marks]
 
 
 @styled("trained", "used", "regret")

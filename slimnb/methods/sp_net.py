@@ -10,10 +10,12 @@ from dataclasses import replace
 
 import torch
 
+from slimnb.cost import count_macs
 from slimnb.errors import SlimnbError
-from slimnb.methods.slimmable import Switches
+from slimnb.methods.slimmable import InplaceDistillation, Switches
 from slimnb.nets.base import SlimmableNet
 from slimnb.subnet import Subnet
+from slimnb.train import Labels, Objective, Penalty, Sampler
 
 
 class Sparsity:
@@ -51,3 +53,38 @@ class EmbeddedSwitches(Switches):
         super().__init__({"largest": largest} | embedded)
         teacher, *pupils = self.passes
         self.passes = [teacher, *(replace(made, target="teacher") for made in pupils)]
+
+
+# -- from a recipe ---------------------------------------------------------------------------------------
+
+
+def prepare(recipe, net: SlimmableNet) -> None:
+    """Weights drawn anew if the recipe is `fresh`, and the gammas that it starts from."""
+    if recipe.fresh:
+        net.reset_parameters(recipe.seed)
+    if recipe.first_gamma is not None:
+        with torch.no_grad():
+            for norm in net.norms():
+                norm.weight.fill_(recipe.first_gamma)
+
+
+def penalty(recipe) -> Penalty | None:
+    """Network slimming's, of a recipe that has a `sparsity`."""
+    return Sparsity(recipe.sparsity) if recipe.sparsity else None
+
+
+def plan(recipe, net: SlimmableNet, steps: int) -> tuple[Sampler, Objective]:
+    """Sampler and objective of a `slimnb.studies.sp_net.PrunedRecipe`."""
+    named = {f"{mult:g}x": subnet for mult, subnet in recipe.named(net).items()}
+    if recipe.method == "switches":
+        return Switches(named), Labels(recipe.smoothing)
+    if recipe.method == "embedded":
+        pupils = {name: subnet for name, subnet in named.items() if subnet != net.largest}
+        return (EmbeddedSwitches(net.largest, pupils),
+                InplaceDistillation(recipe.temperature, recipe.alpha, recipe.smoothing))
+    raise SlimnbError("P10", f"method = {recipe.method!r}", "it is switches or embedded", "Set method='switches'.")
+
+
+def found(recipe, net: SlimmableNet, sampler: Sampler) -> dict:
+    """`printed_macs` of every subnet, as SP-Net counts them: a join costs what its paths have between them."""
+    return {"printed_macs": [count_macs(net, subnet, fused=True) for subnet in recipe.named(net).values()]}

@@ -77,7 +77,7 @@ def problem(scale: str, num_classes: int) -> Problem:
     return Problem(space, trellis, uniform, tuple(count_macs(net, subnet) for subnet in uniform))
 
 
-def searches(scale: str, seed: int, data, results: Sequence[Result] = ()) -> list[Recipe]:
+def searches(scale: str, seed: int, data, results: Sequence[Result] = (), store=None) -> list[Recipe]:
     """One OWS search, which serves all markets, and an AOWS search for each of `MARKETS`."""
     ows, budgets = _search(scale, seed), problem(scale, data.num_classes).budgets
     return [ows] + [replace(ows, arm=f"{market}-AOWS search", source="AOWS", method="aows", searched_for=market,
@@ -90,7 +90,7 @@ def unary_of(result: Result) -> np.ndarray:
     return np.array([[-np.inf if value is None else value for value in row] for row in result.found["unary"]])
 
 
-def retrainings(scale: str, seed: int, data, results: Sequence[Result]) -> list[Recipe]:
+def retrainings(scale: str, seed: int, data, results: Sequence[Result], store=None) -> list[Recipe]:
     """Retrained nets with platforms drawn uniformly (-U) or by a market's weights, and stand-alone nets (Table 3).
 
     The paper's names: Slim-U, OWS-RS, RS-AOWS-U (searched for RS, sampled for U); Random-U has random widths at

@@ -9,7 +9,7 @@ from slimnb.recipes import FULL, FULL_32, SMALL, SMOKE, WIDTHS, Recipe, check_sc
 SANDWICH_MULTS = tuple(round(0.25 + 0.025 * i, 3) for i in range(31))  # US-Net: any width in [.25, 1]
 
 
-def arms(scale: str, seed: int, data, results=()) -> list[Recipe]:
+def arms(scale: str, seed: int, data, results=(), store=None) -> list[Recipe]:
     """The arms of chapter 01: plain nets of each width, one batch norm for all, S-Net, US-Net."""
     full = FULL if data.size > 32 else FULL_32
     base = replace({"smoke": SMOKE, "small": SMALL, "full": full}[check_scale(scale)], seed=seed)
