@@ -51,7 +51,7 @@ class Train:
     seeds: int = 1
     """Number of seeds."""
     arm: Annotated[tuple[str, ...], tyro.conf.UseAppendAction] = ()
-    """Only this arm, e.g. "US-Net"; may be repeated. An arm that builds on another needs that one, too."""
+    """Only this arm, e.g. "US-Net"; may be repeated. One that builds on others wants them finished or named, too."""
     data: str = "auto"
     """synthetic, cifar10, cifar100 or a folder of images; auto is the scale's own."""
     device: str = "auto"

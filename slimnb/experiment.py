@@ -154,6 +154,11 @@ def as_result(recipe: Recipe, found: dict) -> Result:
                   found.get("stale_code", False), {k: v for k, v in found.items() if k not in plain})
 
 
+def _is_finished(recipe: Recipe, data: ImageData, store: RunStore, group) -> bool:
+    opened = share(store.open(recipe.to_json(), code_of(recipe), data.fingerprint), group)
+    return opened.result() is not None
+
+
 def stages_of(chapter: str) -> tuple[Stage, ...]:
     """What a chapter trains, stage by stage: `STAGES` of its module in `slimnb.studies`. P10 if it has none."""
     name = chapter[3:]
@@ -167,17 +172,20 @@ def study(stages: Sequence[Stage], scale: str, seeds: Iterable[int], data: Image
           arms: Collection[str] = (), **settings) -> list[Result]:
     """The results of all stages of a chapter (see `slimnb.studies`), seed by seed; `settings` go to `run`.
 
-    With `arms` only those are run; P10 if there is no such arm. A stage may want the results of arms before it.
+    With `arms` only those are run and returned; P10 if there is no such arm. A stage may want the results of arms
+    before it: those that are finished serve, whether they were asked for or not.
     """
     store = store or RunStore()
     results, known = [], set()
     for seed in seeds:
         mine: list[Result] = []
         for stage in stages:
-            recipes = stage(scale, seed, data, mine, store)
-            known |= {recipe.arm for recipe in recipes}
-            mine += [run(recipe, data, store, **settings) for recipe in recipes if not arms or recipe.arm in arms]
-        results += mine
+            for recipe in stage(scale, seed, data, mine, store):
+                known.add(recipe.arm)
+                asked = not arms or recipe.arm in arms
+                if asked or _is_finished(recipe, data, store, settings.get("group")):
+                    mine.append(run(recipe, data, store, **settings))
+                    results += mine[-1:] if asked else []
     unknown = sorted(set(arms) - known)
     if unknown:
         raise SlimnbError("P10", f"arm = {unknown[0]!r}", f"it is one of {', '.join(sorted(known))}"[:160],

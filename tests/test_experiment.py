@@ -144,7 +144,9 @@ def test_a_study_runs_its_stages_in_order_and_only_the_arms_asked_for(data, stor
     assert seen[0] == [(r.recipe.arm, r.run_id) for r in both[:2]]
     one = experiment.study(stages, "smoke", [0], data, store, arms=["US-Net"], quiet=True)
     assert [r.run_id for r in one] == [both[1].run_id]
-    with pytest.raises(SlimnbError, match="it is one of S-Net, US-Net"):
+    after = experiment.study(stages, "smoke", [0], data, store, arms=["After"], quiet=True)
+    assert [r.run_id for r in after] == [r.run_id for r in both[2:4]]  # the stage before it is finished, so it serves
+    with pytest.raises(SlimnbError, match="it is one of After, S-Net, US-Net"):
         experiment.study(stages, "smoke", [0], data, store, arms=["U-Net"], quiet=True)
 
 
