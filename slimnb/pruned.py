@@ -104,8 +104,9 @@ def macs_by_rule(results: Sequence[Result]) -> pd.DataFrame:
 
 
 def printed(path: Path, tables: Sequence[int], net: str, widths: Sequence[float]) -> pd.DataFrame:
-    """The paper's rows of arm, name, error for arms of chapter 02; of two tables with the same arm the first counts."""
+    """The paper's rows of arm, name, error for arms of chapter 02; of two tables with the same arm the one named first counts."""
     rows = pd.read_csv(path).query("table in @tables and net == @net and mult in @widths")
+    rows = rows.sort_values("table", key=lambda numbers: numbers.map(list(tables).index), kind="stable")
     rows = rows.assign(arm=rows["method"].map(PAPER_ARMS), name=rows["mult"].map(width_name))
     rows = rows.dropna(subset=["arm"]).drop_duplicates(["arm", "name"])
     return rows[["arm", "name", "error"]].reset_index(drop=True)

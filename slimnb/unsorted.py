@@ -113,7 +113,7 @@ def sorting_latencies(scale: str, rounds: int, store: RunStore, device: str = "c
 def _timed(name: str, kind: type[SlimmableNet], widths: tuple[float, ...], rounds: int,
            device: str) -> tuple[list[dict], float, dict]:
     net = kind(largest=max(widths), bn="shared_affine")
-    _random_gammas_(net)
+    random_gammas_(net)
     uniform = {width: net.uniform(width) for width in widths}
     order = importance_order(gammas(net))
     counts = {str(width): prune(net, count_macs(net, subnet)).counts for width, subnet in uniform.items()}
@@ -142,7 +142,8 @@ def _timed(name: str, kind: type[SlimmableNet], widths: tuple[float, ...], round
 
 
 @torch.no_grad()
-def _random_gammas_(net: SlimmableNet) -> None:
+def random_gammas_(net: SlimmableNet) -> None:
+    """Set all gammas to random sizes > 0 that differ from layer to layer, in place of training."""
     rng = np.random.default_rng(0)
     for norm in net.norms():
         sizes = np.exp(rng.normal(0, 0.3)) * rng.uniform(0.5, 1.5, norm.channels)

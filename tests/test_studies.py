@@ -120,7 +120,7 @@ def prunings(monkeypatch):
     """Pruning that leaves 40 % of every unit without looking at weights; gives the settings it was asked for."""
     asked = []
 
-    def prune(self, base, mult, host, padding="match", score="gammas"):
+    def prune(self, base, mult, padding="match", score="gammas"):
         recipe = base.recipe
         with torch.device("meta"):
             full = build(recipe, self.data.num_classes).largest.widths

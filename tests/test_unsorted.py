@@ -6,15 +6,16 @@ import copy
 
 import pytest
 import torch
-from nets import NETS, fill_statistics, images, random_subnets, tiny
+from nets import NETS, TINY, fill_statistics, images, random_subnets, tiny
 from torch.testing import assert_close
 
 from slimnb import unsorted as module
 from slimnb.latency import IndexedConv2d
+from slimnb.nets.resnet import ResNet50
 from slimnb.nets.sorting import embed_
 from slimnb.pruning import gammas, importance_order
 from slimnb.runs import RunStore
-from slimnb.unsorted import _random_gammas_, numbered, sorting_latencies, unsorted
+from slimnb.unsorted import numbered, random_gammas_, sorting_latencies, unsorted
 
 X = images(3, 16)
 
@@ -22,7 +23,7 @@ X = images(3, 16)
 def prepared(kind):
     """(net before, the same embedded, its numbered copy, subnet) with random gammas of all sizes."""
     before = tiny(kind, bn="shared_affine")
-    _random_gammas_(before)
+    random_gammas_(before)
     order, counts = importance_order(gammas(before)), {"thin": random_subnets(before, 1, seed=2)[0].widths}
     net, numbers = copy.deepcopy(before), numbered(before)
     embed_(numbers, order, counts)
@@ -43,23 +44,19 @@ def test_gathering_gives_what_slicing_gives(kind):
     convs = [m for m in before.modules() if type(m).__name__ == "SlimmableConv2d"]
     for layer, original in zip(layers, convs, strict=True):
         assert torch.equal(layer.source.weight, original.weight), "they lie where training left them"
-    assert_close(net(X, subnet), expected), "the sorted net is as it was"
+    assert_close(net(X, subnet), expected)  # the sorted net is as it was
 
 
 @torch.no_grad()
 def test_latencies_are_measured_once_for_every_way(monkeypatch, tmp_path):
-    from nets import TINY
-
-    from slimnb.nets.resnet import ResNet50
-
     def small(largest, bn):
         return ResNet50(10, 32, largest, bn=bn, **TINY[ResNet50])
 
-    monkeypatch.setattr(module, "SMOKE", {"tiny": (small, (0.5, 1.0))})
+    monkeypatch.setattr(module, "SMOKE", {"tiny": (small, (0.5,))})
     store = RunStore(tmp_path / "runs", tmp_path / "results")
     found = sorting_latencies("smoke", 5, store)
     ways = {(row["way"], row["width"], row["repeat"]) for row in found["rows"]}
-    assert len(ways) == len(found["rows"]) == 3 * 2 * module.REPEATS
+    assert len(ways) == len(found["rows"]) == 3 * module.REPEATS
     assert all(row["ms"] > 0 for row in found["rows"]) and found["difference"] < 1e-4
     monkeypatch.setattr(module, "_timed", lambda *args: pytest.fail("measured again"))
     assert sorting_latencies("smoke", 5, store) == found

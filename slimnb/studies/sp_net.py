@@ -197,35 +197,42 @@ class Pruning:
         """Joint training of the widths in `from_`, each pruned from the base of the width it names; [] if not asked."""
         if name not in ("SP-Net", *self.family.arms):
             return []
+        prunings = self.pruned(from_, padding, score)
+        return [self.joint(name, prunings, padding, score, **changes)] if prunings else []
+
+    @property
+    def host(self) -> Result | None:
+        """The base that joint training starts from, whose gammas sort its channels; None if weights are drawn anew."""
+        return None if self.family.fresh else self.of(BASE, self.family.full)
+
+    def pruned(self, from_: dict[float, float], padding: str = "match", score: str = "gammas") -> dict[float, dict]:
+        """By width what is left of the base that `from_` names for it (see `prune`); {} if a base is missing."""
         sources = {mult: self.of(BASE, base) for mult, base in from_.items()}
-        host = None if self.family.fresh else self.of(BASE, self.family.full)
-        if None in sources.values() or (host is None and not self.family.fresh):
-            return []
-        prunings = {mult: self.prune(base, mult, host, padding, score) for mult, base in sources.items()}
-        return [self.joint(name, prunings, host, padding, score, **changes)]
+        if None in sources.values() or (self.host is None and not self.family.fresh):
+            return {}
+        return {mult: self.prune(base, mult, padding, score) for mult, base in sources.items()}
 
     def next_step(self) -> list[Recipe]:
         """Of iterative pruning: the widest base is pruned, tuned, pruned further, and so on; then trained jointly."""
-        host = self.of(BASE, self.family.full)
-        if host is None or "Iterative" not in self.family.arms:
+        base, prunings = self.host, {}
+        if base is None or "Iterative" not in self.family.arms:
             return []
-        base, prunings = host, {}
         *steps, last = sorted(self.family.ablated, reverse=True)
         for mult in steps:
-            prunings[mult] = self.prune(base, mult, host)
+            prunings[mult] = self.prune(base, mult)
             base = self.of(TUNED, mult)
             if base is None:
-                return [replace(self.joint(TUNED, {mult: prunings[mult]}, host), method="switches",
+                return [replace(self.joint(TUNED, {mult: prunings[mult]}), method="switches",
                                 subnets=((mult, tuple(prunings[mult]["counts"])),))]
-        if any(r.recipe.arm == "Iterative" and r.recipe.net == host.recipe.net for r in self.results):
+        if any(r.recipe.arm == "Iterative" and r.recipe.net == base.recipe.net for r in self.results):
             return []
-        prunings[last] = self.prune(base, last, host)
-        return [self.joint("Iterative", prunings, host)]
+        prunings[last] = self.prune(base, last)
+        return [self.joint("Iterative", prunings)]
 
-    def joint(self, name: str, prunings: dict[float, dict], host: Result | None, padding: str = "match",
-              score: str = "gammas", **changes) -> PrunedRecipe:
+    def joint(self, name: str, prunings: dict[float, dict], padding: str = "match", score: str = "gammas",
+              **changes) -> PrunedRecipe:
         """The recipe that trains what pruning left together with the supernet."""
-        family = self.family
+        family, host = self.family, self.host
         base = replace(family.plain, arm=name, seed=self.seed, method="embedded", bn="shared_affine",
                        sparsity=family.sparsity, alpha=0.9, **family.joint)
         with torch.device("meta"):
@@ -235,10 +242,9 @@ class Pruning:
         start = {"start": host.run_id, "padding": padding, "score": score} if host else {}
         return replace(base, **{"subnets": subnets, "supernet": full, **start, **changes})
 
-    def prune(self, base: Result, mult: float, host: Result | None, padding: str = "match",
-              score: str = "gammas") -> dict:
-        """Counts that are left of `base` at the MACs of the uniform width `mult`, found once and then loaded."""
-        recipe, classes = base.recipe, self.data.num_classes
+    def prune(self, base: Result, mult: float, padding: str = "match", score: str = "gammas") -> dict:
+        """A `slimnb.pruning.Pruned` of `base` at the MACs of the uniform width `mult`, found once and then loaded."""
+        recipe, classes, host = base.recipe, self.data.num_classes, self.host
         settings = {"paper": recipe.paper, "arm": "pruned", "scale": recipe.scale, "net": recipe.net,
                     "seed": self.seed, "of": base.run_id, "into": host.run_id if host else None, "mult": mult,
                     "padding": padding, "score": score}

@@ -1,0 +1,128 @@
+"""Tables of what pruning left: thresholds, masks and joins that are those of the pruned net."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import SimpleNamespace
+
+import numpy as np
+import pandas as pd
+import pytest
+import torch
+from nets import TINY, images
+from torch.testing import assert_close
+
+from slimnb.cost import count_macs
+from slimnb.figures import errors, gamma_histogram, padding, survivors, widths_by_layer
+from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.nets.mobilenet_v2 import MobileNetV2
+from slimnb.nets.resnet import ResNet50
+from slimnb.nets.sorting import embed_
+from slimnb.pruned import (
+    counts_table,
+    errors_of,
+    gamma_table,
+    join_paths,
+    kept,
+    macs_by_rule,
+    masks_of,
+    not_nested,
+    order_of,
+    printed,
+    width_name,
+)
+from slimnb.pruning import gammas, prune
+from slimnb.subnet import Subnet
+from slimnb.unsorted import random_gammas_
+
+LITERATURE = Path(__file__).parents[1] / "data/literature/sp_net.csv"
+
+
+def pruned(kind, share=0.5):
+    """(net of random gammas, its gammas as they are stored, what pruning leaves)."""
+    net = kind(10, 32, bn="shared_affine", **TINY[kind])
+    random_gammas_(net)
+    stored = [[[float(f"{v:.6g}") for v in layer] for layer in unit] for unit in gammas(net)]
+    return net, stored, prune(net, share * count_macs(net, net.largest))
+
+
+@pytest.mark.parametrize("kind", [MobileNetV1, ResNet50], ids=lambda kind: kind.__name__)
+def test_the_threshold_keeps_what_pruning_kept(kind):
+    net, stored, found = pruned(kind)
+    frame, threshold = gamma_table(stored, found.counts, found.keep)
+    assert (frame["gamma"] > threshold).mean() == pytest.approx(found.keep)
+    deciding = frame[frame["decides"]]
+    assert deciding.groupby("unit")["kept"].sum().tolist() == list(found.counts)
+    above = (deciding["gamma"] > threshold).groupby(deciding["unit"]).sum()
+    counts = np.array(found.counts)
+    assert (above <= counts).all() and (above == counts).mean() > 0.5, "floors apart, the same"
+    assert len(frame) == sum(np.size(unit) for unit in stored)
+    gamma_histogram(frame, "Title", threshold)
+
+
+def test_everything_kept_has_threshold_zero():
+    frame, threshold = gamma_table([[[0.2, 0.1]], [[0.5]]], (2, 1), 1.0)
+    assert threshold == 0 and frame["kept"].all()
+
+
+@pytest.mark.parametrize("kind", [MobileNetV1, MobileNetV2, ResNet50], ids=lambda kind: kind.__name__)
+@torch.no_grad()
+def test_masks_of_an_unsorted_net_are_the_embedded_subnet(kind):
+    net, stored, found = pruned(kind)
+    order, x = order_of(stored), images(3, 16).float()
+    dense = net(x, masks_of(order, found.counts), statistics="batch")
+    subnet = embed_(net, order, {"thin": found.counts})["thin"]
+    assert_close(net(x, subnet, statistics="batch"), dense, rtol=1e-4, atol=1e-5)
+
+
+def test_kept_is_the_first_of_the_order():
+    assert kept(np.array([2, 0, 1]), 2).tolist() == [True, False, True]
+    survivors({"thin": kept(np.array([2, 0, 1]), 1)}, [2, 0, 1], "Title")
+
+
+@pytest.mark.parametrize("kind", [MobileNetV2, ResNet50], ids=lambda kind: kind.__name__)
+def test_paths_of_a_join_end_where_the_net_reaches(kind):
+    net, stored, found = pruned(kind)
+    order, counts = order_of(stored), {"thin": found.counts}
+    paths, sequence = join_paths(net, order, counts, "thin")
+    assert sorted(sequence) == list(range(len(sequence))) and set(paths) == {"Body", "Shortcut"}
+    padding(paths, sequence, "Title")
+    union = paths["Body"] | paths["Shortcut"]
+    subnet = embed_(net, order, counts)["thin"]
+    assert union.sum() in net.reach(subnet), "of one subnet, a stream is the union of its paths"
+    assert union[sequence[: union.sum()]].all()
+
+
+def test_units_that_are_not_nested_count_from_one():
+    assert not_nested((3, 9, 4), Subnet((5, 7, 4))) == [2]
+    assert not_nested((1, 1), (1, 1)) == []
+
+
+def test_counts_and_errors_make_their_figures():
+    table = counts_table({"Uniform": {"0.5×": (4, 8)}, "SP-Net": {"0.5×": (2, 10)}}, (8, 16))
+    assert table.values.tolist() == [["Uniform", "0.5×", 1, 4, 8], ["Uniform", "0.5×", 2, 8, 16],
+                                     ["SP-Net", "0.5×", 1, 2, 8], ["SP-Net", "0.5×", 2, 10, 16]]
+    widths_by_layer(table, "Title")
+    frame = pd.DataFrame({"arm": ["SP-Net"] * 2, "seed": [0, 0], "mult": [0.5, 1.0], "top1": [60.0, 70.0]})
+    found = errors_of(frame)
+    assert found["name"].tolist() == ["1×", "0.5×"] and found["error"].tolist() == [30, 40]
+    errors(found, "Title", printed(LITERATURE, [3], "MobileNetV1", [0.5, 1.0]))
+
+
+def test_the_papers_rows_are_found_by_our_names():
+    rows = printed(LITERATURE, [6, 3, 8], "ResNet-50", [0.5, 0.75, 1.0]).set_index(["arm", "name"])["error"]
+    assert rows["SP-Net", "0.5×"] == 26.7, "Table 6 before Table 3"
+    assert rows["One-shot", "0.5×"] == 27.4 and rows["Shortcut first", "0.5×"] == 29.8
+    assert rows["Individual", "0.5×"] == 27.8 and len(rows) == 6 * 3
+
+
+def test_macs_by_rule_tells_what_zeros_add():
+    result = SimpleNamespace(recipe=SimpleNamespace(net="resnet", arm="SP-Net", supernet=(1,)),
+                             rows=[{"mult": 0.5, "macs": 110}], found={"printed_macs": [100]})
+    plain = SimpleNamespace(recipe=SimpleNamespace(supernet=None), rows=[], found={})
+    (row,) = macs_by_rule([plain, result]).itertuples(index=False)
+    assert row[:5] == ("resnet", "SP-Net", 0.5, 110, 100) and row.more == pytest.approx(10)
+
+
+def test_widths_have_names():
+    assert [width_name(mult) for mult in (0.5, 1.0, 0.75)] == ["0.5×", "1×", "0.75×"]
