@@ -104,7 +104,7 @@ def macs_by_rule(results: Sequence[Result]) -> pd.DataFrame:
 
 
 def printed(path: Path, tables: Sequence[int], net: str, widths: Sequence[float]) -> pd.DataFrame:
-    """The paper's rows of arm, name, error for arms of chapter 02; of two tables with the same arm the one named first counts."""
+    """The paper's rows of arm, name, error for arms of chapter 02; of two tables the first named counts."""
     rows = pd.read_csv(path).query("table in @tables and net == @net and mult in @widths")
     rows = rows.sort_values("table", key=lambda numbers: numbers.map(list(tables).index), kind="stable")
     rows = rows.assign(arm=rows["method"].map(PAPER_ARMS), name=rows["mult"].map(width_name))

@@ -158,3 +158,18 @@ def test_a_public_set_that_is_absent_still_names_its_finished_runs(tmp_path):
     for name, code in (("cifar10", "D01"), ("cifra100", "P10")):  # not published here; misspelt
         with pytest.raises(SlimnbError, match=f"SNB-{code}"):
             load_or_absent(name, tmp_path)
+
+
+def test_enlarged_images_are_the_middle_of_the_small_ones():
+    data = load_data("synthetic", train=100, test=20)
+    large = data.enlarged(224)
+    assert large.val.images.shape == (10, 3, 224, 224) and large.val.images.dtype == torch.uint8
+    assert large.train is data.train and torch.equal(large.val.labels, data.val.labels)
+    opened = data.test_opened
+    assert len(large.test) == 20 and large.test.images.shape[-1] == 224
+    assert data.test_opened == opened + 2, "every opening counts, whatever the copy"
+    middle = data.val.images[..., 2:30, 2:30].float()  # 28 of 32 pixels, each 8 times as large
+    small = torch.nn.functional.avg_pool2d(large.val.images.float(), 8)
+    assert (small - middle)[..., 1:-1, 1:-1].abs().mean() < 12, "smoothed, in place"
+    even = data.enlarged(64)
+    assert even.val.images.shape[-1] == 64

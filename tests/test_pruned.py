@@ -48,7 +48,7 @@ def pruned(kind, share=0.5):
 
 @pytest.mark.parametrize("kind", [MobileNetV1, ResNet50], ids=lambda kind: kind.__name__)
 def test_the_threshold_keeps_what_pruning_kept(kind):
-    net, stored, found = pruned(kind)
+    _, stored, found = pruned(kind)
     frame, threshold = gamma_table(stored, found.counts, found.keep)
     assert (frame["gamma"] > threshold).mean() == pytest.approx(found.keep)
     deciding = frame[frame["decides"]]
@@ -100,7 +100,7 @@ def test_units_that_are_not_nested_count_from_one():
 
 def test_counts_and_errors_make_their_figures():
     table = counts_table({"Uniform": {"0.5×": (4, 8)}, "SP-Net": {"0.5×": (2, 10)}}, (8, 16))
-    assert table.values.tolist() == [["Uniform", "0.5×", 1, 4, 8], ["Uniform", "0.5×", 2, 8, 16],
+    assert table.to_numpy().tolist() == [["Uniform", "0.5×", 1, 4, 8], ["Uniform", "0.5×", 2, 8, 16],
                                      ["SP-Net", "0.5×", 1, 2, 8], ["SP-Net", "0.5×", 2, 10, 16]]
     widths_by_layer(table, "Title")
     frame = pd.DataFrame({"arm": ["SP-Net"] * 2, "seed": [0, 0], "mult": [0.5, 1.0], "top1": [60.0, 70.0]})

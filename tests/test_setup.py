@@ -26,7 +26,7 @@ ORDER = """
     augment synthetic batches sources cache data
     calibrate cost search random_subnets windows crp markets pruning latency latency_model progress state train
     distributed methods.slimmable methods
-    measure probes recipes experiment studies tables style
+    measure probes recipes experiment studies unsorted pruned tables style
     figures.common figures.slimmable figures.platforms figures.search figures.sp_net figures
     claims parameters chapter notebook execute __main__
 """.split()  # noqa: SIM905 - a list of names to read, not a list of strings

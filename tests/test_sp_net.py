@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from functools import cache
 from pathlib import Path
 
@@ -16,6 +17,8 @@ from training import Noise, embedded, everything, fit, same_bits, small
 
 from slimnb.cost import count_macs, count_params
 from slimnb.errors import SlimnbError
+from slimnb.experiment import build
+from slimnb.methods import sp_net
 from slimnb.methods.slimmable import InplaceDistillation, Switches
 from slimnb.methods.sp_net import EmbeddedSwitches, Sparsity
 from slimnb.nets.mobilenet_v1 import MobileNetV1
@@ -24,6 +27,8 @@ from slimnb.nets.resnet import ResNet50
 from slimnb.nets.sorting import embed_
 from slimnb.nets.vgg import VGG
 from slimnb.pruning import gammas, importance_order, prune
+from slimnb.studies import sp_net as sp_net_study
+from slimnb.subnet import Subnet
 from slimnb.train import Labels, Pass, make_optimizer, train_step
 
 # -- sparsity --------------------------------------------------------------------------------------------
@@ -165,6 +170,51 @@ def test_from_bases_to_a_joint_net(padding):
         for (name, subnet), aim in zip(embedded.items(), target.values(), strict=True):
             assert 0.9 * aim < count_macs(net, subnet, fused=True) == pruned[name].macs <= aim
             assert_close(net.eval()(x, subnet), net.extract(subnet)(x))
+
+
+# -- from a recipe ---------------------------------------------------------------------------------------
+
+RECIPE = replace(sp_net_study.LAPTOP["smoke"][0].plain, arm="SP-Net", mults=(0.5, 1.0), method="switches",
+                 bn="shared_affine")
+
+
+def test_plan_says_who_teaches():
+    net = build(RECIPE, 10)
+    alone, labels = sp_net.plan(replace(RECIPE, smoothing=0.1), net, 10)
+    assert type(alone) is Switches and [p.name for p in alone.plan(0)] == ["1x", "0.5x"] and labels.smoothing == 0.1
+    joint = replace(RECIPE, method="embedded", alpha=0.9, temperature=2.0, smoothing=0.1)
+    sampler, objective = sp_net.plan(joint, net, 10)
+    assert [(p.name, p.target) for p in sampler.plan(0)] == [("largest", "labels"), ("0.5x", "teacher")]
+    assert (objective.alpha, objective.temperature, objective.smoothing) == (0.9, 2, 0.1)
+    with pytest.raises(SlimnbError, match="SNB-P10: method = 'wish'"):
+        sp_net.plan(replace(RECIPE, method="wish"), net, 10)
+
+
+def test_penalty_is_the_recipes_sparsity():
+    assert sp_net.penalty(RECIPE) is None
+    assert sp_net.penalty(replace(RECIPE, sparsity=1e-3)).strength == 1e-3
+
+
+def test_prepare_draws_weights_anew_only_if_asked():
+    net = build(RECIPE, 10)
+    with torch.no_grad():
+        for p in net.parameters():
+            p.add_(1)
+    before = [p.clone() for p in net.parameters()]
+    sp_net.prepare(RECIPE, net)
+    assert all(torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True))
+    sp_net.prepare(replace(RECIPE, fresh=True, first_gamma=0.5), net)
+    twin = build(RECIPE, 10)
+    assert torch.equal(net.classifier.weight, twin.classifier.weight)
+    assert all((norm.weight == 0.5).all() and (norm.bias == 0).all() for norm in net.norms())
+
+
+def test_found_counts_macs_as_the_paper_does():
+    net = ResNet50(10, 32, bn="shared_affine", **TINY[ResNet50])
+    subnets = ((1.0, net.largest.widths), (0.5, net.uniform(0.5).widths))
+    recipe = replace(RECIPE, mults=(), subnets=subnets)
+    found = sp_net.found(recipe, net, None)["printed_macs"]
+    assert found == [count_macs(net, Subnet(widths), fused=True) for _, widths in subnets]
 
 
 # -- the paper's numbers ---------------------------------------------------------------------------------
