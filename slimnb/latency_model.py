@@ -76,7 +76,8 @@ def fit_latency(net: SlimmableNet, space: SearchSpace, widths: np.ndarray, ms: n
     The last fifth of them is held out: `about["held_out"]` is the table's error on it (`held_out_error`).
     A random subnet says little about any one of thousands of pairs, so a pair costs what a layer's physics
     allow, a + b c + d c' + e c c' with no negative coefficient, fitted to relative errors; a ridge then adds
-    deviations of single widths and pairs, as strongly (`about["strength"]`) as leave-one-out errors advise.
+    deviations of single widths and pairs, as strongly (`about["strength"]`) as leave-one-out errors of the ridge
+    alone advise.
     On the CPU they advised none (strength 0); a device whose latency goes in steps differs. Only sums over
     a whole subnet mean something: what one pair is charged, its neighbour may be spared.
     Raises SNB-S31 for too few subnets and SNB-S32 for times that are none.

@@ -1,7 +1,7 @@
 """What a market gets from a net that serves several platforms: weighted accuracy, regret, a wrong forecast's cost.
 
 The frames come from `results.results_frame` and hold one row per platform: source, method, searched_for, sampled_for,
-seed, name ("#1", ...), top1 (%). Accuracies and their differences are in points.
+seed, name ("#1", ...), top1 (%, test), top1_val (%, optional). Accuracies and their differences are in points.
 """
 
 from __future__ import annotations
@@ -17,31 +17,33 @@ from slimnb.subnet import SearchSpace, Subnet
 NET = ["source", "searched_for", "sampled_for", "seed"]
 
 
-def retrained(frame: pd.DataFrame, method: str = "platforms") -> pd.DataFrame:
-    """Accuracy of each net on each platform: a row per net (`NET`, a missing market is ""), a column per platform.
+def retrained(frame: pd.DataFrame, method: str = "platforms", column: str = "top1") -> pd.DataFrame:
+    """`column` of each net on each platform: a row per net (`NET`, a missing market is ""), a column per platform.
 
     With method "alone" the seven stand-alone nets of a source make one row.
     """
     rows = frame[frame["method"] == method]
-    wide = rows.assign(**rows[NET].fillna("")).pivot_table("top1", NET, "name", sort=False)
+    wide = rows.assign(**rows[NET].fillna("")).pivot_table(column, NET, "name", sort=False)
     return wide[list(dict.fromkeys(rows["name"]))]
 
 
 def weighted(frame: pd.DataFrame, weights: Mapping[str, Sequence[float]] = WEIGHTS) -> pd.DataFrame:
-    """Accuracy weighted by market (Table 2 of Wang and Blaschko): columns market, arm, seed, top1.
+    """Accuracy weighted by market (Table 2 of Wang and Blaschko): columns market, arm, seed, top1; top1_val if given.
 
     Arms are the source of the widths with -U (platforms drawn uniformly in the retraining) or -W (by the market's
     weights); AOWS is the one searched for the market. What was not trained is left out, and so is -W in market U,
     where it is the same net as -U.
     """
-    nets, parts = retrained(frame), []
+    columns, parts = [column for column in ("top1", "top1_val") if column in frame], []
+    nets = pd.concat({column: retrained(frame, column=column) for column in columns}, axis=1)
     searched, sampled = (nets.index.get_level_values(level) for level in ("searched_for", "sampled_for"))
     for market, shares in weights.items():
         for suffix, drawn in {"U": "U", **({} if market == "U" else {"W": market})}.items():
             mine = nets[searched.isin(["", market]) & (sampled == drawn)]
-            top1 = (mine @ check_weights(shares, mine.shape[1])).rename("top1").reset_index()
-            parts.append(top1.assign(market=market, arm=top1["source"] + f"-{suffix}"))
-    return pd.concat(parts, ignore_index=True)[["market", "arm", "seed", "top1"]]
+            means = {column: mine[column] @ check_weights(shares, mine[column].shape[1]) for column in columns}
+            rows = pd.DataFrame(means).reset_index()
+            parts.append(rows.assign(market=market, arm=rows["source"] + f"-{suffix}"))
+    return pd.concat(parts, ignore_index=True)[["market", "arm", "seed", *columns]]
 
 
 def stand_alone(frame: pd.DataFrame, shares: Sequence[float] = WEIGHTS["U"]) -> pd.DataFrame:
@@ -63,11 +65,14 @@ def over_markets(frame: pd.DataFrame, arms: tuple[str, str], markets: Sequence[s
     return mean[arms[0]].to_numpy(), mean[arms[1]].to_numpy()
 
 
-def best_of(frame: pd.DataFrame, source: str) -> pd.DataFrame:
-    """Rows like those of `weighted` for arm "best SOURCE": the better of its -U and -W, by market and seed."""
+def best_of(frame: pd.DataFrame, source: str, by: str = "top1") -> pd.DataFrame:
+    """Rows of `weighted` for arm "best SOURCE": that of its -U and -W with more `by`, for each market and seed.
+
+    By "top1_val" the choice is made on other images than the comparison.
+    """
     of_it = frame[frame["arm"].isin([f"{source}-U", f"{source}-W"])]
-    best = of_it.groupby(["market", "seed"], sort=False)["top1"].max().reset_index()
-    return best.assign(arm=f"best {source}")[["market", "arm", "seed", "top1"]]
+    best = of_it.loc[of_it.groupby(["market", "seed"], sort=False)[by].idxmax()]
+    return best.assign(arm=f"best {source}")
 
 
 def regret(frame: pd.DataFrame) -> pd.DataFrame:
@@ -83,7 +88,7 @@ def regret(frame: pd.DataFrame) -> pd.DataFrame:
 
 def forecast(frame: pd.DataFrame, source: str = "OWS", weights: Mapping[str, Sequence[float]] = WEIGHTS
              ) -> pd.DataFrame:
-    """What a wrong forecast costs: columns trained, used (markets), seed, regret (points).
+    """What a wrong forecast costs: columns trained, used (markets), seed, lost (points).
 
     The accuracy in market `used` of the net retrained for that market, less that of the net retrained for
     `trained`; for all markets that nets of `source` were retrained for (and searched for, if it is "AOWS").
@@ -97,9 +102,9 @@ def forecast(frame: pd.DataFrame, source: str = "OWS", weights: Mapping[str, Seq
     values = values.rename(columns={"sampled_for": "trained"})
     right = values[values["trained"] == values["used"]][["used", "seed", "top1"]]
     both = values.merge(right, on=["used", "seed"], suffixes=("", "_right"))
-    both["regret"] = both["top1_right"] - both["top1"]
+    both["lost"] = both["top1_right"] - both["top1"]
     order = both["trained"].map(markets.index)
-    return both.loc[order.sort_values(kind="stable").index, ["trained", "used", "seed", "regret"]]
+    return both.loc[order.sort_values(kind="stable").index, ["trained", "used", "seed", "lost"]]
 
 
 def platform_widths(subnets: Mapping[str, Mapping[str, Subnet]], full: Subnet) -> pd.DataFrame:

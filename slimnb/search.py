@@ -144,7 +144,7 @@ class Found:
     score: float
     cost: float  # <= budget
     budget: float
-    multiplier: float | None  # of the least bound: this path and a dearer one attain it; None if exact
+    multiplier: float | None  # of the least bound, which a dearer path attains too; 0: no path held back; None: exact
     bound: float  # no path under the budget scores more
 
     @property

@@ -53,7 +53,7 @@ def _many() -> pd.DataFrame:
 def _forecast() -> pd.DataFrame:
     frame = pd.DataFrame(itertools.product(MARKETS, MARKETS, (0, 1)), columns=["trained", "used", "seed"])
     rank = frame["used"].map(MARKETS.index) - frame["trained"].map(MARKETS.index)
-    return frame.assign(regret=np.maximum(rank, -0.5) + np.sign(rank).abs() * (frame["seed"] - 0.5))
+    return frame.assign(lost=np.maximum(rank, -0.5) + np.sign(rank).abs() * (frame["seed"] - 0.5))
 
 
 def _unary():
@@ -191,7 +191,7 @@ def test_gaps_are_taken_at_the_same_budget():
     assert [len(line.get_xdata()) for line in left.lines] == [3, 2, 2]
 
 
-def test_each_latency_model_has_its_median_error():
+def test_each_latency_model_has_its_mean_error():
     ax = figures.latency_fit(_latency(), "t")
     assert [text.get_text() for text in ax.get_legend().get_texts()] == [
         "pairwise table: off by 2 %", "MACs alone: off by 10 %"]
@@ -239,7 +239,7 @@ def test_a_word_that_begins_like_a_method_is_not_the_method():
 
 @pytest.mark.parametrize(("call", "missing"), [
     (lambda: figures.channels(_channels().drop(columns="unit"), "t"), "unit"),
-    (lambda: figures.forecast(_forecast().rename(columns={"regret": "loss"}), "t"), "regret"),
+    (lambda: figures.forecast(_forecast().rename(columns={"lost": "regret"}), "t"), "lost"),
     (lambda: figures.market_shares(np.empty((0, 3)), "t"), "0 rows"),
 ])
 def test_bad_input_is_one_line(call, missing):

@@ -114,6 +114,15 @@ def test_the_best_of_a_source(frame):
     assert best["S"] == pytest.approx(53 + np.dot(WEIGHTS["S"], RAMP)) and set(best.index) == {"S", "RS"}
 
 
+def test_the_best_of_a_source_may_be_chosen_by_other_images(frame):
+    turned = weighted(frame.assign(top1_val=-frame["top1"]))
+    for source, arm in {"AOWS": "AOWS-W", "OWS": "OWS-W"}.items():
+        best = best_of(turned, source, by="top1_val")
+        test, val = best.loc[best["market"] == "S", ["top1", "top1_val"]].to_numpy()[0]
+        assert test == pytest.approx(at(turned, "S", arm)) == -val
+        assert test < best_of(turned, source).set_index("market")["top1"]["S"]
+
+
 def test_regret_is_zero_for_the_best_arm_of_a_platform_and_positive_for_others(frame):
     lost = regret(frame)
     assert list(lost) == NAMES and (lost >= 0).all(axis=None) and (lost.min() == 0).all()
@@ -124,7 +133,7 @@ def test_regret_is_zero_for_the_best_arm_of_a_platform_and_positive_for_others(f
 
 def test_a_right_forecast_costs_nothing_and_a_wrong_one_the_difference(frame):
     found = forecast(frame)
-    table = found.pivot_table("regret", "trained", "used", sort=False)
+    table = found.pivot_table("lost", "trained", "used", sort=False)
     assert list(table.index) == ["S", "RS", "U"] and set(table) == {"S", "RS", "U"}
     assert np.diag(table.loc[table.index, table.index]).tolist() == [0, 0, 0]
     assert table.loc["RS", "S"] == pytest.approx(np.dot(WEIGHTS["S"], (51 + 1.5 * RAMP) - (54 - RAMP)))

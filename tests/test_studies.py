@@ -52,6 +52,7 @@ def test_the_full_retraining_is_section_4_1():
         assert (r.epochs, r.lr, r.schedule, r.gamma, r.weight_decay, r.dropout) == (300, 0.1, "exponential", 0.985,
                                                                                    5e-4, 0.6)
         assert r.momentum == 0.9 and r.batch_size == 128 and r.bn == "private" and r.layout is None
+        assert (r.calibrate, r.augment, r.decay, r.calibration_images) == (True, "crop_flip", "weights", 5 * 1024)
         assert r.weights == (None if r.sampled_for == "U" else WEIGHTS[r.sampled_for])
     # Methods.md 4.6: Slim 6 with U shared by all rows, OWS 6, AOWS 12, of which U's two are one; and random widths.
     names = [r.arm for r in retrained]
@@ -157,6 +158,8 @@ def test_full_recipes_on_cifar_are_table_2_2(prunings):
     tuned, anew = second
     assert lasting(tuned) == (60, 0.1, 0.1, (50,)) and not tuned.fresh and tuned.first_gamma is None
     assert lasting(anew) == (120, 0.1, 0.2, (60, 90, 110)) and anew.fresh and anew.start is None
+    assert anew.first_gamma == 0.5 and {r.first_gamma for r in of(first, arm="Base")} == {0.5}
+    assert {r.first_gamma for r in first if r.arm != "Base"} == {None}
     assert all((r.alpha, r.temperature, r.bn) == (0.9, 1, "shared_affine") for r in second)
     assert {(r.net, r.sparsity) for r in second} == {("resnet", 1e-5), ("vgg", 1e-4)}
     assert {(r.net, r.sparsity) for r in of(first, arm="Base")} == {("resnet", 1e-5), ("vgg", 1e-4)}
@@ -212,7 +215,7 @@ def test_small_arms_change_one_thing_each(prunings):
 
     assert changed("One-shot") == changed("Iterative") == set()
     assert changed("Shortcut first") == {"padding"} and changed("L1 norms") == {"score"}
-    assert changed("Drawn anew") == {"padding", "fresh", "first_gamma", "epochs", "lr"}
+    assert changed("Drawn anew") == {"padding", "fresh", "epochs", "lr"}
     assert changed("Slimming alone") == {"method"}, "one subnet, from the labels"
     assert ours.start == "Base resnet (1.0,)" and ours.largest == ours.supernet == ours.subnets[0][1]
     same = {(r.batch_size, r.epochs, r.lr, r.weight_decay, r.augment) for r in first}

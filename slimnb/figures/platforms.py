@@ -96,15 +96,15 @@ def weighted_accuracy(frame: pd.DataFrame, title: str, paper: pd.DataFrame | Non
     return described(axes, f"Dot plot of accuracy weighted by market. {title}. Best arms: {told}.")
 
 
-@styled("trained", "used", "regret")
+@styled("trained", "used", "lost")
 def forecast(frame: pd.DataFrame, title: str) -> Axes:
-    """What a wrong market forecast costs. Columns trained, used (markets), regret (points of accuracy), seed.
+    """What a wrong market forecast costs. Columns trained, used (markets), lost (points of accuracy), seed.
 
-    The regret is the accuracy of the net trained for the market it is used in, less this net's; cells are
+    Lost is the accuracy of the net trained for the market it is used in, less this net's; cells are
     means over seeds.
     """
     markets = list(dict.fromkeys(frame["used"]))
-    table = frame.pivot_table("regret", "trained", "used", sort=False)[markets]
+    table = frame.pivot_table("lost", "trained", "used", sort=False)[markets]
     ax = new_axes(title, height=1.1)[0]
     reach = 1.4 * max(0.1, np.nanmax(table.abs()))  # pale enough for the numbers
     places = np.arange(len(markets)), np.arange(len(table))
@@ -129,16 +129,16 @@ def forecast(frame: pd.DataFrame, title: str) -> Axes:
 def latency_fit(frame: pd.DataFrame, title: str) -> Axes:
     """Predicted against measured latency of held-out subnets. Columns measured, predicted (ms), model (optional).
 
-    On the diagonal a prediction is exact. With several models each has its colour; errors are medians.
+    On the diagonal a prediction is exact. With several models each has its colour; errors are means.
     """
     ax = new_axes(title, height=1.15)[0]
     models = frame["model"] if "model" in frame else pd.Series("held-out subnets", frame.index)
     told = []
     for (model, rows), (marker, colour) in zip(frame.groupby(models, sort=False), MODELS, strict=False):
-        error = 100 * (rows["predicted"] / rows["measured"] - 1).abs().median()
+        error = 100 * (rows["predicted"] / rows["measured"] - 1).abs().mean()
         ax.plot(rows["measured"], rows["predicted"], marker, ms=4.5, mew=0, alpha=0.7, color=colour,
                 label=f"{model}: off by {error:.2g} %")
-        told.append(f"{model}: median error {error:.2g} %.")
+        told.append(f"{model}: mean error {error:.2g} %.")
     ends = min(ax.get_xlim()[0], ax.get_ylim()[0]), max(ax.get_xlim()[1], ax.get_ylim()[1])
     ax.plot(ends, ends, color=GREY, lw=1.2, zorder=1)
     ax.set(xlabel="Measured latency (ms)", ylabel="Predicted latency (ms)", xlim=ends, ylim=ends)

@@ -100,6 +100,7 @@ def survivors(masks: Mapping[str, Sequence[bool]], order: Sequence[int], title: 
     for channel in np.flatnonzero(cells[0]):
         ax.plot([channel, places[channel]], [len(cells) - 0.45, below - 0.55], color=KEPT, lw=0.8, alpha=0.7)
     ax.set(ylabel="Channels kept, by subnet", xlabel="Place of the channel in its unit")
+    ax.locator_params(axis="x", integer=True)
     told = "; ".join(f"{name} keeps {note} of {len(order)}" for name, note in zip(names, notes, strict=True))
     return described(ax, f"Strips of a unit's channels before and after sorting. {title}. {told}.")
 

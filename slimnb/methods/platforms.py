@@ -83,8 +83,9 @@ class WidthSearch:
     def unary(self) -> np.ndarray:
         """(units, choices) window means, what Viterbi adds up, nats; -inf where a unit has fewer choices.
 
-        Within a unit they differ by 1 / units of what the choices add to the loss when all else is random: a path's
-        sum ranks subnets, but is not their loss. Raises S40 if a choice was never drawn.
+        Under uniform draws (OWS) they differ within a unit by 1 / units of what the choices add to the loss: a path's
+        sum ranks subnets, but is not their loss. Under AOWS's draws they also carry what the other widths of the
+        drawn platform cost (`SmoothedViterbi`). Raises S40 if a choice was never drawn.
         """
         means, counts = self.windows.means()
         valid = np.arange(counts.shape[1]) < self.counts[:, None]
@@ -110,9 +111,12 @@ class SmoothedViterbi(WidthSearch):
     widths from the marginals of smoothed Viterbi (eq. 5, with the outer -T that it lacks) at the multiplier that
     meets the budget of k and at T(step / steps); until the second breakpoint of `temperatures` they are uniform.
     Multipliers and marginals of all platforms are taken anew every `refresh` steps: our choice, so that the search
-    costs a step little and waits for the device only then. T is in nats per unit, as the windows are, where choices
-    differ by some 1e-3: at T = 1 and still at .01 widths are nearly uniform, at 5e-4 a good half of what Viterbi
-    takes. Errors beside those of `WidthSearch`: S24 for a trellis of another space, S25 for a budget below the
+    costs a step little and waits for the device only then. T is in nats per unit, as the windows are. Choices of
+    OWS's scores differ by some 1e-3: by them widths would still be nearly uniform at T = .01.
+
+    As published, the windows confuse widths with platforms. A step's images all have the widths of one platform, so
+    narrow choices are mostly drawn with the other narrow ones of #1, and their means carry the loss of all of these:
+    the scores spread far more than under OWS's uniform draws, even if losses are exact sums over units. Errors beside those of `WidthSearch`: S24 for a trellis of another space, S25 for a budget below the
     cheapest subnet, P06 for weights that are not one share per platform, P04; while training S40.
     """
 

@@ -11,12 +11,12 @@ import torch
 from slimnb.cost import CostTable, count_macs
 from slimnb.crp import WEIGHTS
 from slimnb.experiment import Result, build
-from slimnb.methods.platforms import platform_subnets
+from slimnb.methods.platforms import WidthSearch, platform_subnets
 from slimnb.random_subnets import random_under
 from slimnb.recipes import SMALL, SMOKE, Recipe, check_scale
 from slimnb.search import Trellis
 from slimnb.subnet import SearchSpace, Subnet
-from slimnb.train import rng_at
+from slimnb.train import Outcome, Pass, rng_at
 
 MULTS = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)  # section 4.1: the platforms' targets
 PLATFORMS = tuple(f"#{k + 1}" for k in range(len(MULTS)))
@@ -44,7 +44,7 @@ FULL = replace(SMOKE, epochs=300, batch_size=128, lr=0.1, schedule="exponential"
                augment="crop_flip", calibration_images=5 * 1024, layout=None, dropout=0.6)
 RETRAINING = {"smoke": replace(SMOKE, epochs=1), "small": replace(SMALL, epochs=4), "full": FULL}
 SEARCH_EPOCHS = {"smoke": 1, "small": 5, "full": 50}
-WINDOWS = {"smoke": 1_000, "small": 10_000, "full": 100_000}  # the last six tenths of the losses of each choice
+WINDOWS = {"smoke": 1_000, "small": 10_000, "full": 100_000}  # of a unit with 14 choices the last six tenths; of fewer, less
 
 
 def _base(scale: str, seed: int) -> PlatformRecipe:
@@ -90,11 +90,25 @@ def unary_of(result: Result) -> np.ndarray:
     return np.array([[-np.inf if value is None else value for value in row] for row in result.found["unary"]])
 
 
+def search_sums(sampler: WidthSearch, scores: np.ndarray, steps: int, seed: int) -> np.ndarray:
+    """(units, choices) scores that a search finds, untrained, where losses are what eq. 2 says and noise.
+
+    Every image loses minus the sum of the planted `scores` (units, choices) of its widths, nats, plus a normal number.
+    """
+    rng, units = rng_at(seed, "sums", 0), np.arange(len(scores))
+    for step in range(steps):
+        index = sampler.draw(step)
+        loss = torch.from_numpy(rng.normal(size=len(index)) - scores[units, index].sum(1))
+        made = Pass(None, tag=torch.from_numpy(index))
+        sampler.observe(step, [Outcome(made, None, torch.zeros_like(loss)), Outcome(made, None, loss)])
+    return sampler.unary()
+
+
 def retrainings(scale: str, seed: int, data, results: Sequence[Result], store=None) -> list[Recipe]:
     """Retrained nets with platforms drawn uniformly (-U) or by a market's weights, and stand-alone nets (Table 3).
 
     The paper's names: Slim-U, OWS-RS, RS-AOWS-U (searched for RS, sampled for U); Random-U has random widths at
-    the same MACs. Sources whose search is not among `results` are left out.
+    within the same budgets. Sources whose search is not among `results` are left out.
     """
     asked = problem(scale, data.num_classes)
     chosen = MARKETS[scale]
