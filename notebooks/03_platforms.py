@@ -21,8 +21,8 @@
 # |---|---|
 # | Paper | Wang and Blaschko, *Optimizing Slimmable Networks for Multiple Target Platforms* (Multi-platform) |
 # | Regenerated | Tables 1, 2 and 3; Figures 1, 2 and 3 |
-# | Not reproduced | the vendors' bars of Figure 1, whose numbers are not printed; the accuracies: `full` holds the recipe |
-# | Cost | `smoke`: about a minute on two CPU cores. `small`: about two hours per seed on one core under load (searches 50 minutes, 16 retrainings 50, 14 stand-alone nets 12). `full`: not run. Measured on one core: 2.4 s for a search step of 128 images, .75 s for one of retraining, times 17,550 and 105,300 steps. Estimated, not measured, for a GPU: 12 to 20 ms a step, so about 5 minutes per search and half an hour per retraining |
+# | Not reproduced | the vendors' bars of Figure 1, whose numbers are not printed; the accuracies |
+# | Cost | `smoke`: about a minute on two CPU cores. `small`: about two hours per seed on one CPU core (under load, searches 50 minutes, 16 retrainings 50, 14 stand-alone nets 12). `full`: not run; measured on one core, 2.4 s for each of a search's 17,550 steps, .75 s for each of a retraining's 105,300; estimated, not measured, for a GPU, 12 to 20 ms a step: about 5 minutes and half an hour |
 #
 # One network is to run on seven platforms, from a watch to a desktop. Chapter 01 gave each one multiplier for all
 # layers. But must a watch starve every layer alike, and do all platforms matter alike? Here we *search* the widths of
@@ -68,15 +68,15 @@ WEIGHTS, MULTS, PLATFORMS = crp.WEIGHTS, platforms.MULTS, platforms.PLATFORMS
 # %% [markdown]
 # ## The market
 #
-# How do customers spread over brands? In the *Chinese restaurant process* they come in one by one. With $t$
-# customers seated at $B$ tables, the next one joins a table of $n_b$, or opens a new one, with probabilities
+# In the *Chinese restaurant process* customers come in one by one. With $t$ customers seated at $B$ tables, the next
+# one joins a table of $n_b$, or opens a new one, with probabilities
 #
 # $$P(\text{join } b) = \frac{n_b - \alpha}{t + \theta}, \qquad
 # P(\text{open}) = \frac{\theta + \alpha B}{t + \theta} .$$
 #
-# Large tables grow. The paper (section 3.1) calls $\alpha$ the strength and $\theta$ the discount. By its own formula
-# $\alpha$, taken off each table, is the **discount** ($0 \le \alpha < 1$), and $\theta$ the **strength**. We seat three
-# customers by hand, at the paper's $\alpha = .3$ and $\theta = .15$.
+# The paper (section 3.1) calls $\alpha$ the strength and $\theta$ the discount. By its own formula $\alpha$, taken off
+# each table, is the **discount** ($0 \le \alpha < 1$), and $\theta$ the **strength**. We seat three customers by hand,
+# at the paper's $\alpha = .3$ and $\theta = .15$.
 
 # %%
 alpha, theta = Fraction(3, 10), Fraction(3, 20)
@@ -90,9 +90,9 @@ for sizes, chance in seatings.items():
 assert sum(seatings.values()) == 1
 
 # %% [markdown]
-# Row S of Table 1 has, between its two ends of .25, the weights .005 to .31. Doubled, they are whole hundredths: 62, 26,
-# 9, 2 and 1. So S reads like a hundred customers who happen to sit at five tables, sorted and halved (our inference),
-# and L like the same with $\alpha = .15$. We keep the realisations with five tables.
+# Row S of Table 1 has, between its two ends of .25, the weights .005 to .31. Doubled, they are whole hundredths, 62 to
+# 1: S reads like a hundred customers who happen to sit at five tables, sorted and halved (our inference), and L like
+# the same with $\alpha = .15$. We keep the realisations with five tables.
 
 # %%
 rng = rng_at(chapter.seed, "markets", 0)
@@ -108,8 +108,8 @@ print("another S:", crp.market(0.3, 0.15, rng))
 
 # %% [markdown]
 # Given five tables, the smaller discount makes the *less* skewed market on average: that row L (85, 8, 4, 2, 1) is more
-# skewed than S is the luck of a draw. Figure 1 of the paper sets a realisation beside the shares of phone vendors,
-# without numbers; our grey bars are row S. Do S and L lie where nine of ten realisations lie?
+# skewed than S is the luck of a draw. Figure 1 of the paper has phone vendors for grey bars, ours row S. Do S and L lie
+# where nine of ten realisations lie?
 
 # %%
 rows_usual = Claim(
@@ -128,8 +128,8 @@ chapter.save(figures.market_shares(five["S"], title, bars), "market")
 chapter.claim(rows_usual, [outside[row, row] for row in five], np.zeros(2))
 
 # %% [markdown]
-# So they do, but either row would pass for the other. R reverses a row, U is uniform and M peaks in the middle. The last column is what a request costs on average in that
-# market, if every platform runs the uniform subnet of its width.
+# So they do, but either row would pass for the other. R reverses a row, U is uniform and M peaks in the middle. The
+# last column is a request's mean cost if every platform runs its uniform subnet.
 
 # %%
 rows_sum = Claim(
@@ -145,11 +145,12 @@ table_1
 # %% [markdown]
 # ## The targets
 #
-# A platform's **budget** is the cost of the uniform MobileNetV1 at its width, for images of 32 pixels. Traced from
-# the real forward pass, the printed figures come out to the last digit.
+# A platform's **budget** is the cost of the uniform MobileNetV1 at its width, for images of 32 pixels. Traced from the
+# forward pass, the printed figures come out to the last digit.
 
 # %%
-exact_macs, printed = np.array(paper_net.budgets) / 1e6, [3.35, 7.34, 12.21, 19.02, 26.58, 36.20, 46.45]
+printed = [3.35, 7.34, 12.21, 19.02, 26.58, 36.20, 46.45]
+exact_macs = np.array(paper_net.budgets) / 1e6
 print(*(f"{mult}x {macs:.3f}" for mult, macs in zip(MULTS, exact_macs, strict=True)), sep=", ")
 assert (exact_macs.round(2) == printed).all()
 images = load_or_absent(chapter.data_name, chapter.data_root, chapter.device,
@@ -166,12 +167,12 @@ print(f"budgets {(budgets / 1e6).round(2)} M MACs; uniform subnets that are in t
 
 # %% [markdown]
 # Each unit chooses among widths from 0.2 to 1.5: a platform may be wide in one layer and pay for it in another. Most
-# uniform subnets of the paper are not on this grid, so that a perfect search may still lose to them.
+# uniform subnets of the paper are not on this grid, so a search may lose to them.
 #
 # ## The idea on three layers
 #
-# Three layers with three widths each make 27 subnets. A choice has a *score* (how little it hurts), and a pair of
-# neighbours a *cost*. We try all 27, and ask the library as well.
+# A choice has a *score* (how little it hurts), a pair of neighbours a *cost*. We try all 27 subnets, and ask the
+# library.
 
 # %%
 toy_widths, toy_costs = [[8, 16, 24]] * 3, [np.outer([1, 2, 3], [1, 2, 3])] * 2
@@ -188,32 +189,32 @@ axes = figures.trellis(toy_scores, toy_costs, waist.index, toy_widths, title)
 chapter.save(axes, "trellis")
 
 # %% [markdown]
-# At budgets 6 and 12 the search finds the best subnet and *knows* it: the gap is zero. At 10 it misses the best one,
-# and says how much it may have missed.
+# At budgets 6 and 12 the search finds the best subnet and *knows* it: the gap is zero. At 10 it says how much it may
+# have missed.
 #
 # ## The mathematics
 #
-# Platform $k$ has a weight $\mu_k$, its share of the market, and a budget $R_k$. We want weights $w$ of one network
-# and a configuration $\mathbf c_k$ for each platform (eq. 1):
+# Platform $k$ has a weight $\mu_k$, its share of the market, and a budget $R_k$. We want weights $w$ of one network and
+# a configuration $\mathbf c_k$ for each platform (eq. 1):
 #
 # $$\min_w \sum_{k=1}^{m} \mu_k \min_{\mathbf c_k} \mathcal L(\mathbf c_k, w)
 # \quad\text{s.t.}\quad \mathcal R(\mathbf c_k) \le R_k . \tag{1}$$
 #
-# Two assumptions make the inner minimum easy. The loss is a sum over units, and the cost one over neighbours:
+# Assume that the loss is a sum over units, and the cost one over neighbours:
 #
 # $$\mathcal L(\mathbf c, w) = \sum_{i=1}^{n} \mathcal L_i(c_i, w), \tag{2}$$
 #
 # $$\mathcal R(\mathbf c) = \sum_{i=1}^{n-1} \mathcal R_i(c_i, c_{i+1}). \tag{3}$$
 #
-# The paper's eq. 2 stops at $n-1$, so that the last unit has no loss; its eq. 4 begins at a pair $(c_0, c_1)$, though
-# there is no $c_0$. For MACs eq. 3 is exact; eq. 2 is a bet. A multiplier $\gamma_k \ge 0$ moves the budget into the sum:
+# The paper's eq. 2 forgets unit $n$, and its eq. 4 begins with a $c_0$ that there is not. For MACs eq. 3 is exact; eq.
+# 2 is a bet. A multiplier $\gamma_k \ge 0$ moves the budget into the sum:
 #
 # $$\min_{\mathbf c_k}\ \mu_k \sum_{i=1}^{n} \mathcal L_i(c_{k,i}, w)
 #   + \gamma_k \Big( \sum_{i=1}^{n-1} \mathcal R_i(c_{k,i}, c_{k,i+1}) - R_k \Big). \tag{4}$$
 #
-# Drawing platform $k$ with probability $\nu_k$ divides both terms by it; with $\nu_k = \mu_k$ the weights
-# cancel, and what is left of $\gamma_k / \nu_k$ is again one free multiplier. A larger $\gamma_k$ makes the subnet cheaper: we look for the one that just fits. In code, `unary` holds scores
-# $-\mathcal L_i$ and `trellis` the $\mathcal R_i$.
+# Drawing platform $k$ with probability $\nu_k$ divides both terms by it; with $\nu_k = \mu_k$ the weights cancel, and
+# what is left of $\gamma_k / \nu_k$ is again one free multiplier. A larger $\gamma_k$ makes the subnet cheaper: we look
+# for the one that just fits. In code, `unary` holds scores $-\mathcal L_i$ and `trellis` the $\mathcal R_i$.
 #
 # **The certificate.** A subnet within the budget loses nothing by the second term. So for *every* $\gamma \ge 0$
 #
@@ -225,8 +226,8 @@ chapter.save(axes, "trellis")
 # ## The smallest code
 #
 # For one $\gamma$, Viterbi's algorithm goes back through the trellis and keeps, for each choice, the best that may
-# follow; then it walks forward. Below are the library's two functions, for many multipliers at once. First we hold
-# them against brute force.
+# follow; then it walks forward. The library's functions do so for many multipliers at once. First we hold them against
+# brute force.
 
 # %%
 def minus(number):
@@ -252,8 +253,8 @@ source(search._to_go, search._walk)
 # %% [markdown]
 # ## Claims, and the runs
 #
-# The claims come before the runs. One on several markets is judged by the mean over those trained at this scale; the
-# paper's own margins are means over its Table 2. Where the rows of a claim are a choice, the paper's result chose them.
+# A claim on several markets is judged by the mean over those trained at this scale, its margin in the paper being one
+# over Table 2. Where it names rows, the paper's result chose them.
 
 # %%
 literature = pd.read_csv(chapter.root / "data/literature/platforms.csv")
@@ -329,15 +330,12 @@ def ids(method, *arms):
 # %% [markdown]
 # ## OWS: one search for all platforms
 #
-# Where do the losses $\mathcal L_i$ come from? OWS trains the wide network with the sandwich rule, its one random
-# subnet having random widths *for every image* (by masks, as in chapter 00). What those widths add to the image's
-# loss is shared among the units and enters a moving mean of each choice that was made:
+# OWS trains the wide network with the sandwich rule, its one random subnet having random widths *for every image* (by
+# masks, as in chapter 00). What those widths add to the image's loss is shared among the units and enters a moving mean
+# of each choice that was made:
 
 # %%
 source(WidthSearch.observe)
-
-# %% [markdown]
-# So a unit's scores differ by $1/n$ of what its choices add to the loss: sums rank subnets; times $n$ they are nats.
 
 # %%
 ows = searched["OWS search", chapter.seed]
@@ -355,9 +353,10 @@ answers = pd.DataFrame({
 answers.round(4)
 
 # %% [markdown]
-# All rows come from one search; only the multiplier changes. "The same number of FLOPs" as the original subnets
-# (section 4.1) means *at most* that number. Where the gap is positive, a dynamic programme over all budgets
-# (`exact_under`) tells what was missed.
+# A unit's scores differ by $1/n$ of what its choices add to the loss: sums rank subnets; times $n$ they are nats. All
+# rows come from one search; only the multiplier changes. "The same number of FLOPs" as the original subnets (section
+# 4.1) means *at most* that number. Where the gap is positive, a dynamic programme over all budgets (`exact_under`)
+# tells what was missed.
 
 # %%
 same_cost = Claim(
@@ -380,18 +379,17 @@ chapter.claim(same_cost, spent, np.full(7, 100), [ows.run_id])
 # %% [markdown]
 # ## AOWS: search where it will be needed
 #
-# OWS trains all widths alike, also those that no platform will want. AOWS draws them from a *smoothed* Viterbi, with a
-# soft minimum of temperature $T$ (eq. 5):
+# OWS also trains widths that no platform will want. AOWS draws from a *smoothed* Viterbi of temperature $T$ (eq. 5):
 #
 # $$m_{i+1}(c') = -T \log \sum_{c} \exp\!\Big(\!-\frac{m_i(c) + \frac{\gamma_k}{\nu_k} \mathcal R_i(c, c')}{T}\Big)
 #   + \frac{\mu_k}{\nu_k} \mathcal L_{i+1}(c'). \tag{5}$$
 #
-# The paper's eq. 5 lacks the outer $-T$. Without it the message changes sign and unit at every layer. With it,
-# $T \to 0$ gives Viterbi, which the cell asserts of `marginals`.
+# The paper's eq. 5 lacks the outer $-T$, without which the message changes sign and unit at every layer. With it,
+# $T \to 0$ gives Viterbi, as the cell asserts.
 #
 # Each step draws a platform by its weight, then widths from its marginals. $T$ falls along fractions of the run: 1 for
 # a fifth of it (the warm-up), .01 at .24, .001 at the half, .0005 at the end, after AOWS's code; the paper gives no
-# schedule. The figure takes the *finished* scores of OWS through it.
+# schedule. The figure takes OWS's finished scores through it.
 
 # %%
 gamma = found[3].multiplier  # of platform #4; two paths are equally good there, but not at .9 of it
@@ -417,8 +415,9 @@ chapter.save(figures.marginals(three, title), "marginals")
 # $T$ is in nats per unit, like the scores: a width is suppressed once it loses more than $T$.
 #
 # **A flaw of the method.** One platform is drawn per *step*, so a narrow choice mostly enters its window together with
-# the other narrow widths of #1. Its mean says whose it is, not what it costs. To see it without training, we feed the
-# samplers losses for which eq. 2 is *exact* (choice $j$ scores $-.1 / j$), and compare what they find with the best.
+# the other narrow widths of #1. Its mean says whose it is, not what it costs. To see it without training, for the 1,755
+# steps of `small` we feed the samplers losses for which eq. 2 is *exact* (choice $j$ scores $-.1 / j$), and compare
+# what they find with the best.
 
 # %%
 planted = np.where(trellis.exists, -0.1 / np.arange(1, trellis.choices + 1), -np.inf)
@@ -435,20 +434,21 @@ def row_of(scores):
 confused = {"planted": ["", *row_of(planted / trellis.units)]}
 for arm in dict.fromkeys(arm for arm, _ in searched):
     result = searched[arm, chapter.seed]
-    sums = platforms.search_sums(plan(result.recipe, net, 500)[0], planted, 500, chapter.seed)
+    sums = platforms.search_sums(plan(result.recipe, net, 1755)[0], planted, 1755, chapter.seed)
     confused[arm] = [row_of(platforms.unary_of(result))[0], *row_of(sums)]
 pd.DataFrame(confused, index=["range in a unit", "on exact sums", "planted score of its subnets"]).T
 
 # %% [markdown]
-# We keep the method as published. Centring the losses of each step should mend it; we have not trained that.
+# At `small` AOWS's ranges are several times those of OWS, in training and on exact sums, where its subnets score less.
+# We keep the method as published. Centring each step's losses should mend it; we have not trained that.
 #
 # ## Retraining: Table 2
 #
 # The seven subnets become the seven switches of one new network. A step runs the largest (with dropout .6 at `full`),
 # the smallest, and one of #2 to #6, drawn uniformly (suffix -U) or by the market's weights (-W). The paper says
-# "#2 - #5" (section 4.1); then #6, which has the largest weight in S and L, would never be drawn, and its private batch
-# norm never trained. Even -W does not minimise eq. 1: a step weights #1, #7 and the drawn one equally. Where the paper
-# is silent we do as S-Net in chapter 01 (augmentation, labels for all, weight decay that spares norms and depthwise
+# "#2 - #5" (section 4.1); then #6, which has the largest weight in S and L, would never be drawn, and its private batch norm
+# never trained. Even -W does not minimise eq. 1: a step weights #1, #7 and the drawn one equally. Where the paper is
+# silent we do as S-Net in chapter 01 (augmentation, labels for all, weight decay that spares norms and depthwise
 # filters), but take statistics anew after training: those of a rarely drawn platform are stale.
 
 # %%
@@ -463,8 +463,7 @@ beside = pd.concat(beside, axis=1).dropna(axis=1, how="all")
 beside.map("{:.2f}".format, na_action="ignore").fillna("")
 
 # %% [markdown]
-# Empty cells were not trained at this scale: AOWS needs a search of its own for each market. In market U, -W would be
-# the same net as -U.
+# Empty cells were not trained at this scale: AOWS needs a search for each market. In U, -W would be -U.
 
 # %%
 gain = accuracy.pivot_table("top1", "market", "arm")
@@ -479,14 +478,14 @@ print(*verdicts, sep="\n")
 verdicts[0]
 
 # %% [markdown]
-# *best* is the better of two arms: by the paper on the numbers then compared, by us on validation images. The paper's
-# advantage in L is .01 points (Table 2), and AOWS searched with the flaw above.
+# *best* is the better of two arms: by the paper on the numbers then compared (an advantage in L of .01 points), by us
+# on validation images. AOWS searched with the flaw above.
 #
 # ## Stand-alone nets: Table 3
 #
-# Is a searched subnet better by itself, or a better companion of the others? The paper trains seven separate nets of
-# each kind. OWS gains .85 points there (Table 3) and 1.52 in one network (Table 2, row U). Our stand-alone nets have no
-# dropout and keep the statistics tracked in training.
+# Is a searched subnet better by itself, or a better companion? In seven separate nets OWS gains the paper .85 points,
+# in one network 1.52 (Table 2, row U). Our stand-alone nets have no dropout and keep the statistics tracked in
+# training.
 
 # %%
 alone = markets.stand_alone(frame).pivot_table("top1", "seed", "arm")
@@ -500,8 +499,8 @@ pd.DataFrame({"here": alone.mean(), "paper, Table 3": in_paper}).round(2)
 # ## Which widths? Figures 2 and 3
 #
 # The paper's explanation is *correlation*: OWS gives #6 and #7 the same width in 8 of 14 units (section 4.3). In the
-# paper's net uniform widths coincide in one, the stem, where .875 of 32 rounds up to 32. It also finds OWS wide in the
-# first layers and thin in the last.
+# paper's net uniform widths coincide in one, the stem, where .875 of 32 rounds to 32. The paper also finds OWS wide
+# first and thin last.
 
 # %%
 chosen = {key: platform_subnets(platforms.unary_of(r), space, trellis, budgets)[0]
@@ -538,15 +537,18 @@ chapter.claim(wide_late, *deep, ids("aows", "AOWS"))
 # %% [markdown]
 # ## Which part pays?
 #
-# Beyond the paper. Would *any* non-uniform widths do? We retrain random ones (not a random search), drawn evenly and for
-# each platform on its own from all subnets that cost 98 to 100 % of its budget (arm Random-U). They share few units,
-# those of OWS many: this arm cannot tell good widths from shared ones; Table 3 can. The figure shows each platform, as
-# a market's mean may hide one that suffers.
+# Would *any* non-uniform widths do? We retrain random ones (not a random search), drawn evenly and for each platform on
+# its own from all subnets that cost 98 to 100 % of its budget (arm Random-U). They share fewer units than OWS's: this
+# arm cannot tell good widths from shared ones; Table 3 can.
 
 # %%
 shown = frame[frame["arm"].isin(["Slim-U", "OWS-U", "Random-U"])]
 top1 = shown.pivot_table("top1", "name", "arm")
 ahead_of = {arm: (top1["OWS-U"] > top1[arm]).sum() for arm in ("Random-U", "Slim-U")}
+by_chance = next(r.recipe for r in results if r.recipe.arm == "Random-U").named(net)
+for source_of, of_it in {"OWS": subnets, "Random": list(by_chance.values())}.items():
+    shared = [markets.shared_units(*of_it[k:k + 2]) for k in range(6)]
+    print(f"{source_of}: neighbouring platforms share {np.mean(shared):.1f} of {trellis.units} units")
 title = ("OWS-U is ahead of random widths on {} of 7 platforms, of uniform ones on {}"
          .format(*ahead_of.values()))
 chapter.save(figures.accuracy(shown.assign(platform=shown["name"]), title), "platforms")
@@ -554,8 +556,8 @@ a, b = markets.over_markets(accuracy, not_random.arms, ["U"])
 chapter.claim(not_random, a, b, ids("platforms", *not_random.arms))
 
 # %% [markdown]
-# The **regret** of an arm on a platform is what it loses against the best arm there. No market enters: it is what
-# a single customer pays for our average. The best arm is chosen by the numbers it is compared by: small regrets mean
+# The **regret** of an arm on a platform is what it loses against the best arm there. No market enters: it is what a
+# single customer pays for our average. The best arm is chosen by the numbers it is compared by: small regrets mean
 # little.
 
 # %%
@@ -565,8 +567,8 @@ regrets.assign(worst=regrets.max(axis=1)).sort_values("worst").round(2)
 # %% [markdown]
 # ## A wrong forecast
 #
-# We train for the market we expect and sell in the one we get: rows are OWS nets retrained for one market, columns the
-# market they meet. In a negative cell a net beats the one meant for that market.
+# Rows are OWS nets retrained for one market, columns the market they meet. In a negative cell a net beats the one meant
+# for that market.
 
 # %%
 costs = markets.forecast(frame)
@@ -579,10 +581,9 @@ chapter.claim(forecast_matters, per_seed, np.zeros(len(per_seed)), ids("platform
 # %% [markdown]
 # ## Milliseconds in place of MACs
 #
-# A customer waits for milliseconds. AOWS learns them as from a black box: time random subnets end to end, then fit
-# tables of pairs (eq. 3) whose sums explain the times. We hold out each fifth of the subnets in turn and compare with a
-# straight line through MACs. One session on one machine carries no claim. On the tiny net of `smoke` nearly all of the
-# time is overhead.
+# AOWS learns milliseconds as from a black box: time random subnets end to end, then fit tables of pairs (eq. 3). We
+# hold out each fifth of the subnets in turn and compare with a straight line through MACs. One session on one machine
+# carries no claim. On the tiny net of `smoke` nearly all of the time is overhead.
 
 # %%
 settings = {"paper": "platforms", "arm": "latency model", "scale": chapter.scale,
@@ -645,7 +646,7 @@ print(f"wrong forecasts: {wrong['lost'].min():+.2f} to {wrong['lost'].max():+.2f
 print("searches in which two platforms get one subnet:", ", ".join(doubled) or "none")
 
 # %% [markdown]
-# - AOWS's scores confuse a width with the platform that wants it, even where losses are exact sums.
+# - AOWS's scores confuse a width with the platform that wants it, even where losses are exact sums: compare the ranges.
 # - Read the first line before praising a search: the paper compares with uniform widths only.
 # - One and the same net differs between markets, so rows of Table 2 must not be compared.
 # - A wrong forecast may beat the right one: in the paper OWS-U beats OWS-W in every row but U, where they are one net.
@@ -657,8 +658,7 @@ print("searches in which two platforms get one subnet:", ", ".join(doubled) or "
 #
 # - A search over pairwise costs is exact but for its duality gap, and the gap comes with the answer.
 # - One run of OWS serves all budgets and markets, in MACs or milliseconds. AOWS wants a run per market.
-# - A market is a set of weights. It changes the average, the sampling and the risk of a wrong forecast, and it hides
-#   the regret of a single customer.
+# - A market is a set of weights: it changes average and sampling, and hides the regret of a single customer.
 #
 # ## Exercises
 #
@@ -702,14 +702,14 @@ print(f"6. units that stay, of {trellis.units}:", dict(zip(PLATFORMS, stay, stri
 # %% [markdown]
 # ## References
 #
-# - Z. Wang, M. B. Blaschko. *Optimizing Slimmable Networks for Multiple Target Platforms*. Market: section 3.1,
-#   Table 1; search: section 3.2; recipe: section 4.1; Tables 2 and 3: sections 4.2 and 4.3.
+# - Z. Wang, M. B. Blaschko. *Optimizing Slimmable Networks for Multiple Target Platforms*. Sections 3.1 (market), 3.2
+#   (search), 4.1 (recipe), 4.2 and 4.3 (tables).
 # - M. Berman et al. *AOWS: Adaptive and Optimal Network Width Search with Latency Constraints*. CVPR 2020.
 # - D. Aldous. *Exchangeability and related topics*. 1985: the Chinese restaurant process.
 # - A. Mensch, M. Blondel. *Differentiable dynamic programming for structured prediction and attention*. ICML 2018.
 # - G. Handler, I. Zang. *A dual algorithm for the constrained shortest path problem*. 1980.
 # - Library: `slimnb/crp.py`, `slimnb/search.py`, `slimnb/methods/platforms.py`, `slimnb/latency_model.py`,
-#   `slimnb/markets.py`; each has its test in `tests/`.
+#   `slimnb/markets.py`; tests in `tests/`.
 
 # %%
 chapter.end()

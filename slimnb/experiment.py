@@ -33,6 +33,7 @@ STUDIES = ("slimmable_networks", "sp_net", "platforms")  # modules of slimnb.stu
 PAPERS = ("slimmable", "sp_net", "platforms")  # modules of slimnb.methods
 NETS = {"mobilenet_v1": "MobileNetV1", "mobilenet_v2": "MobileNetV2", "vgg": "VGG", "resnet": "ResNet50"}
 NO_DATA = "none"  # data fingerprint of what was measured once, not trained
+PATIENCE = 600.0  # seconds that a process waits for what another one measures
 NO_TRAINING = "SLIMNB_NO_TRAINING"  # in the environment: an unfinished run is an error, not a reason to train
 
 
@@ -272,14 +273,14 @@ def latencies(scale: str, mult: float, rounds: int, store: RunStore, device: str
 
 
 def once(store: RunStore, settings: dict, code: str, take: Callable[[], dict]) -> dict:
-    """What `take` gives, stored under its settings and code; a second call loads it."""
+    """What `take` gives, stored under its settings and code; a second call loads it, one meanwhile waits for it."""
     stored = store.open(settings, code, NO_DATA)
     found = stored.result()
     if found is None:
         if os.environ.get(NO_TRAINING):
             raise SlimnbError("B08", f"run {stored.id}", "it is not finished, and measuring is switched off",
                               "Run the chapter first.")
-        with stored.lock():
+        with stored.lock(wait=PATIENCE):
             if stored.result() is None:
                 stored.load()
                 stored.finish(take())

@@ -116,7 +116,7 @@ def test_the_best_of_a_source(frame):
 
 def test_the_best_of_a_source_may_be_chosen_by_other_images(frame):
     turned = weighted(frame.assign(top1_val=-frame["top1"]))
-    for source, arm in {"AOWS": "AOWS-W", "OWS": "OWS-W"}.items():
+    for source, arm in {"AOWS": "AOWS-W", "OWS": "OWS-U"}.items():
         best = best_of(turned, source, by="top1_val")
         test, val = best.loc[best["market"] == "S", ["top1", "top1_val"]].to_numpy()[0]
         assert test == pytest.approx(at(turned, "S", arm)) == -val

@@ -116,8 +116,10 @@ class SmoothedViterbi(WidthSearch):
 
     As published, the windows confuse widths with platforms. A step's images all have the widths of one platform, so
     narrow choices are mostly drawn with the other narrow ones of #1, and their means carry the loss of all of these:
-    the scores spread far more than under OWS's uniform draws, even if losses are exact sums over units. Errors beside those of `WidthSearch`: S24 for a trellis of another space, S25 for a budget below the
-    cheapest subnet, P06 for weights that are not one share per platform, P04; while training S40.
+    the scores spread far more than under OWS's uniform draws, even if losses are exact sums over units.
+
+    Errors beside those of `WidthSearch`: S24 for a trellis of another space, S25 for a budget below the cheapest
+    subnet, P06 for weights that are not one share per platform, P04; while training S40.
     """
 
     stream = "aows"

@@ -44,7 +44,7 @@ FULL = replace(SMOKE, epochs=300, batch_size=128, lr=0.1, schedule="exponential"
                augment="crop_flip", calibration_images=5 * 1024, layout=None, dropout=0.6)
 RETRAINING = {"smoke": replace(SMOKE, epochs=1), "small": replace(SMALL, epochs=4), "full": FULL}
 SEARCH_EPOCHS = {"smoke": 1, "small": 5, "full": 50}
-WINDOWS = {"smoke": 1_000, "small": 10_000, "full": 100_000}  # of a unit with 14 choices the last six tenths; of fewer, less
+WINDOWS = {"smoke": 1_000, "small": 10_000, "full": 100_000}  # of 14 choices the last six tenths; of fewer, less
 
 
 def _base(scale: str, seed: int) -> PlatformRecipe:
