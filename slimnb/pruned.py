@@ -6,15 +6,19 @@ Units are counted from 1, the stem; widths are named "0.5×".
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from dataclasses import replace
+from itertools import pairwise
 from pathlib import Path
 
 import numpy as np
 import pandas as pd
 import torch
 
-from slimnb.experiment import Result
+from slimnb.cost import count_macs
+from slimnb.experiment import Result, build
 from slimnb.nets.base import Masks, SlimmableNet
 from slimnb.nets.zero_padding import leader, stream_order, streams
+from slimnb.studies.sp_net import PrunedRecipe
 from slimnb.subnet import Subnet
 
 PAPER_ARMS = {"individual": "Individual", "S-Net": "S-Net", "SP-Net": "SP-Net", "multi-base": "SP-Net",
@@ -70,11 +74,11 @@ def masks_of(order: Sequence[np.ndarray], counts: Sequence[int]) -> Masks:
 
 def join_paths(net: SlimmableNet, order: Sequence[np.ndarray], counts: Mapping[str, Sequence[int]],
                name: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Of the last stream in which two paths meet: {"Body": mask, "Shortcut": mask} of subnet `name`, and its order.
+    """Of the first stream in which paths meet: {"Body": mask, "Shortcut": mask} of subnet `name`, and its order.
 
     Body and shortcut are the first two units of the stream; masks and order are of the base's channels.
     """
-    stream = [units for units in streams(net) if len(units) > 1][-1]
+    stream = next(units for units in streams(net) if len(units) > 1)
     first = leader(net, stream)
     body = next(unit for unit in stream if unit != first)
     paths = {"Body": kept(order[body], counts[name][body]), "Shortcut": kept(order[first], counts[name][first])}
@@ -89,23 +93,40 @@ def not_nested(thin: Subnet | Sequence[int], wide: Subnet | Sequence[int]) -> li
     return [unit for unit, (a, b) in enumerate(zip(thin, wide, strict=True), 1) if a > b]
 
 
+def crossings(counts: Mapping[float, Sequence[int]]) -> dict[tuple[float, float], list[int]]:
+    """`not_nested` of every width and the next wider one, by the pair."""
+    return {(thin, wide): not_nested(counts[thin], counts[wide]) for thin, wide in pairwise(sorted(counts))}
+
+
 def errors_of(frame: pd.DataFrame) -> pd.DataFrame:
     """The frame of `results_frame` with columns name ("0.5×") and error (%), widest first."""
     rows = frame.sort_values("mult", ascending=False, kind="stable")
     return rows.assign(name=rows["mult"].map(width_name), error=100 - rows["top1"])
 
 
-def macs_by_rule(results: Sequence[Result]) -> pd.DataFrame:
-    """Rows of net, arm, mult, executed, printed (MACs), more (%): what zeros between channels add to SP-Net's count."""
-    rows = [(r.recipe.net, r.recipe.arm, row["mult"], row["macs"], printed, 100 * (row["macs"] / printed - 1))
+def macs_by_rule(results: Sequence[Result], num_classes: int) -> pd.DataFrame:
+    """Rows of net, arm, seed, mult, target, union, executed (MACs), more (%), one per subnet of a jointly trained net.
+
+    `target` is of the uniform width. `union` is SP-Net's count; `executed` has the zeros between channels, too, and
+    is `more` above `union`.
+    """
+    rows = [(r.recipe.net, r.recipe.arm, r.recipe.seed, row["mult"], _uniform_macs(r.recipe, row["mult"], num_classes),
+             union, row["macs"], 100 * (row["macs"] / union - 1))
             for r in results if r.recipe.supernet
-            for row, printed in zip(r.rows, r.found["printed_macs"], strict=True)]
-    return pd.DataFrame(rows, columns=["net", "arm", "mult", "executed", "printed", "more"])
+            for row, union in zip(r.rows, r.found["printed_macs"], strict=True)]
+    return pd.DataFrame(rows, columns=["net", "arm", "seed", "mult", "target", "union", "executed", "more"])
 
 
-def printed(path: Path, tables: Sequence[int], net: str, widths: Sequence[float]) -> pd.DataFrame:
+def _uniform_macs(recipe: PrunedRecipe, mult: float, num_classes: int) -> int:
+    with torch.device("meta"):
+        net = build(replace(recipe, supernet=None, subnets=None, mults=(mult,)), num_classes)
+    return count_macs(net, net.largest)
+
+
+def paper_errors(path: Path, tables: Sequence[int], net: str, widths: Sequence[float],
+                 dataset: str = "ImageNet") -> pd.DataFrame:
     """The paper's rows of arm, name, error for arms of chapter 02; of two tables the first named counts."""
-    rows = pd.read_csv(path).query("table in @tables and net == @net and mult in @widths")
+    rows = pd.read_csv(path).query("table in @tables and dataset == @dataset and net == @net and mult in @widths")
     rows = rows.sort_values("table", key=lambda numbers: numbers.map(list(tables).index), kind="stable")
     rows = rows.assign(arm=rows["method"].map(PAPER_ARMS), name=rows["mult"].map(width_name))
     rows = rows.dropna(subset=["arm"]).drop_duplicates(["arm", "name"])

@@ -61,6 +61,7 @@ METHODS = {
     "standalone": Look("Stand-alone nets", "#222222", "s"),
     "slim": Look("Slim", "#E69F00", "^"),
     "original": Look("Original", "#E69F00", "^"),
+    "uniformcounts": Look("Uniform counts", "#E69F00", "P"),
     "uniform": Look("Uniform widths", "#E69F00", "^"),
 }
 

@@ -93,8 +93,9 @@ def sorting_latencies(scale: str, rounds: int, store: RunStore, device: str = "c
     """Latency of S-Net's subnets and of pruned ones of the same MACs, sorted and unsorted (Tables 7 and 10).
 
     Batch 1, 224 pixels, gammas random by layer and channel; at smoke two widths of ResNet-50. Measured once per store
-    and settings. Keys: rows (net, width, way, repeat, ms: the median of `rounds` interleaved calls), difference
-    (largest between logits of sorted and unsorted, as a share of the largest logit), about, run_id.
+    and settings. Keys: rows (net, width, macs, way, repeat, ms: the median of `rounds` interleaved calls), difference
+    (largest between logits of sorted and unsorted, as a share of the largest logit), about, run_id. Where all
+    channels are kept nothing is gathered: the widest unsorted net is the plain one.
     """
     tables = SMOKE if scale == "smoke" else TABLES
     settings = {"paper": "sp_net", "arm": "sorting latency", "scale": scale, "rounds": rounds, "repeats": REPEATS,
@@ -129,14 +130,18 @@ def _timed(name: str, kind: type[SlimmableNet], widths: tuple[float, ...], round
     for width, subnet in pruned.items():
         ways["S-Net", width] = execution_modes(plain, uniform[width], x)["slice"]
         ways["SP-Net, sorted", width] = execution_modes(net, subnet, x)["slice"]
-        ways["SP-Net, unsorted", width] = partial(unsorted(net, subnet, numbers), image)
+        ways["SP-Net, unsorted", width] = (execution_modes(plain, plain.largest, x)["slice"] if width == max(widths)
+                                           else partial(unsorted(net, subnet, numbers), image))
     with torch.inference_mode():
         pairs = [(ways["SP-Net, sorted", width](), ways["SP-Net, unsorted", width]()) for width in widths]
+    macs = {(way, width): count_macs(net if way != "S-Net" else plain, route) for width in widths for way, route in (
+        ("S-Net", uniform[width]), ("SP-Net, sorted", pruned[width]), ("SP-Net, unsorted", pruned[width]))}
     difference = max(((a - b).abs().max() / a.abs().max()).item() for a, b in pairs)
     rows = []
     for repeat in range(REPEATS):
         timed = compare_latency(ways, x, max(1, rounds // REPEATS), warmup=1)
-        rows += [{"net": name, "width": width, "way": way, "repeat": repeat, "ms": round(found["median_ms"], 4)}
+        rows += [{"net": name, "width": width, "macs": macs[way, width], "way": way, "repeat": repeat,
+                  "ms": round(found["median_ms"], 4)}
                  for (way, width), found in timed.items()]
     return rows, difference, conditions(x)
 

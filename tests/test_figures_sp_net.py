@@ -163,6 +163,18 @@ def test_zeros_fill_what_other_paths_have_and_the_gaps_of_the_slice():
         colour.lower() for colour in (ABSENT, KEPT, ZERO)]
 
 
+@pytest.mark.parametrize("channels", [64, 256, 2048])
+def test_many_channels_are_not_hidden_by_the_edges_of_their_cells(channels):
+    every = np.ones(channels, dtype=bool)
+    ax = figures.padding({"Body": every, "Shortcut": every}, np.arange(channels), "t")
+    figure = style.figure_of(ax)
+    figure.canvas.draw()
+    pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
+    (left, top), (right, bottom) = (ax.transData.transform(point) for point in ((0, -0.2), (channels - 1, 0.2)))
+    strip = pixels[len(pixels) - int(top):len(pixels) - int(bottom), int(left):int(right)]
+    assert (np.abs(strip - 255 * np.array(to_rgb(KEPT))).max(-1) < 8).mean() > 0.5
+
+
 def test_the_slice_of_a_real_join_is_the_one_the_net_computes():
     net = tiny(ResNet50, bn="shared_affine")
     order = importance_order(gammas(net))
@@ -217,15 +229,16 @@ def test_errors_are_means_of_seeds_and_the_description_names_the_least():
     ("Shortcut first", "shortcutfirst", "Shortcut first"), ("spnet_unsorted", "spnetunsorted", "SP-Net, unsorted"),
     ("SP-Net", "spnet", "SP-Net"), ("spnet_sorted", "spnet", "SP-Net, sorted"),
     ("SP-Net, all widths", "spnetallwidths", "SP-Net, all widths"),
+    ("Uniform counts", "uniformcounts", "Uniform counts"),
 ])
 def test_an_arm_of_sp_net_has_a_look_of_its_own(arm, key, label):
     found = style.look(arm)
     assert (found.label, found.colour, found.marker) == (label, style.METHODS[key].colour, style.METHODS[key].marker)
 
 
-def test_all_arms_of_the_study_are_greens_told_apart_by_their_markers():
+def test_all_arms_of_the_study_but_the_control_are_greens_and_markers_tell_them_apart():
     looks = [style.look(arm) for arm in FAMILY]
-    assert all(np.argmax(to_rgb(look.colour)) == 1 for look in looks)
+    assert all((np.argmax(to_rgb(look.colour)) == 1) == (look.label != "Uniform counts") for look in looks)
     assert len({look.marker for look in looks}) == len(FAMILY)
 
 

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import itertools
+from dataclasses import replace
 from pathlib import Path
 from types import SimpleNamespace
 
@@ -18,8 +20,10 @@ from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.nets.mobilenet_v2 import MobileNetV2
 from slimnb.nets.resnet import ResNet50
 from slimnb.nets.sorting import embed_
+from slimnb.nets.zero_padding import leader, streams
 from slimnb.pruned import (
     counts_table,
+    crossings,
     errors_of,
     gamma_table,
     join_paths,
@@ -28,10 +32,11 @@ from slimnb.pruned import (
     masks_of,
     not_nested,
     order_of,
-    printed,
+    paper_errors,
     width_name,
 )
 from slimnb.pruning import gammas, prune
+from slimnb.studies.sp_net import families
 from slimnb.subnet import Subnet
 from slimnb.unsorted import random_gammas_
 
@@ -89,13 +94,18 @@ def test_paths_of_a_join_end_where_the_net_reaches(kind):
     padding(paths, sequence, "Title")
     union = paths["Body"] | paths["Shortcut"]
     subnet = embed_(net, order, counts)["thin"]
-    assert union.sum() in net.reach(subnet), "of one subnet, a stream is the union of its paths"
+    stream = next(units for units in streams(net) if len(units) > 1)
+    first = leader(net, stream)
+    body = next(unit for unit in stream if unit != first)
+    reached = max(net.reach(subnet)[unit] for unit in (first, body))
+    assert union.sum() == reached, "of one subnet, a stream is the union of its paths"
     assert union[sequence[: union.sum()]].all()
 
 
 def test_units_that_are_not_nested_count_from_one():
     assert not_nested((3, 9, 4), Subnet((5, 7, 4))) == [2]
     assert not_nested((1, 1), (1, 1)) == []
+    assert crossings({1.0: (5, 7), 0.5: (3, 9), 0.25: (4, 1)}) == {(0.25, 0.5): [1], (0.5, 1.0): [2]}
 
 
 def test_counts_and_errors_make_their_figures():
@@ -106,22 +116,37 @@ def test_counts_and_errors_make_their_figures():
     frame = pd.DataFrame({"arm": ["SP-Net"] * 2, "seed": [0, 0], "mult": [0.5, 1.0], "top1": [60.0, 70.0]})
     found = errors_of(frame)
     assert found["name"].tolist() == ["1×", "0.5×"] and found["error"].tolist() == [30, 40]
-    errors(found, "Title", printed(LITERATURE, [3], "MobileNetV1", [0.5, 1.0]))
+    errors(found, "Title", paper_errors(LITERATURE, [3], "MobileNetV1", [0.5, 1.0]))
 
 
 def test_the_papers_rows_are_found_by_our_names():
-    rows = printed(LITERATURE, [6, 3, 8], "ResNet-50", [0.5, 0.75, 1.0]).set_index(["arm", "name"])["error"]
+    rows = paper_errors(LITERATURE, [6, 3, 8], "ResNet-50", [0.5, 0.75, 1.0]).set_index(["arm", "name"])["error"]
     assert rows["SP-Net", "0.5×"] == 26.7, "Table 6 before Table 3"
     assert rows["One-shot", "0.5×"] == 27.4 and rows["Shortcut first", "0.5×"] == 29.8
     assert rows["Individual", "0.5×"] == 27.8 and len(rows) == 6 * 3
+    cifar = paper_errors(LITERATURE, [2], "ResNet-50", [0.5], "CIFAR-100").set_index("arm")["error"]
+    assert (cifar["SP-Net"], cifar["S-Net"], cifar["Individual"]) == (22.3, 25.6, 25.3)
+    assert paper_errors(LITERATURE, [2], "ResNet-50", [0.5]).empty, "Table 2 is of CIFAR-100"
 
 
 def test_macs_by_rule_tells_what_zeros_add():
-    result = SimpleNamespace(recipe=SimpleNamespace(net="resnet", arm="SP-Net", supernet=(1,)),
+    plain_recipe = families("smoke", None)[1].plain
+    result = SimpleNamespace(recipe=replace(plain_recipe, arm="SP-Net", seed=3, supernet=(1,)),
                              rows=[{"mult": 0.5, "macs": 110}], found={"printed_macs": [100]})
     plain = SimpleNamespace(recipe=SimpleNamespace(supernet=None), rows=[], found={})
-    (row,) = macs_by_rule([plain, result]).itertuples(index=False)
-    assert row[:5] == ("resnet", "SP-Net", 0.5, 110, 100) and row.more == pytest.approx(10)
+    (row,) = macs_by_rule([plain, result], 10).itertuples(index=False)
+    net = ResNet50(10, 32, 0.5, stem=8, layout=((2, 1), (4, 1), (8, 2)))
+    assert row[:7] == ("resnet", "SP-Net", 3, 0.5, count_macs(net, net.largest), 100, 110)
+    assert row.more == pytest.approx(10)
+
+
+@pytest.mark.parametrize(("size", "dataset", "tables"), [(32, "CIFAR-100", [2]), (224, "ImageNet", [6, 3, 8])])
+def test_every_net_of_full_has_the_papers_errors_and_pairs_of_counts(size, dataset, tables):
+    for family in families("full", SimpleNamespace(size=size)):
+        rows = paper_errors(LITERATURE, tables, family.name, family.widths, dataset).set_index(["arm", "name"])
+        for arm, mult in itertools.product(("SP-Net", "S-Net", "Individual"), family.widths):
+            assert rows["error"][arm, width_name(mult)] > 20
+        assert len(list(itertools.pairwise(sorted(family.bases)))) == len(family.bases) - 1 > 0
 
 
 def test_widths_have_names():

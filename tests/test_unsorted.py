@@ -10,6 +10,7 @@ from nets import NETS, TINY, fill_statistics, images, random_subnets, tiny
 from torch.testing import assert_close
 
 from slimnb import unsorted as module
+from slimnb.cost import count_macs
 from slimnb.latency import IndexedConv2d
 from slimnb.nets.resnet import ResNet50
 from slimnb.nets.sorting import embed_
@@ -52,11 +53,19 @@ def test_latencies_are_measured_once_for_every_way(monkeypatch, tmp_path):
     def small(largest, bn):
         return ResNet50(10, 32, largest, bn=bn, **TINY[ResNet50])
 
-    monkeypatch.setattr(module, "SMOKE", {"tiny": (small, (0.5,))})
+    gathered = []
+    monkeypatch.setattr(module, "unsorted", lambda net, subnet, *rest: gathered.append(subnet) or unsorted(
+        net, subnet, *rest))
+    monkeypatch.setattr(module, "SMOKE", {"tiny": (small, (0.5, 1.0))})
     store = RunStore(tmp_path / "runs", tmp_path / "results")
     found = sorting_latencies("smoke", 5, store)
     ways = {(row["way"], row["width"], row["repeat"]) for row in found["rows"]}
-    assert len(ways) == len(found["rows"]) == 3 * module.REPEATS
+    assert len(ways) == len(found["rows"]) == 6 * module.REPEATS
+    macs = {(row["way"], row["width"]): row["macs"] for row in found["rows"]}
+    net = small(1.0, "shared_affine")
+    assert macs["S-Net", 0.5] == count_macs(net, net.uniform(0.5)) < count_macs(net, net.largest)
+    assert {macs[way, 1.0] for way, _ in macs} == {count_macs(net, net.largest)}
     assert all(row["ms"] > 0 for row in found["rows"]) and found["difference"] < 1e-4
+    assert gathered and all(subnet.widths != net.largest.widths for subnet in gathered), "all channels need no index"
     monkeypatch.setattr(module, "_timed", lambda *args: pytest.fail("measured again"))
     assert sorting_latencies("smoke", 5, store) == found

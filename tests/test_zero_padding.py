@@ -327,3 +327,8 @@ def test_a_full_size_resnet():
     assert_close(net(x, net.largest), expected, rtol=0, atol=1e-4 * expected.abs().max().item())
     with fails("N10"):
         net(x, subnets["half"])
+    fill_statistics(net, [subnets["half"]])
+    sliced, plain = net(x, subnets["half"]), net.extract(subnets["half"])
+    exported = torch.export.export(plain, (x,)).module()
+    for alone in (plain, exported):
+        assert_close(alone(x), sliced, rtol=0, atol=1e-4 * sliced.abs().max().item())

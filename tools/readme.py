@@ -50,8 +50,9 @@ def markets_table() -> str:
     arms = [arm for arm in arms if arm in pivot]
     lines = [about(frame, "one network for seven platforms, weighted by market (rows of Table 1 of the paper)."), "",
              "| | " + " | ".join(arms) + " |", "|---|" + "---:|" * len(arms)]
-    return "\n".join([*lines, *(f"| {market} | " + " | ".join("" if pd.isna(v) else f"{v:.1f}" for v in row[arms]) + " |"
-                                for market, row in pivot.iterrows())]) + "\n"
+    for market, row in pivot.iterrows():
+        lines.append(f"| {market} | " + " | ".join("" if pd.isna(top1) else f"{top1:.1f}" for top1 in row[arms]) + " |")
+    return "\n".join(lines) + "\n"
 
 
 TABLES = {"results": widths_table, "markets": markets_table}
@@ -66,7 +67,9 @@ def main() -> int:
     old = readme.read_text(encoding="utf-8")
     new = old
     for name, table in TABLES.items():
-        new = re.sub(PLACE.format(name, name), lambda found, text=table(): found[1] + text + found[2], new, flags=re.DOTALL)
+        written = table()
+        place = re.compile(PLACE.format(name, name), re.DOTALL)
+        new = place.sub(lambda found, text=written: found[1] + text + found[2], new)
     if parser.parse_args().check:
         return int(old != new)
     readme.write_text(new, encoding="utf-8")

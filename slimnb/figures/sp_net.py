@@ -89,7 +89,7 @@ def survivors(masks: Mapping[str, Sequence[bool]], order: Sequence[int], title: 
     """Which channels of one unit each subnet keeps, as the base has them and sorted: a strip per subnet.
 
     `masks` (C,) by subnet, in the base's order, thinnest first; `order` (C,) the unit's channels, most important
-    first. Lines follow the thinnest subnet's channels. Legible up to 128 channels.
+    first. Lines follow the thinnest subnet's channels. Legible up to 128 channels; cells have edges up to 64.
     """
     order, names = np.asarray(order), list(masks)
     cells = np.array([masks[name] for name in names], dtype=int)
@@ -238,9 +238,10 @@ def _two_blocks(blocks: Sequence[np.ndarray], names: list[str], notes: Sequence[
     rows, channels = blocks[0].shape
     below = rows + 1.7
     ax = new_axes(title, height=0.5 + 0.14 * rows)[0]
+    edges = {"edgecolors": "white", "lw": 0.8} if channels <= 64 else {"lw": 0}  # of many, edges would cover the cells
     for start, block, told, head in zip((0, below), blocks, notes, heads, strict=True):
-        ax.pcolormesh(np.arange(channels), start + np.arange(rows), block, vmin=0, vmax=2, edgecolors="white",
-                      cmap=ListedColormap([ABSENT, KEPT, ZERO]), lw=0.8)
+        ax.pcolormesh(np.arange(channels), start + np.arange(rows), block, vmin=0, vmax=2,
+                      cmap=ListedColormap([ABSENT, KEPT, ZERO]), **edges)
         ax.annotate(head, (channels - 0.5, start - 0.6), xytext=(0, 2), textcoords="offset points", ha="right",
                     fontweight="bold", bbox={"facecolor": "white", "lw": 0, "pad": 1})
         for row, note in enumerate(told):

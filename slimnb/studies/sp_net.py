@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 
@@ -69,7 +69,7 @@ class Family:
         return self.joint["fresh"]
 
 
-ARMS = ("SP-Net, all widths", "One-shot", "Shortcut first", "L1 norms", "Drawn anew", "Iterative")
+ARMS = ("Uniform counts", "One-shot", "Shortcut first", "Iterative", "L1 norms", "Drawn anew", "SP-Net, all widths")
 """Arms that change one thing of SP-Net (but "all widths", what the paper's Tables 6 and 8 compare)."""
 
 ANEW, TUNE = {"fresh": True}, {"fresh": False}
@@ -104,9 +104,9 @@ _SMALL = PrunedRecipe(**{**vars(SMALL), "paper": "sp_net", "epochs": 4, "mults":
 _SMOKE = PrunedRecipe(**{**vars(SMOKE), "paper": "sp_net", "epochs": 1, "mults": (), "dtype": "bfloat16"})
 LAPTOP = {
     "small": (
-        Family("MobileNetV1", _SMALL, 2e-4, _RESNET, 1.0, ANEW, first_gamma=None),
+        Family("MobileNetV1", _SMALL, 2e-4, _RESNET, 1.0, ANEW, ARMS[:1], first_gamma=None),
         Family("ResNet-50", replace(_SMALL, net="resnet", stem=16, layout=((4, 1), (8, 1), (32, 2), (64, 2))), 2e-4,
-               _RESNET, 1.0, TUNE | {"epochs": 2, "lr": 0.1}, ARMS[1:], first_gamma=None)),
+               _RESNET, 1.0, TUNE | {"epochs": 2, "lr": 0.1}, ARMS[:4], first_gamma=None)),
     "smoke": (
         Family("MobileNetV1", _SMOKE, 2e-3, _RESNET, 1.0, ANEW, first_gamma=None),
         Family("ResNet-50", replace(_SMOKE, net="resnet", stem=8, layout=((2, 1), (4, 1), (8, 2))), 2e-3,
@@ -158,6 +158,7 @@ def joint(scale: str, seed: int, data, results: Sequence[Result], store: RunStor
         made, plain = Pruning(family, seed, data, results, store), family.plain
         widest = dict.fromkeys(family.steps, family.full)
         recipes += made.arm("SP-Net", family.bases)
+        recipes += made.unpruned("Uniform counts", family.bases)
         recipes += made.arm("SP-Net, all widths", family.steps)
         recipes += made.arm("One-shot", widest)
         recipes += made.arm("Shortcut first", widest, padding="shortcut")
@@ -202,6 +203,14 @@ class Pruning:
             return []
         prunings = self.pruned(from_, padding, score)
         return [self.joint(name, prunings, padding, score, **changes)] if prunings else []
+
+    def unpruned(self, name: str, mults: Iterable[float]) -> list[Recipe]:
+        """SP-Net's training of the uniform widths: the control that has all of it but what pruning found."""
+        if name not in self.family.arms or (self.host is None and not self.family.fresh):
+            return []
+        with torch.device("meta"):
+            net = build(replace(self.family.plain, mults=(self.family.full,)), self.data.num_classes)
+        return [self.joint(name, {mult: {"counts": net.uniform(mult).widths} for mult in mults})]
 
     @property
     def host(self) -> Result | None:
