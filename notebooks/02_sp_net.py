@@ -464,7 +464,7 @@ rows[["table", "method", "macs_m", "params_m", "error", "source"]]
 # each call; only the widest, which keeps all channels, needs no index. We time that, the sorted form, and S-Net's
 # uniform subnet of the same MACs by the paper's count, in turn, round after round (Tables 7 and 10, at `smoke` two
 # widths of Table 7; the logits of sorted and unsorted agree). Random gammas will do: latency does not ask what a
-# channel has learned.
+# channel has learned, only how many each layer keeps, which we draw at random here.
 
 # %%
 timed = sorting_latencies(chapter.scale, latency_rounds, store, chapter.device)
@@ -554,7 +554,7 @@ print(f"4. {position:.4f} in 1,000 steps; the formula gives {1e-4 * 1000 * 0.1 /
 # %% tags=["hide-cell"]
 rng = np.random.default_rng(chapter.seed)
 noise = prune(toy, left.target, score=lambda net: [rng.random(most) for most in net.largest.widths])
-print(f"5. MACs still meet the target: {noise.macs:,} of {left.target:,.0f}; only how many each layer keeps, which we draw at random here")
+print(f"5. MACs still meet the target: {noise.macs:,} of {left.target:,.0f}; what is kept means nothing")
 
 # %% [markdown]
 # ## References

@@ -277,6 +277,7 @@ def test_small_arms_change_one_thing_each(prunings):
 
     assert changed("One-shot") == changed("Iterative") == set()
     assert changed("Shortcut first") == {"padding"} and changed("Uniform counts") == set()
+    assert changed("L1 norms") == {"score"}
     assert changed("Slimming alone") == {"method"}, "one subnet, from the labels"
     assert ours.start == "Base resnet (1.0,)" and ours.largest == ours.supernet == ours.subnets[0][1]
     same = {(r.batch_size, r.epochs, r.lr, r.weight_decay, r.augment) for r in first}

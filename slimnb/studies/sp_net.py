@@ -106,7 +106,7 @@ LAPTOP = {
     "small": (
         Family("MobileNetV1", _SMALL, 2e-4, _RESNET, 1.0, ANEW, ARMS[:1], first_gamma=None),
         Family("ResNet-50", replace(_SMALL, net="resnet", stem=16, layout=((4, 1), (8, 1), (32, 2), (64, 2))), 2e-4,
-               _RESNET, 1.0, TUNE | {"epochs": 2, "lr": 0.1}, ARMS[:4], first_gamma=None)),
+               _RESNET, 1.0, TUNE | {"epochs": 2, "lr": 0.1}, ARMS[:5], first_gamma=None)),
     "smoke": (
         Family("MobileNetV1", _SMOKE, 2e-3, _RESNET, 1.0, ANEW, first_gamma=None),
         Family("ResNet-50", replace(_SMOKE, net="resnet", stem=8, layout=((2, 1), (4, 1), (8, 2))), 2e-3,
