@@ -57,8 +57,7 @@ from slimnb.methods.sp_net import EmbeddedSwitches, Sparsity
 from slimnb.nets.sorting import embed_
 from slimnb.parameters import Float, Int
 from slimnb.pruning import gammas, importance_order, prune
-from slimnb.results import results_frame
-from slimnb.runs import RunStore
+from slimnb.runs import RunStore, results_frame
 from slimnb.studies import sp_net
 from slimnb.unsorted import random_gammas_, sorting_latencies
 

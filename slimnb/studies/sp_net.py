@@ -101,15 +101,16 @@ IMAGENET = (
 # A gamma that the loss leaves alone moves by sparsity x the sum of the learning rates / (1 - momentum): by .26 in
 # SP-Net's ResNet-50 on CIFAR-100. A short training needs a larger strength for that; at smoke it gets half.
 _SMALL = PrunedRecipe(**{**vars(SMALL), "paper": "sp_net", "epochs": 4, "mults": ()})
-_SMOKE = PrunedRecipe(**{**vars(SMOKE), "paper": "sp_net", "epochs": 1, "mults": (), "dtype": "bfloat16"})
+_SMOKE = PrunedRecipe(**{**vars(SMOKE), "paper": "sp_net", "epochs": 1, "batch_size": 128, "mults": (),
+                         "dtype": "bfloat16"})
 LAPTOP = {
     "small": (
         Family("MobileNetV1", _SMALL, 2e-4, _RESNET, 1.0, ANEW, ARMS[:1], first_gamma=None),
         Family("ResNet-50", replace(_SMALL, net="resnet", stem=16, layout=((4, 1), (8, 1), (32, 2), (64, 2))), 2e-4,
                _RESNET, 1.0, TUNE | {"epochs": 2, "lr": 0.1}, ARMS[:5], first_gamma=None)),
     "smoke": (
-        Family("MobileNetV1", _SMOKE, 2e-3, _RESNET, 1.0, ANEW, first_gamma=None),
-        Family("ResNet-50", replace(_SMOKE, net="resnet", stem=8, layout=((2, 1), (4, 1), (8, 2))), 2e-3,
+        Family("MobileNetV1", _SMOKE, 4e-3, _RESNET, 1.0, ANEW, first_gamma=None),
+        Family("ResNet-50", replace(_SMOKE, net="resnet", stem=8, layout=((2, 1), (4, 1), (8, 2))), 4e-3,
                _RESNET, 1.0, TUNE | {"lr": 0.05}, ("Shortcut first",), first_gamma=None, shown=())),
 }
 """SP-Net's nets in small: MobileNetV1 of chapter 01, and a ResNet-50 of few and narrow blocks.
