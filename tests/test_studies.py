@@ -267,7 +267,8 @@ def test_ablations_on_imagenet_have_four_nets(prunings):
 def test_small_arms_change_one_thing_each(prunings):
     first, second, third, fourth = all_stages("small", CIFAR100)
     assert [(r.net, r.arm) for r in second] == [("mobilenet_v1", arm) for arm in ("SP-Net", "Uniform counts")] + [
-        ("resnet", arm) for arm in ("SP-Net", "Uniform counts", "One-shot", "Shortcut first", "Slimming alone")]
+        ("resnet", arm) for arm in ("SP-Net", "Uniform counts", "One-shot", "Shortcut first", "L1 norms",
+                                    "Slimming alone")]
     assert [r.arm for r in third] == ["Iterative"] and fourth == []
     ours = of(second, net="resnet", arm="SP-Net")[0]
 
