@@ -6,7 +6,7 @@ from dataclasses import asdict, dataclass, replace
 from typing import Any
 
 from slimnb.errors import SlimnbError
-from slimnb.subnet import Subnet
+from slimnb.subnet import Subnet, elementwise_max
 
 SCALES = ("smoke", "small", "full")
 
@@ -60,7 +60,7 @@ class Recipe:
     def largest(self) -> float | tuple[int, ...]:
         """The supernet's width: a multiplier, or of `subnets` the channels of every unit, widest of all."""
         if self.subnets:
-            return tuple(map(max, zip(*(widths for _, widths in self.subnets), strict=True)))
+            return elementwise_max(Subnet(widths) for _, widths in self.subnets)
         return max(*self.mults, *self.train_mults, 0)
 
     def named(self, net) -> dict[str | float, Subnet]:

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 from nets import NETS, fill_statistics, images, random_subnets, tiny
-from padding_oracle import run_masked
+from padding_oracle import fails, random_order, run_masked
 from torch.testing import assert_close
 
 from slimnb.errors import SlimnbError
@@ -26,16 +26,6 @@ from slimnb.subnet import Subnet
 every_net = pytest.mark.parametrize("kind", NETS, ids=lambda kind: kind.__name__)
 EXACT = {"rtol": 1e-6, "atol": 1e-6}
 X = images(3, 16)
-
-
-def fails(code: str):
-    """Expect a SlimnbError of `code` whose text is one line of at most 240 characters."""
-    return pytest.raises(SlimnbError, match=rf"^slimnb: error SNB-{code}: [^\n]{{1,220}}$")
-
-
-def random_order(net, seed: int = 0) -> list[np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return [rng.permutation(channels) for channels in net.largest.widths]
 
 
 def logits(net, x: torch.Tensor, subnet: Subnet) -> torch.Tensor:

@@ -11,12 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from nets import TINY, fill_statistics, images, random_subnets, tiny
-from padding_oracle import GatherForm, run_masked
+from padding_oracle import GatherForm, fails, random_order, run_masked
 from torch.testing import assert_close
 
 from slimnb.calibrate import calibrate_bn, evaluate
 from slimnb.cost import CostTable, count_macs, count_params
-from slimnb.errors import SlimnbError
 from slimnb.latency import execution_modes, latency_table
 from slimnb.nets.mobilenet_v2 import MobileNetV2
 from slimnb.nets.resnet import ResNet50
@@ -29,16 +28,6 @@ EXACT = {"rtol": 1e-6, "atol": 1e-6}  # computed in float64, handed out as float
 JOINED = (MobileNetV2, ResNet50)
 with_joins = pytest.mark.parametrize("kind", JOINED, ids=lambda kind: kind.__name__)
 X = images(3, 16)
-
-
-def fails(code: str):
-    """Expect a SlimnbError of `code` whose text is one line of at most 240 characters."""
-    return pytest.raises(SlimnbError, match=rf"^slimnb: error SNB-{code}: [^\n]{{1,220}}$")
-
-
-def random_order(net, seed: int = 0) -> list[np.ndarray]:
-    rng = np.random.default_rng(seed)
-    return [rng.permutation(channels) for channels in net.largest.widths]
 
 
 def random_counts(net, n: int = 3, seed: int = 0) -> dict[str, tuple[int, ...]]:
