@@ -19,15 +19,15 @@ from slimnb.data import Batches, ImageData
 from slimnb.distributed import broadcast_weights, rank_of, share, synchronise_batch_norm, world_of
 from slimnb.errors import SlimnbError
 from slimnb.latency import compare_latency, conditions, execution_modes
-from slimnb.layers import CALIBRATED
-from slimnb.measure import measure
+from slimnb.measure import choose, chosen, measure
 from slimnb.nets.base import SlimmableNet
 from slimnb.nets.resnet import ResNet50
 from slimnb.pruning import SCORES, embed_counts_
 from slimnb.recipes import WIDTHS, Recipe
 from slimnb.runs import Run, RunStore, code_fingerprint, machine_fingerprint
-from slimnb.state import load_net, net_state
-from slimnb.train import Schedule, make_optimizer, train
+from slimnb.state import load_first_channels_, load_net, net_state
+from slimnb.subnet import Subnet
+from slimnb.train import Sampler, Schedule, make_optimizer, train
 
 STUDIES = ("slimmable_networks", "sp_net", "platforms")  # modules of slimnb.studies
 PAPERS = ("slimmable", "sp_net", "platforms")  # modules of slimnb.methods
@@ -69,7 +69,10 @@ def build(recipe: Recipe, num_classes: int) -> SlimmableNet:
 
 
 def method_of(recipe: Recipe) -> ModuleType:
-    """The paper's module: its `plan` gives sampler and objective, its `found` what goes into the result."""
+    """The paper's module: its `plan` gives sampler and objective, its `found` what goes into the result.
+
+    With `recipe.teacher` its `plan` is also given that run's net, frozen, as `teacher`.
+    """
     if recipe.paper not in PAPERS:
         raise SlimnbError("P10", f"paper = {recipe.paper!r}", f"it is one of {', '.join(PAPERS)}",
                           "Set paper='slimmable'.")
@@ -84,12 +87,13 @@ def code_of(recipe: Recipe) -> str:
 
 
 def begin(recipe: Recipe, num_classes: int, store: RunStore) -> SlimmableNet:
-    """The net as its training finds it: built, or with `recipe.start` that run's net, sorted and embedded.
+    """The net as its training finds it: built, and with `recipe.start` with that run's weights.
 
-    Such a recipe has `subnets`, and says in `score` and `padding` how (`slimnb.pruning.embed_counts_`). What else a
-    paper does to the weights is its module's `prepare`, if it has one. Raises B08 without the weights.
+    Of a wider net's weights it takes the first channels. A recipe that says in `score` and `padding` how has its
+    channels sorted, and its `subnets` embedded (`slimnb.pruning.embed_counts_`). What else a paper does to the weights
+    is its module's `prepare`, if it has one. Raises B08 without the weights.
     """
-    if recipe.start:
+    if recipe.start and hasattr(recipe, "score"):
         net = build(replace(recipe, subnets=(("", recipe.largest),)), num_classes)
         load_net(net, weights_of(store, recipe.start), net.get_extra_state())
         net.mark_calibrated([net.largest])
@@ -97,6 +101,8 @@ def begin(recipe: Recipe, num_classes: int, store: RunStore) -> SlimmableNet:
                       recipe.padding, SCORES[recipe.score])
     else:
         net = build(recipe, num_classes)
+        if recipe.start:
+            load_first_channels_(net, weights_of(store, recipe.start))
     prepare = getattr(method_of(recipe), "prepare", None)
     if prepare:
         prepare(recipe, net)
@@ -114,11 +120,13 @@ def weights_of(store: RunStore, run_id: str) -> dict[str, Tensor]:
 
 
 def trained(result: Result, num_classes: int, store: RunStore) -> SlimmableNet:
-    """The net of a finished run, in eval mode, with the statistics it tracked. Raises B08 without the weights."""
+    """The net of a finished run, in eval mode, with the statistics it was measured with. B08 without the weights."""
     net = begin(result.recipe, num_classes, store)
+    tried = [Subnet.from_json(row["subnet"]) for row in result.found.get("candidates", ())]
+    measured = list(dict.fromkeys(tried)) or list(result.recipe.named(net).values())
+    net.reserve(measured)
     load_net(net, weights_of(store, result.run_id), net.get_extra_state())
-    if net.bn != CALIBRATED:
-        net.mark_calibrated(list(result.recipe.named(net).values()))
+    net.mark_calibrated(measured)
     return net.eval()
 
 
@@ -225,7 +233,11 @@ def _train(recipe: Recipe, data: ImageData, store: RunStore, stored: Run, device
     method = method_of(recipe)
     feed = batches(recipe, data, device, group)
     rates = schedule(recipe, feed.steps_per_epoch)
-    sampler, objective = method.plan(recipe, net, rates.steps)
+    teacher = {}
+    if recipe.teacher:
+        teacher["teacher"] = build(recipe, data.num_classes).to(device).requires_grad_(False)
+        load_first_channels_(teacher["teacher"], weights_of(store, recipe.teacher))
+    sampler, objective = method.plan(recipe, net, rates.steps, **teacher)
     penalty = method.penalty(recipe) if hasattr(method, "penalty") else None
     optimizer = make_optimizer(net, recipe.momentum, recipe.weight_decay, recipe.decay)
     began = time.perf_counter()
@@ -234,14 +246,28 @@ def _train(recipe: Recipe, data: ImageData, store: RunStore, stored: Run, device
     seconds = time.perf_counter() - began
     synchronise_batch_norm(net, None)
     broadcast_weights(net, group)
-    subnets = recipe.named(net)
-    seen = data if recipe.input_size <= data.size else data.enlarged(recipe.input_size)
-    measured = measure(net, seen, list(subnets.values()), images=recipe.calibration_images,
-                       calibrate=bool(recipe.calibrate), device=device, group=group)
-    rows = [{"name" if isinstance(name, str) else "mult": name} | row
-            for name, row in zip(subnets, measured, strict=True)]
+    rows, found = _measured(recipe, net, sampler, data, device, group)
     stored.finish({"rows": rows, "history": history, "seconds": round(seconds, 1),
-                   **method.found(recipe, net, sampler)}, net_state(net)[0])
+                   **method.found(recipe, net, sampler), **found}, net_state(net)[0])
+
+
+def _measured(recipe: Recipe, net: SlimmableNet, sampler: Sampler, data: ImageData, device: str,
+              group) -> tuple[list[dict], dict]:
+    """The rows of a result, and what is stored beside them.
+
+    A paper whose subnets are only known after training gives `candidates` in its module and `top_k` in its recipes:
+    the candidates' rows are stored, and those chosen become the result's.
+    """
+    seen = data if recipe.input_size <= data.size else data.enlarged(recipe.input_size)
+    settings = {"images": recipe.calibration_images, "device": device, "group": group}
+    candidates = getattr(method_of(recipe), "candidates", lambda *given: {})(recipe, net, sampler)
+    if candidates:
+        tried = choose(net, seen, candidates, **settings)
+        return chosen(tried, recipe.top_k), {"candidates": tried}
+    subnets = recipe.named(net)
+    measured = measure(net, seen, list(subnets.values()), calibrate=bool(recipe.calibrate), **settings)
+    return [{"name" if isinstance(name, str) else "mult": name} | row
+            for name, row in zip(subnets, measured, strict=True)], {}
 
 
 def probe(result: Result, data: ImageData, mults: Sequence[float], store: RunStore, device: str = "cpu") -> dict:

@@ -50,7 +50,8 @@ class Recipe:
     milestones: tuple[int, ...] | None = None  # epochs, of schedule "multistep"
     stem: int | None = None  # channels of the stem, where that is no row of `layout`; None: the paper's
     rounding: str | None = None  # of widths; None: the net's own
-    start: str | None = None  # run whose weights it starts from, its channels sorted and `subnets` embedded
+    start: str | None = None  # run whose weights it starts from: see `slimnb.experiment.begin`
+    teacher: str | None = None  # run whose net, frozen, teaches
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON of all fields but those that are None, so that a field added later renames no old run."""

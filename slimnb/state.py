@@ -89,3 +89,18 @@ def load_net(net: SlimmableNet, tensors: dict[str, Tensor], rest: dict) -> None:
                               f"the net has {value.dtype} {tuple(value.shape)}",
                               "Build the net the checkpoint was made with.", "Nothing was loaded.")
     net.load_state_dict({**tensors, EXTRA: rest})
+
+
+@torch.no_grad()  # not through .data: writes must leave a trace in the version of the weights
+def load_first_channels_(net: SlimmableNet, tensors: dict[str, Tensor]) -> None:
+    """Copy the parameters of a net at least as wide (names without "net/"), of each the first channels.
+
+    Batch-norm statistics are not copied: they are other for other subnets. Raises C11 for another architecture.
+    """
+    for name, p in net.named_parameters():
+        given = tensors.get(name)
+        if given is None or given.dim() != p.dim() or any(a < b for a, b in zip(given.shape, p.shape, strict=True)):
+            shape = "missing" if given is None else str(tuple(given.shape))
+            raise SlimnbError("C11", f"{name} is {shape}", f"the net has {tuple(p.shape)}",
+                              "Start from a run of the same architecture, no narrower.", "")
+        p.copy_(given[tuple(slice(n) for n in p.shape)])

@@ -10,7 +10,9 @@ from slimnb.checkpoint import pack, unpack
 from slimnb.durable import from_json, to_json
 from slimnb.errors import SlimnbError
 from slimnb.methods.slimmable import Switches
-from slimnb.state import collect, load_net, net_state, restore
+from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.state import collect, load_first_channels_, load_net, net_state, restore
+from slimnb.subnet import Subnet
 from slimnb.train import History, Labels, Schedule, make_optimizer, train, train_step
 
 STEPS, CUT = 8, 5  # with intervals of 4 steps the cut lies inside one
@@ -259,3 +261,29 @@ def test_negative_zero_and_denormals_survive():
     restore(tensors, meta, other, make_optimizer(other), fresh, rows)
     assert same_bits({"b": other.classifier.bias.detach()[:4]}, {"b": odd})
     assert torch.signbit(rows.sums["largest"])
+
+
+LAYOUT = ((32, 2), (64, 2), (64, 1))
+
+
+def test_the_first_channels_of_a_wider_net_are_its_subnet():
+    wide = MobileNetV1(5, 32, 1.0, layout=LAYOUT, seed=1)
+    subnet = Subnet((8, 24, 40))
+    thin = MobileNetV1(5, 32, subnet.widths, layout=LAYOUT, seed=2)
+    load_first_channels_(thin, dict(wide.named_parameters()))
+    x = torch.randn(4, 3, 32, 32)
+    found = thin(x, statistics="batch")
+    torch.testing.assert_close(found, wide(x, subnet, statistics="batch"), rtol=1e-5, atol=1e-6)
+
+
+@pytest.mark.parametrize("flaw", ["missing", "narrower", "flat"])
+def test_only_a_wider_net_of_the_same_architecture_gives_its_channels(flaw):
+    thin = MobileNetV1(5, 32, (16, 32, 64), layout=LAYOUT)
+    tensors = dict(thin.named_parameters())
+    name = next(name for name, p in tensors.items() if p.dim() == 4)
+    given = {"narrower": tensors[name][:8], "flat": tensors[name][0]}
+    tensors |= {name: given[flaw]} if flaw in given else {}
+    if flaw == "missing":
+        del tensors[name]
+    with pytest.raises(SlimnbError, match="C11"):
+        load_first_channels_(thin, tensors)
