@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from fractions import Fraction
 
 import numpy as np
 from scipy.linalg import toeplitz
@@ -172,10 +171,10 @@ def _opening(customers: int, alpha: float, theta: float) -> np.ndarray:
         raise _out_of_domain(alpha, theta)
     opening = theta + alpha * np.arange(customers)
     if alpha < 0:
-        most = Fraction(str(theta)) / -Fraction(str(alpha))  # the decimals as printed: .3 / .1 is 3
-        if most < 1 or most.denominator != 1:
+        most = round(min(theta / -alpha, 1e15))
+        if most < 1 or not math.isclose(most * -alpha, theta, rel_tol=1e-9):  # -3 * -.1 is not .3, yet means it
             raise _out_of_domain(alpha, theta)
-        opening[int(most):] = 0
+        opening[most:] = 0
     elif alpha >= 1 or theta <= -alpha:
         raise _out_of_domain(alpha, theta)
     return opening

@@ -217,6 +217,11 @@ def test_markets_have_the_law_of_the_process_given_five_tables():
     assert abs(peaks.mean() - mean) < 5 * peaks.std() / math.sqrt(200)
 
 
+def test_a_product_that_is_not_quite_its_decimal_is_taken_for_it():
+    assert 3 * 0.1 != 0.3
+    assert seating([3, 2], -0.1, 3 * 0.1) == pytest.approx(seating([3, 2], -0.1, 0.3), abs=1e-12)
+
+
 # -- bad input -------------------------------------------------------------------------------------------
 
 

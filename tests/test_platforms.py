@@ -215,6 +215,9 @@ def test_bad_adaptive_searches_are_refused():
         make(refresh=0)
     with fails("P04", "steps = 0"):
         make(steps=0)
+    for wrong in (((0, 1),), ((0, 1), (0.5, 0.1)), ((0, 1), (0.5, 0.1), (0.5, 0.2), (1, 0.1)), ((0, 1), (1, 0))):
+        with fails("P04", "temperatures = "):
+            make(temperatures=wrong)
 
 
 def test_a_warm_up_that_misses_a_choice_is_refused_at_its_end():

@@ -132,6 +132,11 @@ class SmoothedViterbi(WidthSearch):
         if steps < 1 or refresh < 1:
             raise SlimnbError("P04", f"steps = {steps}, refresh = {refresh}", "both are whole numbers >= 1",
                               "Set e.g. refresh=20.")
+        at, values = np.asarray(temperatures, dtype=np.float64).reshape(-1, 2).T
+        if len(at) < 2 or at[0] != 0 or at[-1] != 1 or (np.diff(at) <= 0).any() or not (values > 0).all():
+            raise SlimnbError("P04", f"temperatures = {tuple(temperatures)}"[:100],
+                              "pairs (share of the steps, T > 0), shares from 0 to 1 and ascending",
+                              "Set e.g. ((0, 1), (0.5, 0.01), (1, 0.001)).")
         if trellis.counts != tuple(self.counts):
             raise SlimnbError("S24", f"a trellis of {trellis.counts} choices"[:90], "it is of another space",
                               "Make it with Trellis.of(CostTable.macs(net, space).chain()).")
