@@ -10,15 +10,16 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import costs, inference, sampling, search, training
+from benchmarks import costs, inference, sampling, search, structures, training
 from benchmarks.clock import Reading
 from slimnb.durable import to_json
 from slimnb.fingerprint import machine_fingerprint
 from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.nets.mobilenet_v2 import MobileNetV2
 from slimnb.nets.resnet import ResNet50
 
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
-GATES = ("C1", "C5", "C8", "C10", "C11", "C12", "C13", "C14", "C15")
+GATES = ("C1", "C5", "C8", "C9", "C10", "C11", "C12", "C13", "C14", "C15")
 FULL, PARTIAL = Path("data/benchmarks.json"), Path("build/benchmarks.json")
 
 
@@ -37,9 +38,14 @@ def measure(gates: Sequence[str], quick: bool) -> Iterator[Reading]:
     if "C8" in gates:
         for dtype, goal in ((torch.float32, 0.85), (torch.bfloat16, 0.60)):
             yield training.sandwich("MobileNetV1", small, 64, WIDTHS, dtype, goal, 5 * seconds, rounds)
+    if "C9" in gates:
+        for name, family in (("MobileNetV1", MobileNetV1), ("MobileNetV2", MobileNetV2)):
+            for count, goal in ((1000, 20.0), (1, 1.0)):
+                yield structures.sampled(name, family(1000, 224), 10e6, count, goal, seconds)
     if "C10" in gates:
         every = [round(0.25 + 0.025 * i, 3) for i in range(31)]
         yield costs.predicted("MobileNetV1", small, every, 100_000, 10 if quick else 50, seconds)
+        yield structures.costed("MobileNetV1", MobileNetV1(1000, 224), 1_000_000, seconds)
     if "C12" in gates:
         steps = 2 if quick else 5
         yield training.calibration("MobileNetV1", small, 64, WIDTHS, steps, 0.65, 3 * seconds, rounds)

@@ -60,18 +60,23 @@ def keyed_order(seed: int, stream: str | int, epoch: int, rows: Tensor) -> Tenso
     return rows[torch.argsort(keyed_bits(seed, stream, epoch, rows), stable=True)]
 
 
-def crop_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, size: int) -> Tensor:
+def crop_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, size: int, reflect: bool = False) -> Tensor:
     """Each image's own crop, mirrored where `flip`: (B, 3, S, S) uint8 to (B, 3, size, size), in one gather.
 
-    `top` and `left` (B,) int64 are pixels and may leave the image on any side, where it reads as zero.
+    `top` and `left` (B,) int64 are pixels and may leave the image on any side, where it reads as zero, or with
+    `reflect` as its mirror image about the outermost pixels, which stand once; up to S - 1 pixels outside.
     """
     batch, channels, side, _ = images.shape
     along = torch.arange(size, device=images.device)
     rows = top[:, None] + along
     columns = left[:, None] + torch.where(flip[:, None], size - 1 - along, along)
+    if reflect:
+        rows, columns = (side - 1 - (side - 1 - places.abs()).abs() for places in (rows, columns))
     pixel = (rows.clamp(0, side - 1) * side)[:, :, None] + columns.clamp(0, side - 1)[:, None, :]
     index = pixel.view(batch, 1, -1).expand(-1, channels, -1)
     crops = images.reshape(batch, channels, -1).gather(2, index).view(batch, channels, size, size)
+    if reflect:
+        return crops
     inside = _within(rows, side)[:, :, None] & _within(columns, side)[:, None, :]
     return crops.mul_(inside[:, None])
 
@@ -92,24 +97,25 @@ def draw_flips(seed: int, epoch: int, index: Tensor) -> Tensor:
 
 
 def draw_boxes(seed: int, epoch: int, index: Tensor, scale: tuple[float, float] = (0.25, 1.0),
-               ratio: tuple[float, float] = (3 / 4, 4 / 3), tries: int = 10) -> Tensor:
+               ratio: tuple[float, float] = (3 / 4, 4 / 3), tries: int = 10, stream: str = "") -> Tensor:
     """Random boxes (B, 4): top, left, height, width as fractions of a square image.
 
     Area uniform in `scale`, logarithm of width over height uniform in `ratio`; the first of `tries` draws
     that fits in the image, else the whole of it (Szegedy et al. 2015, section 6, in the form in common use).
+    Boxes of another `stream` are independent.
     """
     draw = index[:, None] * tries + torch.arange(tries, device=index.device)
-    area = scale[0] + (scale[1] - scale[0]) * keyed_uniform(seed, "area", epoch, draw)
+    area = scale[0] + (scale[1] - scale[0]) * keyed_uniform(seed, f"{stream}area", epoch, draw)
     low, high = math.log(ratio[0]), math.log(ratio[1])
-    aspect = torch.exp(low + (high - low) * keyed_uniform(seed, "aspect", epoch, draw))
+    aspect = torch.exp(low + (high - low) * keyed_uniform(seed, f"{stream}aspect", epoch, draw))
     sides = torch.stack(((area / aspect).sqrt(), (area * aspect).sqrt()))  # (2, B, tries): height, width
     fits = (sides <= 1).all(0)
     first = fits.int().argmax(1, keepdim=True)
     height, width = (side.gather(1, first).squeeze(1) for side in sides)
     whole = torch.ones_like(height)
     height, width = (torch.where(fits.any(1), side, whole) for side in (height, width))
-    top = keyed_uniform(seed, "top", epoch, index) * (1 - height)
-    left = keyed_uniform(seed, "left", epoch, index) * (1 - width)
+    top = keyed_uniform(seed, f"{stream}top", epoch, index) * (1 - height)
+    left = keyed_uniform(seed, f"{stream}left", epoch, index) * (1 - width)
     return torch.stack((top, left, height, width), dim=1)
 
 

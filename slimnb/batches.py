@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
+from slimnb import colour
 from slimnb.augment import (
     Normalise,
     centre_crop,
@@ -16,8 +18,10 @@ from slimnb.augment import (
     draw_crops,
     draw_flips,
     keyed_order,
+    keyed_uniform,
     resized_crop,
 )
+from slimnb.auto_augment import auto_augment, draw_operations
 from slimnb.errors import SlimnbError
 
 AUGMENTATIONS = ("crop_flip", "resized_crop", "none")
@@ -48,29 +52,96 @@ class Split:
         return self.map(lambda values: values.to(device))
 
 
+@dataclass(frozen=True)
+class Augmentation:
+    """What is done to training images, in this order; each image by hashes of (seed, epoch, row).
+
+    Crop and mirror; AutoAugment's ImageNet policy; colour jitter (strengths of brightness, contrast, saturation and,
+    where given, hue); PCA lighting (standard deviation); after normalisation random erasing (probability; area .02 to
+    .33, width over height .3 to 1 / .3). `crop`: "crop_flip" (padding of `pad` pixels, zero or with `reflect`
+    mirrored, and a random crop), "resized_crop" (random box of area `scale`) or "none" (middle crop, no mirror).
+    Raises P04, P10.
+    """
+
+    crop: str = "crop_flip"
+    pad: int = 4
+    reflect: bool = False
+    scale: tuple[float, float] = (0.25, 1.0)
+    auto_augment: bool = False
+    jitter: tuple[float, ...] = ()
+    lighting: float = 0.0
+    erasing: float = 0.0
+
+    def __post_init__(self) -> None:
+        if self.crop not in AUGMENTATIONS:
+            known = f"known are {', '.join(AUGMENTATIONS)}"
+            raise SlimnbError("P10", f"augment = {self.crop!r}", known, "Use one of them.")
+        strengths = len(self.jitter) in (0, 3, 4) and all(strength >= 0 for strength in self.jitter)
+        if not strengths or max(self.jitter[3:], default=0) > 0.5:
+            raise SlimnbError("P04", f"jitter = {self.jitter}", "it is three strengths, and of hue one up to .5",
+                              "Set e.g. (0.4, 0.4, 0.4).")
+        if not 0 <= self.erasing <= 1 or not self.lighting >= 0:
+            raise SlimnbError("P04", f"erasing = {self.erasing}, lighting = {self.lighting}",
+                              "one is a probability, the other a standard deviation", "Set e.g. .2 and .1.")
+
+    def largest(self, side: int) -> int | None:
+        """The largest crop of an image of `side` pixels; None: any size."""
+        return {"crop_flip": side + 2 * self.pad, "resized_crop": None, "none": side}[self.crop]
+
+    def pixels(self, images: Tensor, seed: int, epoch: int, rows: Tensor, index: Tensor, size: int) -> Tensor:
+        """All before normalisation: (B, 3, S, S) uint8 to (B, 3, size, size), pixels 0..255, uint8 or float32.
+
+        `rows` (B,) are the samples' rows on the CPU, `index` the same on the images' device.
+        """
+        images = self._cropped(images, seed, epoch, index, size)
+        if self.auto_augment:
+            whole = images if images.dtype == torch.uint8 else images.round().to(torch.uint8)
+            images = auto_augment(whole, draw_operations(seed, epoch, rows))
+        if any(self.jitter):
+            images = colour.jitter(images, colour.draw_jitter(seed, epoch, index, self.jitter))
+        if self.lighting:
+            images = colour.lighting(images, colour.draw_lighting(seed, epoch, index, self.lighting))
+        return images
+
+    def _cropped(self, images: Tensor, seed: int, epoch: int, index: Tensor, size: int) -> Tensor:
+        if self.crop == "none":
+            return centre_crop(images, size)
+        flip = draw_flips(seed, epoch, index)
+        if self.crop == "resized_crop":
+            return resized_crop(images, draw_boxes(seed, epoch, index, self.scale), flip, size)
+        down, across = draw_crops(seed, epoch, index, images.shape[-1] + 2 * self.pad - size)
+        return crop_flip(images, down - self.pad, across - self.pad, flip, size, self.reflect)
+
+    def erased_(self, x: Tensor, seed: int, epoch: int, index: Tensor) -> Tensor:
+        """Normalised images (B, 3, size, size), in some a box set to zero, in place."""
+        if not self.erasing:
+            return x
+        boxes = draw_boxes(seed, epoch, index, (0.02, 0.33), (0.3, 1 / 0.3), stream="erase ")
+        return colour.erase_(x, boxes, keyed_uniform(seed, "erase", epoch, index) < self.erasing)
+
+
 class Batches:
     """Batches of a split: normalised images (B, 3, size, size) channels_last of `dtype`, and labels (B,).
 
     `batch(step)` is a pure function of (seed, step): the epoch's order and every sample's augmentation come
-    from hashes of (seed, epoch, row), so that grouping, device and rank change nothing. `augment`:
-    "crop_flip" (zero padding of `pad` pixels, random crop, mirror), "resized_crop" (random box of area
-    `scale`, mirror) or "none" (middle crop). Rank r of `world` gets rows r, r + world, ... of the same batch
+    from hashes of (seed, epoch, row), so that grouping, device and rank change nothing. `augment` is an
+    `Augmentation`, or the name of its crop. Rank r of `world` gets rows r, r + world, ... of the same batch
     of `batch_size`. Shuffles, and drops a short last batch, unless `augment` is "none" or told otherwise.
-    A split that lies on the device stays there; of one that is too large for it, each batch's bytes are sent.
-    Raises D06 (no batch in an epoch), P04, P10.
+    A split that lies on the device stays there; of one that does not, each batch's bytes are sent, and the next
+    batch's are read meanwhile. Raises D06 (no batch in an epoch), P04, P10.
     """
 
-    def __init__(self, split: Split, batch_size: int, *, seed: int = 0, augment: str = "crop_flip",
+    def __init__(self, split: Split, batch_size: int, *, seed: int = 0, augment: str | Augmentation = "crop_flip",
                  mean: Sequence[float], std: Sequence[float], size: int | None = None,
                  dtype: torch.dtype = torch.float32, device: torch.device | str | None = None, rank: int = 0,
-                 world: int = 1, shuffle: bool | None = None, drop_last: bool | None = None, pad: int = 4,
-                 scale: tuple[float, float] = (0.25, 1.0)):
+                 world: int = 1, shuffle: bool | None = None, drop_last: bool | None = None):
         side = split.images.shape[-1]
-        self.split, self.batch_size, self.seed, self.augment = split, batch_size, seed, augment
-        self.size, self.pad, self.scale = side if size is None else size, pad, scale
+        self.augment = Augmentation(augment) if isinstance(augment, str) else augment
+        self.split, self.batch_size, self.seed = split, batch_size, seed
+        self.size = side if size is None else size
         self.device = split.images.device if device is None else torch.device(device)
         self.rank, self.world = rank, world
-        self.shuffle = augment != "none" if shuffle is None else shuffle
+        self.shuffle = self.augment != Augmentation("none") if shuffle is None else shuffle
         self.drop_last = self.shuffle if drop_last is None else drop_last
         self._check(side)
         whole, rest = divmod(len(split), batch_size)
@@ -81,20 +152,22 @@ class Batches:
                               f"Set batch_size to at most {len(split)}.")
         self._normalise = Normalise(mean, std, dtype, self.device)
         self._shuffled = (-1, None)  # the order of one epoch, kept while its batches are asked for
+        self._reader = ThreadPoolExecutor(1) if split.images.device.type != self.device.type else None
+        self._reading: dict[int, Future] = {}  # the batch after the last one, by its step
 
     def _check(self, side: int) -> None:
-        if self.augment not in AUGMENTATIONS:
-            known = f"known are {', '.join(AUGMENTATIONS)}"
-            raise SlimnbError("P10", f"augment = {self.augment!r}", known, "Use one of them.")
         uneven = self.drop_last and self.batch_size % self.world
         if self.batch_size < 1 or uneven or not 0 <= self.rank < self.world:
             what = f"batch_size = {self.batch_size}, rank {self.rank} of {self.world}"
             raise SlimnbError("P04", what, "ranks get equal shares", "Use a positive multiple of the ranks.")
-        largest = side + 2 * self.pad if self.augment == "crop_flip" else side
-        if self.augment != "resized_crop" and not 1 <= self.size <= largest:
-            rule = f"crops of these images are 1 to {largest} pixels"
+        largest = self.augment.largest(side)
+        if self.size < 1 or (largest is not None and self.size > largest):
+            rule = f"crops of these images are 1 to {largest} pixels" if largest else "crops are at least 1 pixel"
             raise SlimnbError("P04", f"size = {self.size}", rule,
                               "Lower it, or load the data at a larger size.")
+        if self.augment.reflect and not self.augment.pad < side:
+            raise SlimnbError("P04", f"pad = {self.augment.pad} of images of {side} pixels",
+                              "reflected padding is narrower than the image", "Set pad=4.")
 
     def __len__(self) -> int:
         return self.steps_per_epoch
@@ -104,7 +177,7 @@ class Batches:
         return (self.batch(step) for step in range(self.steps_per_epoch))
 
     def rows(self, step: int) -> Tensor:
-        """Which rows of the split this rank's part of batch `step` holds, (B,) int64."""
+        """Which rows of the split this rank's part of batch `step` holds, (B,) int64 on the CPU."""
         epoch, position = divmod(step, self.steps_per_epoch)
         first = position * self.batch_size
         return self._order(epoch)[first : first + self.batch_size][self.rank :: self.world]
@@ -112,9 +185,28 @@ class Batches:
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
         """Images and labels of batch `step`, counted from the start of training."""
         rows = self.rows(step)
-        found = self.split.images[rows], self.split.labels[rows], rows
-        images, labels, rows = (values.to(self.device, non_blocking=True) for values in found)
-        return self._normalise(self._augmented(images, step // self.steps_per_epoch, rows)), labels
+        index = rows.to(self.device, non_blocking=True)
+        epoch = step // self.steps_per_epoch
+        found = self._sent(step) if self._reader else self._read(rows.to(self.split.images.device, non_blocking=True))
+        images, labels = (values.to(self.device, non_blocking=True) for values in found)
+        x = self._normalise(self.augment.pixels(images, self.seed, epoch, rows, index, self.size))
+        return self.augment.erased_(x, self.seed, epoch, index), labels
+
+    def _read(self, rows: Tensor) -> tuple[Tensor, Tensor]:
+        return self.split.images[rows], self.split.labels[rows]
+
+    def _sent(self, step: int) -> tuple[Tensor, Tensor]:
+        """Images and labels, still off the device, that the last call began to read; the next batch's are begun."""
+        reading = self._reading.pop(step, None) or self._begin(step)
+        self._reading = {step + 1: self._begin(step + 1)}
+        return reading.result()
+
+    def _begin(self, step: int) -> Future:
+        rows = self.rows(step)  # here: the thread that reads must not touch the order that is kept
+        return self._reader.submit(lambda: tuple(self._pinned(values) for values in self._read(rows)))
+
+    def _pinned(self, values: Tensor) -> Tensor:
+        return values.pin_memory() if self.device.type == "cuda" else values  # only then is sending asynchronous
 
     def images(self, count: int) -> Iterator[Tensor]:
         """Batches of images alone, `count` images over all ranks together: what calibration reads."""
@@ -128,19 +220,8 @@ class Batches:
         if not self.shuffle:
             epoch = 0
         if self._shuffled[0] != epoch:
-            count, device = len(self.split), self.split.images.device
-            order = torch.arange(count, device=device)
+            order = torch.arange(len(self.split))
             if self.shuffle:
                 order = keyed_order(self.seed, "order", epoch, order)
             self._shuffled = (epoch, order)
         return self._shuffled[1]
-
-    def _augmented(self, images: Tensor, epoch: int, rows: Tensor) -> Tensor:
-        if self.augment == "none":
-            return centre_crop(images, self.size)
-        flip = draw_flips(self.seed, epoch, rows)
-        if self.augment == "resized_crop":
-            return resized_crop(images, draw_boxes(self.seed, epoch, rows, self.scale), flip, self.size)
-        spare = images.shape[-1] + 2 * self.pad - self.size
-        down, across = draw_crops(self.seed, epoch, rows, spare)
-        return crop_flip(images, down - self.pad, across - self.pad, flip, self.size)

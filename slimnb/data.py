@@ -6,6 +6,7 @@ import difflib
 import hashlib
 import inspect
 import json
+import math
 import os
 from collections import Counter
 from collections.abc import Sequence
@@ -20,7 +21,7 @@ from torch.nn.functional import interpolate
 
 from slimnb import synthetic
 from slimnb.augment import keyed_uniform
-from slimnb.batches import AUGMENTATIONS, Batches, Split
+from slimnb.batches import AUGMENTATIONS, Augmentation, Batches, Split
 from slimnb.cache import Part, load_cached
 from slimnb.errors import SlimnbError
 from slimnb.sources import CIFAR, CIFAR_TRAIN, Source, find_cifar, find_folder, shown
@@ -28,9 +29,11 @@ from slimnb.sources import CIFAR, CIFAR_TRAIN, Source, find_cifar, find_folder, 
 PUBLISHED = {"cifar100": (100, 32, "f8793db4136b2ae0b2b8399381f021042c233246470a20132b28861109b6f922")}
 """Classes, side in pixels and fingerprint (at the default val_fraction) of whole copies of the public sets."""
 
-__all__ = ["AUGMENTATIONS", "Absent", "Batches", "ImageData", "Split", "keyed_uniform", "load_data", "load_or_absent"]
+__all__ = ["AUGMENTATIONS", "Absent", "Augmentation", "Batches", "ImageData", "Split", "keyed_uniform", "load_data",
+           "load_or_absent"]
 
 MOMENT_IMAGES = 50_000  # mean and standard deviation are taken over at most so many train images
+DEVICE_SHARE = 0.5  # of a device's free memory may hold images; larger sets stay on the host
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -74,7 +77,13 @@ class ImageData:
         return self.opens["test"]
 
     def to(self, device: torch.device | str) -> ImageData:
-        """The data set with train and val on `device`; test follows when it is opened."""
+        """The data set with train and val on `device`; test follows when it is opened.
+
+        Images that would fill more than half of the device's free memory stay where they are: `Batches` sends them.
+        """
+        count = sum(split.images.nbytes for split in (self.train, self.val, self.unopened))
+        if count > DEVICE_SHARE * _free_bytes(device):
+            return self
         return replace(self, train=self.train.to(device), val=self.val.to(device))
 
     def enlarged(self, size: int) -> ImageData:
@@ -88,6 +97,10 @@ class ImageData:
         counts = f"{len(self.train):,} train, {len(self.val):,} val, {len(self.unopened):,} test images"
         about = f"{self.name}: {counts} of {self.size} x {self.size} pixels, {self.num_classes} classes"
         return "; ".join((about, *self.notes))
+
+
+def _free_bytes(device: torch.device | str) -> float:
+    return torch.cuda.mem_get_info(device)[0] if torch.device(device).type == "cuda" else math.inf
 
 
 def _enlarged(split: Split, size: int) -> Split:
@@ -137,7 +150,8 @@ def load_data(name: str = "synthetic", root: str | os.PathLike | None = None,
     or as torchvision keeps them; decoded images are kept in `cache`. `val_fraction` of train becomes val, the
     same rows everywhere; a folder with both val/ and test/ keeps its own val, and without test/ its val/ is
     the test split. Options: synthetic `train` and `test` (numbers of images) and `seed`; CIFAR `download`
-    (False); folders `size` (224, pixels) and `allow_overlap` (False).
+    (False); folders `size` (256: the short side in pixels, the middle of which is cut to what a net reads) and
+    `allow_overlap` (False). A set too large for the device stays on the host, see `ImageData.to`.
     Raises D01 (missing) to D07 (an image in two splits), P01, P04, P10, R02.
     """
     if not 0 < val_fraction < 1:
@@ -197,10 +211,10 @@ def _cifar(name: str, root: Path, val_fraction: float, cache: Path, download: bo
     return _from_parts(source, train, None, parts["test"], cut, notes, allow_overlap=False)
 
 
-def _folder(root: Path, val_fraction: float, cache: Path, size: int = 224,
+def _folder(root: Path, val_fraction: float, cache: Path, size: int = 256,
             allow_overlap: bool = False) -> ImageData:
     if size < 1:
-        raise SlimnbError("P04", f"size = {size}", "it is a number of pixels", "Set e.g. 224.")
+        raise SlimnbError("P04", f"size = {size}", "it is a number of pixels", "Set e.g. 256.")
     source = find_folder(root, size)
     parts = load_cached(source, cache)
     train, val, test = (parts.get(part) for part in ("train", "val", "test"))
@@ -252,7 +266,7 @@ def _moments(images: Tensor) -> tuple[tuple[float, float, float], tuple[float, f
     values = np.arange(256) / 255
     found = []
     for channel in range(3):
-        counts = np.bincount(images[:, channel].reshape(-1).numpy(), minlength=256)
+        counts = sum(np.bincount(part[:, channel].reshape(-1).numpy(), minlength=256) for part in images.split(1000))
         mean = float(counts @ values / counts.sum())
         found.append((round(mean, 4), round(float(counts @ (values - mean) ** 2 / counts.sum()) ** 0.5, 4)))
     mean, std = zip(*found, strict=True)

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from slimnb import probes
 from slimnb.calibrate import calibrate_bn
-from slimnb.data import Batches, ImageData
+from slimnb.data import Augmentation, Batches, ImageData
 from slimnb.distributed import broadcast_weights, rank_of, share, synchronise_batch_norm, world_of
 from slimnb.errors import SlimnbError
 from slimnb.latency import compare_latency, conditions, execution_modes
@@ -29,8 +29,8 @@ from slimnb.state import load_first_channels_, load_net, net_state
 from slimnb.subnet import Subnet
 from slimnb.train import Sampler, Schedule, make_optimizer, train
 
-STUDIES = ("slimmable_networks", "sp_net", "platforms")  # modules of slimnb.studies
-PAPERS = ("slimmable", "sp_net", "platforms")  # modules of slimnb.methods
+STUDIES = ("slimmable_networks", "sp_net", "platforms", "pss_net")  # modules of slimnb.studies
+PAPERS = ("slimmable", "sp_net", "platforms", "pss_net")  # modules of slimnb.methods
 NETS = {"mobilenet_v1": "MobileNetV1", "mobilenet_v2": "MobileNetV2", "vgg": "VGG", "resnet": "ResNet50"}
 NO_DATA = "none"  # data fingerprint of what was measured once, not trained
 PATIENCE = 600.0  # seconds that a process waits for what another one measures
@@ -71,7 +71,8 @@ def build(recipe: Recipe, num_classes: int) -> SlimmableNet:
 def method_of(recipe: Recipe) -> ModuleType:
     """The paper's module: its `plan` gives sampler and objective, its `found` what goes into the result.
 
-    With `recipe.teacher` its `plan` is also given that run's net, frozen, as `teacher`.
+    With `recipe.teacher` its `plan` is also given that run's net, frozen, as `teacher`; with `recipe.tables`, the
+    results of those runs, as `tables`.
     """
     if recipe.paper not in PAPERS:
         raise SlimnbError("P10", f"paper = {recipe.paper!r}", f"it is one of {', '.join(PAPERS)}",
@@ -111,12 +112,19 @@ def begin(recipe: Recipe, num_classes: int, store: RunStore) -> SlimmableNet:
 
 def weights_of(store: RunStore, run_id: str) -> dict[str, Tensor]:
     """The tensors of the net that the run `run_id` has trained, by name. Raises B08 if they are not on this machine."""
-    record = next((r for r in store.records() if r["run_id"] == run_id), None)
-    opened = record and store.open(record["recipe"], record["code"], record["data"])
-    if opened is None or not (opened.path / "result.json").exists():
+    record = _record(store, run_id)
+    opened = store.open(record["recipe"], record["code"], record["data"])
+    if not (opened.path / "result.json").exists():
         raise SlimnbError("B08", f"weights of run {run_id}", "they are not on this machine",
                           "Train the run here first.")
     return {name.removeprefix("net/"): value for name, value in opened.weights().items()}
+
+
+def _record(store: RunStore, run_id: str) -> dict:
+    for record in store.records():
+        if record["run_id"] == run_id:
+            return record
+    raise SlimnbError("B08", f"run {run_id}", "it is not on this machine", "Train or measure it here first.")
 
 
 def trained(result: Result, num_classes: int, store: RunStore) -> SlimmableNet:
@@ -212,9 +220,11 @@ def label(recipe: Recipe) -> str:
 
 def batches(recipe: Recipe, data: ImageData, device: str, group=None) -> Batches:
     """Shuffled, augmented training batches of a recipe; this rank's rows of them."""
-    return Batches(data.train, recipe.batch_size, seed=recipe.seed, augment=recipe.augment, mean=data.mean,
-                   std=data.std, size=recipe.input_size, dtype=getattr(torch, recipe.dtype), device=device,
-                   shuffle=True, rank=rank_of(group), world=world_of(group))
+    wanted = {name: getattr(recipe, name) for name in ("reflect", "auto_augment", "jitter", "lighting", "erasing")}
+    augment = Augmentation(recipe.augment, **{name: value for name, value in wanted.items() if value is not None})
+    return Batches(data.train, recipe.batch_size, seed=recipe.seed, augment=augment, mean=data.mean, std=data.std,
+                   size=recipe.input_size, dtype=getattr(torch, recipe.dtype), device=device, shuffle=True,
+                   rank=rank_of(group), world=world_of(group))
 
 
 def schedule(recipe: Recipe, epoch: int) -> Schedule:
@@ -233,11 +243,13 @@ def _train(recipe: Recipe, data: ImageData, store: RunStore, stored: Run, device
     method = method_of(recipe)
     feed = batches(recipe, data, device, group)
     rates = schedule(recipe, feed.steps_per_epoch)
-    teacher = {}
+    given = {}
     if recipe.teacher:
-        teacher["teacher"] = build(recipe, data.num_classes).to(device).requires_grad_(False)
-        load_first_channels_(teacher["teacher"], weights_of(store, recipe.teacher))
-    sampler, objective = method.plan(recipe, net, rates.steps, **teacher)
+        given["teacher"] = build(recipe, data.num_classes).to(device).requires_grad_(False)
+        load_first_channels_(given["teacher"], weights_of(store, recipe.teacher))
+    if getattr(recipe, "tables", ()):
+        given["tables"] = [_record(store, run_id)["result"] for run_id in recipe.tables]
+    sampler, objective = method.plan(recipe, net, rates.steps, **given)
     penalty = method.penalty(recipe) if hasattr(method, "penalty") else None
     optimizer = make_optimizer(net, recipe.momentum, recipe.weight_decay, recipe.decay)
     began = time.perf_counter()

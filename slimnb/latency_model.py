@@ -9,7 +9,7 @@ from dataclasses import replace
 import numpy as np
 import torch
 from scipy.optimize import nnls
-from scipy.stats import spearmanr
+from scipy.stats import pearsonr, spearmanr
 
 from slimnb.cost import CostTable, Node, fold
 from slimnb.errors import SlimnbError
@@ -43,6 +43,8 @@ def time_subnets(net: SlimmableNet, subnets: Sequence[Subnet], batch: int = 1, *
                  progress: Callable[[int, int], None] | None = None) -> np.ndarray:
     """(N,) milliseconds of each subnet on the net's device: the lower quartile over `rounds`.
 
+    Images have `resolution` pixels a side, or as many as a subnet names.
+
     Stand-alone nets are timed, as they would be deployed: slices reorder weights at a cost that is no sum
     over pairs (held-out error 2.7 % where stand-alone nets had 2.2 %, MobileNetV1, batch 1, one thread). One is
     made at a time, and all of them again in every round, so that drift of the machine hits all alike and
@@ -51,14 +53,15 @@ def time_subnets(net: SlimmableNet, subnets: Sequence[Subnet], batch: int = 1, *
     """
     if rounds < 1:
         raise SlimnbError("P01", f"rounds = {rounds}", "it is at least 1", "Set rounds=5.", "")
-    x = _noise(net, batch, resolution or net.input_size)
+    sides = [subnet.resolution or resolution or net.input_size for subnet in subnets]
+    x = {side: _noise(net, batch, side) for side in set(sides)}
     net = copy.deepcopy(net)  # which statistics a subnet has does not matter for its latency
     net.reserve(list(subnets), shared=True)
     net.mark_calibrated(subnets)
     ms = np.empty((rounds, len(subnets)))
     for done in range(rounds):
         for i, subnet in enumerate(subnets):
-            ms[done, i] = measure_latency(net.extract(subnet), x, 1, warmup, min_ms)["median_ms"]
+            ms[done, i] = measure_latency(net.extract(subnet), x[sides[i]], 1, warmup, min_ms)["median_ms"]
         if progress is not None:
             progress(done + 1, rounds)
     return np.quantile(ms, 0.25, axis=0)
@@ -114,7 +117,30 @@ def held_out_error(table: CostTable, widths: np.ndarray, ms: np.ndarray) -> dict
     """
     if len(ms) < 3:
         raise SlimnbError("S31", f"{len(ms)} subnets", "an error needs 3 of them or more", "Time more.", "")
-    predicted, spread = table.predict(widths), np.square(ms - np.mean(ms)).sum()
+    return _errors(table.predict(widths), ms)
+
+
+def compare_predicted(net: SlimmableNet, subnets: Sequence[Subnet], predicted: np.ndarray, batch: int = 1, *,
+                      rounds: int = 5, progress: Callable[[int, int], None] | None = None) -> dict:
+    """How near sums of layer times, `predicted` (N,) ms, come to what `time_subnets` measures (PSS-Net, Fig. 4).
+
+    Plain JSON: rows (resolution, predicted_ms, measured_ms), rmse_ms, pearson, those of `held_out_error`, and about
+    with the conditions. Raises S31 for fewer than 3 subnets.
+    """
+    if len(subnets) < 3:
+        raise SlimnbError("S31", f"{len(subnets)} subnets", "an error needs 3 of them or more", "Time more.", "")
+    ms, predicted = time_subnets(net, subnets, batch, rounds=rounds, progress=progress), np.asarray(predicted)
+    sides = [subnet.resolution or net.input_size for subnet in subnets]
+    rows = [{"resolution": side, "predicted_ms": round(p, 5), "measured_ms": round(m, 5)}
+            for side, p, m in zip(sides, predicted.tolist(), ms.tolist(), strict=True)]
+    ranked = np.ptp(predicted) > 0 and np.ptp(ms) > 0
+    return {"rows": rows, "rmse_ms": float(np.sqrt(np.square(predicted - ms).mean())),
+            "pearson": float(pearsonr(predicted, ms).statistic) if ranked else 0.0, **_errors(predicted, ms),
+            "about": conditions(_noise(net, batch, min(sides))) | {"rounds": rounds}}
+
+
+def _errors(predicted: np.ndarray, ms: np.ndarray) -> dict[str, float]:
+    spread = np.square(ms - np.mean(ms)).sum()
     ranked = np.ptp(predicted) > 0 and spread > 0
     return {"mape": float(100 * np.abs(predicted / ms - 1).mean()),
             "r2": float(1 - np.square(predicted - ms).sum() / spread) if spread > 0 else 0.0,

@@ -52,6 +52,12 @@ class Recipe:
     rounding: str | None = None  # of widths; None: the net's own
     start: str | None = None  # run whose weights it starts from: see `slimnb.experiment.begin`
     teacher: str | None = None  # run whose net, frozen, teaches
+    smoothing: float | None = None  # of the labels
+    reflect: bool | None = None  # padding of "crop_flip" mirrored, not zero; this and what follows: see `Augmentation`
+    auto_augment: bool | None = None
+    jitter: tuple[float, ...] | None = None
+    lighting: float | None = None
+    erasing: float | None = None
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON of all fields but those that are None, so that a field added later renames no old run."""

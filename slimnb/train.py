@@ -77,7 +77,7 @@ class Objective(Protocol):
 class Labels:
     """Cross-entropy with the labels in every pass."""
 
-    def __init__(self, smoothing: float = 0.0):
+    def __init__(self, smoothing: float | None = None):
         self.smoothing = smoothing
 
     def begin(self, net: SlimmableNet, x: Tensor, passes: Sequence[Pass]) -> None:

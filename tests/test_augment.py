@@ -28,10 +28,10 @@ def noise(*shape):
     return (keyed_bits(0, "pixels", 0, torch.arange(count)) & 255).to(torch.uint8).view(shape)
 
 
-def one_crop(image, top, left, flip, size):
-    """Reference: pad one image (3, S, S) with zeros, cut, mirror."""
+def one_crop(image, top, left, flip, size, mode="constant"):
+    """Reference: pad one image (3, S, S) with zeros or as numpy's `mode`, cut, mirror."""
     far = 64
-    padded = np.pad(image, ((0, 0), (far, far), (far, far)))
+    padded = np.pad(image, ((0, 0), (far, far), (far, far)), mode)
     cut = padded[:, far + top : far + top + size, far + left : far + left + size]
     return cut[:, :, ::-1] if flip else cut
 
@@ -95,18 +95,20 @@ def test_order_is_a_permutation_and_each_epoch_has_its_own():
 # ---------------------------------------------------------------------------------------- pixels
 
 
-@given(st.integers(0, 2**32 - 1), st.integers(4, 16), st.integers(0, 5), st.integers(1, 16))
-@settings(max_examples=40, deadline=None)
-def test_crop_flip_equals_one_image_at_a_time(seed, side, pad, size):
+@given(st.integers(0, 2**32 - 1), st.integers(4, 16), st.integers(0, 5), st.integers(1, 16), st.booleans())
+@settings(max_examples=80, deadline=None)
+def test_crop_flip_equals_one_image_at_a_time(seed, side, pad, size, reflect):
+    pad = min(pad, side - 1) if reflect else pad
     size = min(size, side + 2 * pad)
     rows = torch.arange(12)
     images = noise(12, 3, side, side)
     before = images.clone()
     down, across = draw_crops(seed, 1, rows, side + 2 * pad - size)
     flip = draw_flips(seed, 1, rows)
-    batch = crop_flip(images, down - pad, across - pad, flip, size)
+    batch = crop_flip(images, down - pad, across - pad, flip, size, reflect)
+    mode = "reflect" if reflect else "constant"
     for i in rows.tolist():
-        alone = one_crop(images[i].numpy(), int(down[i]) - pad, int(across[i]) - pad, bool(flip[i]), size)
+        alone = one_crop(images[i].numpy(), int(down[i]) - pad, int(across[i]) - pad, bool(flip[i]), size, mode)
         assert np.array_equal(batch[i].numpy(), alone)
     assert torch.equal(images, before)
 

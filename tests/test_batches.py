@@ -10,11 +10,14 @@ import pytest
 import torch
 from test_augment import one_crop
 
-from slimnb.augment import Normalise, draw_crops, draw_flips
-from slimnb.batches import Batches, Split
+from slimnb import colour
+from slimnb.augment import Normalise, draw_boxes, draw_crops, draw_flips, keyed_uniform
+from slimnb.auto_augment import auto_augment, draw_operations
+from slimnb.batches import Augmentation, Batches, Split
 from slimnb.errors import SlimnbError
 from slimnb.synthetic import generate
 
+ALL = Augmentation("crop_flip", reflect=True, auto_augment=True, jitter=(0.4, 0.4, 0.4, 0.1), lighting=0.1, erasing=0.5)
 GREY = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}
 
 
@@ -79,6 +82,55 @@ def test_a_batch_equals_one_image_at_a_time(split):
         assert y[i] == split.labels[row]
 
 
+def test_everything_at_once_equals_one_image_at_a_time(split):
+    feed = Batches(split, 16, seed=2, augment=ALL, **GREY)
+    x, _ = feed.batch(9)  # epoch 1
+    normalise = Normalise(*GREY.values(), torch.float32, "cpu")
+    for i, row in enumerate(feed.rows(9).tolist()):
+        draw = 2, 1, torch.tensor([row])
+        (down, across), flip = draw_crops(*draw, 8), draw_flips(*draw)
+        crop = one_crop(split.images[row].numpy(), int(down) - 4, int(across) - 4, bool(flip), 32, "reflect")
+        alone = auto_augment(torch.from_numpy(crop.copy())[None], draw_operations(*draw))
+        alone = colour.jitter(alone, colour.draw_jitter(*draw, ALL.jitter))
+        alone = normalise(colour.lighting(alone, colour.draw_lighting(*draw, 0.1)))
+        boxes = draw_boxes(*draw, (0.02, 0.33), (0.3, 1 / 0.3), stream="erase ")
+        alone = colour.erase_(alone, boxes, keyed_uniform(2, "erase", 1, draw[2]) < 0.5)
+        torch.testing.assert_close(x[i], alone[0], atol=1e-5, rtol=0)
+
+
+def test_strength_zero_is_no_augmentation(split):
+    feeds = [Batches(split, 16, augment=augment, **GREY)
+             for augment in ("crop_flip", Augmentation(jitter=(0.0, 0.0, 0.0, 0.0), lighting=0.0, erasing=0.0))]
+    assert torch.equal(*(feed.batch(3)[0] for feed in feeds))
+
+
+@pytest.mark.parametrize("change", [{"reflect": True}, {"auto_augment": True}, {"jitter": (0.4, 0.4, 0.4)},
+                                    {"lighting": 0.1}, {"erasing": 0.2}])
+@pytest.mark.parametrize("crop", ["crop_flip", "resized_crop"])
+def test_each_augmentation_changes_some_pixels_and_not_the_crop(split, crop, change):
+    """Of "resized_crop" nothing is padded, so that `reflect` is without effect."""
+    plain, changed = (Batches(split, 50, augment=augment, **GREY).batch(0)
+                      for augment in (crop, Augmentation(crop, **change)))
+    assert torch.equal(plain[1], changed[1])
+    assert torch.equal(plain[0], changed[0]) == (change == {"reflect": True} and crop == "resized_crop")
+    if crop == "crop_flip" and change.keys() & {"reflect", "erasing"}:  # most pixels are the same ones
+        assert 0.5 < (plain[0] == changed[0]).float().mean() < 1
+
+
+def test_a_split_off_the_device_is_sent_batch_by_batch(split):
+    """Another device that keeps no values shows where batches go; what is read ahead is what is read."""
+    feed = Batches(split, 20, seed=1, device="meta", **GREY)
+    x, y = feed.batch(0)
+    assert x.device == y.device == torch.device("meta") and x.shape == (20, 3, 32, 32)
+    here = Batches(split, 20, seed=1, **GREY)
+    for step in (1, 2, 9, 9, 0, 4, 5, 6):  # in order, back, and from one epoch into the next
+        rows = here.rows(step)
+        images, labels = feed._sent(step)
+        assert torch.equal(images, split.images[rows]) and torch.equal(labels, split.labels[rows])
+        assert list(feed._reading) == [step + 1], "one batch ahead, no more"
+    assert split.images.device.type == "cpu"
+
+
 @pytest.mark.parametrize("augment", ["crop_flip", "resized_crop"])
 def test_a_sample_is_augmented_alike_in_any_batch_size(split, augment):
     options = {"seed": 1, "augment": augment, "drop_last": False, **GREY}
@@ -86,6 +138,16 @@ def test_a_sample_is_augmented_alike_in_any_batch_size(split, augment):
     ours, theirs = (torch.cat([feed.batch(step)[0] for step in range(len(feed))]) for feed in (small, large))
     assert len(small) == 15 and len(large) == 2
     torch.testing.assert_close(ours, theirs, atol=0 if augment == "crop_flip" else 1e-5, rtol=0)
+
+
+def test_all_augmentations_know_neither_batch_nor_rank(split):
+    options = {"seed": 1, "augment": ALL, "drop_last": False, **GREY}
+    ours, theirs = (torch.cat([feed.batch(step)[0] for step in range(len(feed))])
+                    for feed in (Batches(split, 7, **options), Batches(split, 50, **options)))
+    torch.testing.assert_close(ours, theirs, atol=1e-5, rtol=0)
+    for rank in range(2):
+        part, _ = Batches(split, 20, rank=rank, world=2, **options).batch(3)
+        torch.testing.assert_close(part, Batches(split, 20, **options).batch(3)[0][rank::2], atol=1e-5, rtol=0)
 
 
 @pytest.mark.parametrize("augment", ["crop_flip", "none"])
@@ -129,7 +191,7 @@ def test_sizes_and_layout(split, augment, size):
 
 def test_batches_leave_the_images_alone(split):
     before = split.images.clone()
-    for augment in ("crop_flip", "resized_crop", "none"):
+    for augment in ("crop_flip", "resized_crop", "none", ALL):
         for x, _ in Batches(split, 25, augment=augment, **GREY):
             x.zero_()
     assert torch.equal(split.images, before)
@@ -138,10 +200,23 @@ def test_batches_leave_the_images_alone(split):
 @pytest.mark.parametrize(("options", "code"), [
     ({"batch_size": 101}, "D06"), ({"batch_size": 0}, "P04"), ({"batch_size": 9, "world": 2}, "P04"),
     ({"batch_size": 8, "rank": 2, "world": 2}, "P04"), ({"batch_size": 8, "augment": "mixup"}, "P10"),
-    ({"batch_size": 8, "size": 41}, "P04"), ({"batch_size": 8, "size": 33, "augment": "none"}, "P04")])
+    ({"batch_size": 8, "size": 41}, "P04"), ({"batch_size": 8, "size": 33, "augment": "none"}, "P04"),
+    ({"batch_size": 8, "augment": "resized_crop", "size": 0}, "P04"),
+    ({"batch_size": 8, "augment": Augmentation(pad=32, reflect=True)}, "P04")])
 def test_impossible_batches_are_refused_in_one_line(split, options, code):
     with pytest.raises(SlimnbError) as caught:
         Batches(split, **options, **GREY)
+    assert caught.value.code == code
+    assert "\n" not in str(caught.value) and len(str(caught.value)) <= 240
+
+
+@pytest.mark.parametrize(("options", "code"), [
+    ({"crop": "mixup"}, "P10"), ({"jitter": (0.4,)}, "P04"), ({"jitter": (0.4, 0.4, -0.1)}, "P04"),
+    ({"jitter": (0.4, 0.4, 0.4, 0.6)}, "P04"), ({"jitter": (0.4, 0.4, float("nan"))}, "P04"),
+    ({"erasing": 1.5}, "P04"), ({"erasing": float("nan")}, "P04"), ({"lighting": -0.1}, "P04")])
+def test_impossible_augmentations_are_refused_in_one_line(options, code):
+    with pytest.raises(SlimnbError) as caught:
+        Augmentation(**options)
     assert caught.value.code == code
     assert "\n" not in str(caught.value) and len(str(caught.value)) <= 240
 

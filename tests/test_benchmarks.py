@@ -37,7 +37,7 @@ def test_quick_run_stores_valid_json(program, capsys, tmp_path):
     assert not (tmp_path / program.FULL).exists()  # a part never replaces the whole
     assert stored["quick"] is True and stored["torch"] == torch.__version__
     assert stored["machine"]["threads"] == 1
-    assert [reading["gate"] for reading in stored["readings"]] == ["C5", "C5", "C10"]
+    assert [reading["gate"] for reading in stored["readings"]] == ["C5", "C5", "C10", "C10"]
     for reading in stored["readings"]:
         assert 0 < reading["low"] <= reading["value"] <= reading["high"] and isfinite(reading["high"])
         assert reading["met"] == (reading["value"] <= reading["goal"]) and reading["rounds"] >= 3
@@ -55,7 +55,7 @@ def test_an_unknown_gate_is_refused(program, capsys):
 
 
 def test_every_gate_gives_readings_on_a_tiny_net(program):
-    from benchmarks import inference, sampling, search, training
+    from benchmarks import inference, sampling, search, structures, training
 
     net = tiny()
     readings = [*inference.sliced("tiny", net, 2, MULTS, 0.0), inference.switching("tiny", net, MULTS, 0.0)]
@@ -67,8 +67,11 @@ def test_every_gate_gives_readings_on_a_tiny_net(program):
     readings.append(sampling.bookkeeping("tiny", net, MULTS, (0.25, 1.0), 4, 0.0, steps=300))
     readings += [search.paths("tiny", net, MULTS, count, 1.0, 0.0) for count in (1, 3)]
     readings.append(search.budgets("tiny", net, MULTS, 5, 0.0, rounds=2))
+    step = 0.05 * structures.priced(net).dearest
+    readings += [structures.sampled("tiny", net, step, count, 1.0, 0.0) for count in (1, 5)]
+    readings.append(structures.costed("tiny", net, 1000, 0.0))
     assert [reading.gate for reading in readings] == ["C1", "C1", "C1", "C5", "C1", "C8", "C8", "C12", "C13", "C11",
-                                                      "C14", "C14", "C15"]
+                                                      "C14", "C14", "C15", "C9", "C9", "C10"]
     assert readings[7].met is None and all(reading.value > 0 for reading in readings)
     assert all(len(program.row(reading)) <= 130 for reading in readings)
 

@@ -8,6 +8,7 @@ import pytest
 import torch
 from test_sources import encode, pictures, write_cifar10, write_folder, write_parquet
 
+from slimnb import data
 from slimnb.data import Batches, load_data, load_or_absent
 from slimnb.errors import SlimnbError
 
@@ -173,3 +174,22 @@ def test_enlarged_images_are_the_middle_of_the_small_ones():
     assert (small - middle)[..., 1:-1, 1:-1].abs().mean() < 12, "smoothed, in place"
     even = data.enlarged(64)
     assert even.val.images.shape[-1] == 64
+
+
+def test_a_set_too_large_for_the_device_stays_on_the_host(monkeypatch):
+    small = load_data("synthetic", train=100, test=20)
+    count = 120 * 3 * 32 * 32
+    for free, place in ((2 * count, "meta"), (2 * count - 2, "cpu")):
+        monkeypatch.setattr(data, "_free_bytes", lambda device, free=free: free)
+        moved = small.to("meta")
+        assert {split.images.device.type for split in (moved.train, moved.val, moved.test)} == {place}
+    assert moved is small
+
+
+def test_folder_is_256_pixels_of_which_the_middle_224_are_evaluated(tmp_path):
+    write_folder(tmp_path / "pets", each=3)
+    pets = load("pets", tmp_path)
+    assert pets.size == 256
+    plain = {"mean": (0.0,) * 3, "std": (1 / 255,) * 3, "size": 224}
+    x, _ = Batches(pets.val, len(pets.val), augment="none", **plain).batch(0)
+    torch.testing.assert_close(x, pets.val.images[..., 16:240, 16:240].float())

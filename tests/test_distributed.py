@@ -14,6 +14,7 @@ import pytest
 import torch
 from nets import images
 from safetensors.torch import load_file
+from test_sources import write_folder
 from torch.testing import assert_close
 
 from slimnb import distributed
@@ -27,6 +28,7 @@ ROUNDED = {"rtol": 1e-5, "atol": 1e-7}  # nets compute in float64 here, but hand
 def ranks(tmp_path_factory):
     """(tensors, facts) of each of two ranks that ran distributed_child.py."""
     folder = tmp_path_factory.mktemp("ranks")
+    write_folder(folder / "pets", each=12)
     with socket.socket() as free:
         free.bind(("127.0.0.1", 0))
         port = free.getsockname()[1]
@@ -168,6 +170,17 @@ def test_a_run_of_two_ranks_is_stopped_and_goes_on_in_the_same_bits(ranks):
 
 def test_a_busy_run_turns_all_ranks_away(ranks):
     assert [facts["busy"]["error"] for _, facts in ranks] == ["K01", "K01"]
+
+
+def test_two_ranks_train_from_a_folder_of_images_as_one_does(ranks, tmp_path):
+    """Both find the folder not yet decoded; one of them decodes it."""
+    write_folder(tmp_path / "pets", each=12)
+    alone = child.folder_run(tmp_path, "pets of one")
+    both = [facts["folder"] for _, facts in ranks]
+    assert both[0] == both[1]
+    assert [row["mult"] for row in alone] == [0.5, 1.0] and alone[0]["n"] == 24
+    for mine, theirs in zip(alone, both[0], strict=True):
+        assert mine["macs"] == theirs["macs"] and mine["ce"] == pytest.approx(theirs["ce"], abs=5e-3)
 
 
 def test_outside_torchrun_nothing_is_joined(monkeypatch):

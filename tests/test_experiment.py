@@ -8,7 +8,7 @@ import torch
 
 from slimnb import experiment, recipes
 from slimnb.cost import count_macs
-from slimnb.data import load_data
+from slimnb.data import Augmentation, load_data
 from slimnb.errors import SlimnbError
 from slimnb.pruning import gammas
 from slimnb.runs import RunStore
@@ -162,6 +162,21 @@ def test_named_subnets_are_trained_and_evaluated_by_name(data, store):
 
 def test_a_field_that_is_none_names_no_run():
     assert "subnets" not in TINY.to_json() and TINY.to_json()["arm"] == "S-Net"
+
+
+def test_a_recipe_says_how_its_images_are_augmented(data):
+    plain = experiment.batches(replace(TINY, augment="crop_flip"), data, "cpu")
+    assert plain.augment == Augmentation("crop_flip")
+    full = replace(TINY, augment="resized_crop", reflect=True, auto_augment=True, jitter=(0.4, 0.4, 0.4, 0.1),
+                   lighting=0.1, erasing=0.2, smoothing=0.1)
+    assert experiment.batches(full, data, "cpu").augment == Augmentation(
+        "resized_crop", reflect=True, auto_augment=True, jitter=(0.4, 0.4, 0.4, 0.1), lighting=0.1, erasing=0.2)
+    for method in ("switches", "sandwich", "uniform"):
+        made = replace(full, method=method, train_mults=(0.5, 1.0))
+        _, objective = experiment.method_of(made).plan(made, experiment.build(made, 10), 1)
+        assert objective.smoothing == 0.1
+        _, objective = experiment.method_of(made).plan(replace(made, smoothing=None), experiment.build(made, 10), 1)
+        assert not objective.smoothing
 
 
 def test_schedules_count_in_epochs():

@@ -14,7 +14,7 @@ from nets import NETS, tiny
 import slimnb.latency_model as latency_model
 from slimnb.cost import CostTable
 from slimnb.errors import SlimnbError
-from slimnb.latency_model import fit_latency, held_out_error, time_random, time_subnets
+from slimnb.latency_model import compare_predicted, fit_latency, held_out_error, time_random, time_subnets
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.subnet import Subnet
 
@@ -186,3 +186,28 @@ def test_other_bad_input():
     table = CostTable.macs(net, net.space((0.5, 1.0)))
     with pytest.raises(SlimnbError, match="SNB-S31: 2 subnets"):
         held_out_error(table, np.array([net.largest.widths] * 2), np.ones(2))
+
+
+# -- predicted against measured --------------------------------------------------------------------------
+
+
+def test_predictions_are_held_against_times_of_the_resolution_each_subnet_names(monkeypatch):
+    net, sides = tiny(MobileNetV1), []
+
+    def clock(module, x, *_):
+        sides.append(x.shape[-1])
+        return {"median_ms": x.shape[-1] / 10}
+
+    monkeypatch.setattr(latency_model, "measure_latency", clock)
+    subnets = [net.uniform(mult, side) for mult, side in ((0.5, 20), (1.0, 24), (0.75, 28), (0.5, None))]
+    found = compare_predicted(net, subnets, np.array([2.0, 2.5, 2.8, 3.3]), batch=2, rounds=3)
+    assert sides == [20, 24, 28, 32] * 3
+    assert [row["measured_ms"] for row in found["rows"]] == [2.0, 2.4, 2.8, 3.2]
+    assert found["rows"][1] == {"resolution": 24, "predicted_ms": 2.5, "measured_ms": 2.4}
+    assert found["rmse_ms"] == pytest.approx(math.sqrt(0.02 / 4))
+    assert found["pearson"] == pytest.approx(np.corrcoef([2.0, 2.5, 2.8, 3.3], [2.0, 2.4, 2.8, 3.2])[0, 1])
+    assert found["rank"] == 1.0 and found["mape"] == pytest.approx(100 * (0.1 / 2.4 + 0.1 / 3.2) / 4)
+    assert found["about"]["batch"] == 2 and found["about"]["rounds"] == 3
+    assert json.loads(json.dumps(found)) == found
+    with pytest.raises(SlimnbError, match="S31"):
+        compare_predicted(net, subnets[:2], np.ones(2))

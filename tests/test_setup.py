@@ -23,9 +23,9 @@ LIBRARY = sorted((ROOT / "slimnb").rglob("*.py"))
 ORDER = """
     errors durable fingerprint lock results checkpoint runs
     subnet depthwise layers nets.blocks nets.zero_padding nets.base nets
-    augment synthetic batches sources cache data
-    calibrate cost search random_subnets windows crp markets pruning latency latency_model progress state train
-    distributed methods.slimmable methods
+    augment colour auto_augment synthetic batches sources cache data
+    calibrate cost search random_subnets windows crp markets pruning latency latency_model structures
+    structure_samplers pools progress state train distributed methods.slimmable methods
     measure probes recipes experiment studies unsorted pruned tables style
     figures.common figures.slimmable figures.platforms figures.search figures.sp_net figures
     claims parameters chapter notebook execute __main__

@@ -13,12 +13,15 @@ import slimnb.methods
 from slimnb.checkpoint import pack, unpack
 from slimnb.cost import CostTable, count_macs
 from slimnb.methods.platforms import PlatformSandwich, SmoothedViterbi, WidthSearch
+from slimnb.methods.pss_net import PrioritizedSubnetSampling, ReducedSandwich, Target
 from slimnb.methods.slimmable import InplaceDistillation, Sandwich, Switches, Uniform, any_width
 from slimnb.methods.sp_net import EmbeddedSwitches
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.search import Trellis
+from slimnb.structure_samplers import StructureDistribution
+from slimnb.structures import Buckets, Resource, StructureCosts, structure_space
 from slimnb.subnet import Subnet
-from slimnb.train import Labels, Pass, Schedule, make_optimizer, train
+from slimnb.train import Labels, Pass, Schedule, make_optimizer, rng_at, train
 
 LAYOUT = ((16, 2), (24, 1), (32, 2))  # so small that .875 rounds to the channels of 1.0
 MULTS = (0.5, 0.75, 1.0)
@@ -97,6 +100,30 @@ def embedded(net) -> EmbeddedSwitches:
     return EmbeddedSwitches(net.largest, {"0.75x": Subnet(tuple(thin)), "0.5x": Subnet(tuple(flat))})
 
 
+def targets(net, lower: float = 0.5, parts: int = 5) -> list[Target]:
+    """Targets of MACs of a net at 16 to 32 pixels."""
+    structures = structure_space(net, lower, (16, 24, 32))
+    resource = Resource.macs(net, structures)
+    costs = StructureCosts.of(structures, resource)
+    buckets = Buckets.spanning(costs, costs.dearest / parts)
+    source = StructureDistribution.fit(costs, buckets, rng_at(0, "tests", 0), 2000)
+    return [Target(resource, source, bucket) for bucket in range(len(buckets)) if source.support[bucket]]
+
+
+def prioritized(net, seed: int = 0, steps: int = 12, **options) -> PrioritizedSubnetSampling:
+    """PSS-Net's with pools that are full after a few steps."""
+    options = {"pool_size": 2} | options
+    smallest = Subnet(net.uniform(0.5).widths, resolution=16)
+    return PrioritizedSubnetSampling(net, targets(net), smallest, steps, 3, seed=seed, **options)
+
+
+def reduced(net, seed: int = 0) -> ReducedSandwich:
+    """MutualNet's, of whose subnets two are left from step 5 on."""
+    mults, sides = (0.5, 0.625, 0.75, 0.875), (16, 24, 32)
+    return ReducedSandwich(net.largest, net.uniform(0.5, 16), any_width(net, mults, sides), seed=seed, since=5,
+                           kept=[net.uniform(0.75, 24), net.uniform(0.875, 32)])
+
+
 FACTORIES = {
     "Switches": switches,
     "Sandwich": sandwich,
@@ -105,6 +132,8 @@ FACTORIES = {
     "SmoothedViterbi": smoothed_viterbi,
     "PlatformSandwich": platform_sandwich,
     "EmbeddedSwitches": embedded,
+    "PrioritizedSubnetSampling": prioritized,
+    "ReducedSandwich": reduced,
 }
 """How to make each sampler on a `small` net; a new method adds its own here."""
 

@@ -251,9 +251,9 @@ def plan(recipe, net: SlimmableNet, steps: int) -> tuple[Sampler, Objective]:
     if recipe.method == "platforms":
         sampler = PlatformSandwich(recipe.named(net), recipe.weights, dropout=recipe.dropout, seed=recipe.seed,
                                    target="teacher" if recipe.distil else "labels")
-        return sampler, InplaceDistillation(recipe.temperature)
+        return sampler, InplaceDistillation(recipe.temperature, smoothing=recipe.smoothing)
     if recipe.method == "alone":
-        return Switches(recipe.named(net)), Labels()
+        return Switches(recipe.named(net)), Labels(recipe.smoothing)
     space = net.space(recipe.train_mults)
     if recipe.method == "ows":
         sampler = WidthSearch(net, space, recipe.batch_size, seed=recipe.seed, window=recipe.window)
@@ -264,7 +264,7 @@ def plan(recipe, net: SlimmableNet, steps: int) -> tuple[Sampler, Objective]:
     else:
         raise SlimnbError("P10", f"method = {recipe.method!r}", "it is ows, aows, platforms or alone",
                           "Set method='ows'.")
-    return sampler, InplaceDistillation(recipe.temperature)
+    return sampler, InplaceDistillation(recipe.temperature, smoothing=recipe.smoothing)
 
 
 def found(recipe, net: SlimmableNet, sampler: Sampler) -> dict:

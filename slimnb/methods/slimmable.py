@@ -87,20 +87,26 @@ class Uniform(Stateless):
         return [self.largest, Pass(self.draw(rng_at(self.seed, "uniform", step)), name="random")]
 
 
-def any_width(net: SlimmableNet, mults: Sequence[float]) -> Draw:
-    """Draws one of the uniform-width subnets at `mults`; they are made once, not at every step."""
-    subnets = list(dict.fromkeys(net.uniform(mult) for mult in mults))
+def any_of(subnets: Sequence[Subnet]) -> Draw:
+    """Draws one of `subnets`; equal ones count once."""
+    subnets = list(dict.fromkeys(subnets))
     return lambda rng: subnets[rng.integers(len(subnets))]
+
+
+def any_width(net: SlimmableNet, mults: Sequence[float], resolutions: Sequence[int | None] = (None,)) -> Draw:
+    """Draws one of the uniform-width subnets at `mults`, at any of `resolutions` (MutualNet); made once."""
+    return any_of([net.uniform(mult, side) for side in resolutions for mult in mults])
 
 
 class InplaceDistillation:
     """Passes with target "teacher" learn the largest pass's softened predictions on the same batch.
 
     loss = alpha T^2 CE(softmax(z_teacher / T), z / T) + (1 - alpha) CE(y, z), the teacher detached; US-Net
-    has alpha 1 and T 1, SP-Net alpha .9. The teacher is the step's first pass with target "labels".
+    has alpha 1 and T 1, SP-Net alpha .9. The teacher is the step's first pass with target "labels", and learns from
+    labels smoothed by `smoothing`.
     """
 
-    def __init__(self, temperature: float = 1.0, alpha: float = 1.0, smoothing: float = 0.0):
+    def __init__(self, temperature: float = 1.0, alpha: float = 1.0, smoothing: float | None = None):
         self.temperature, self.alpha, self.smoothing = temperature, alpha, smoothing
         self.teacher: Tensor | None = None  # (B, classes) probabilities
 
@@ -130,14 +136,14 @@ def plan(recipe, net: SlimmableNet, steps: int) -> tuple[Sampler, Objective]:
     """Sampler and objective of a `slimnb.recipes.Recipe` whose method is "switches", "sandwich" or "uniform"."""
     if recipe.method == "switches":
         return Switches({name if isinstance(name, str) else f"{name}x": subnet
-                         for name, subnet in recipe.named(net).items()}), Labels()
+                         for name, subnet in recipe.named(net).items()}), Labels(recipe.smoothing)
     draw = any_width(net, recipe.train_mults)
     if recipe.method == "sandwich":
         smallest = net.uniform(min(recipe.train_mults))
         return (Sandwich(net.largest, smallest, draw, recipe.n_random, recipe.seed),
-                InplaceDistillation(recipe.temperature))
+                InplaceDistillation(recipe.temperature, smoothing=recipe.smoothing))
     if recipe.method == "uniform":
-        return Uniform(net.largest, draw, recipe.seed), Labels()
+        return Uniform(net.largest, draw, recipe.seed), Labels(recipe.smoothing)
     raise SlimnbError("P10", f"method = {recipe.method!r}", "it is switches, sandwich or uniform",
                       "Set method='sandwich'.")
 

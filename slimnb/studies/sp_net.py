@@ -30,7 +30,6 @@ class PrunedRecipe(Recipe):
     first_gamma: float | None = None  # of every batch norm; None: as they are
     sparsity: float = 0.0  # strength of network slimming's penalty
     alpha: float = 1.0  # share of the supernet in what the others learn from
-    smoothing: float = 0.0  # of labels
 
     @property
     def largest(self) -> float | tuple[int, ...]:
@@ -74,10 +73,12 @@ ARMS = ("Uniform counts", "One-shot", "Shortcut first", "Iterative", "L1 norms",
 
 ANEW, TUNE = {"fresh": True}, {"fresh": False}
 
+_PLAIN = {"smoothing": 0.0}  # zero and not None, as the ids of finished runs have it
+
 # SP-Net, section 4.1; table 2.2 of its code where the text contradicts itself: VGG is trained anew, not tuned.
 _HEAVY = PrunedRecipe(**{**vars(SMOKE), "paper": "sp_net", "scale": "full", "layout": None, "input_size": 224,
                          "augment": "resized_crop", "dtype": "bfloat16", "decay": "all", "weight_decay": 1e-4,
-                         "lr": 0.1, "schedule": "multistep", "gamma": 0.2, "mults": ()})
+                         "lr": 0.1, "schedule": "multistep", "gamma": 0.2, "mults": (), **_PLAIN})
 _CIFAR = replace(_HEAVY, batch_size=128, epochs=120, milestones=(60, 90, 110))
 _IMAGENET = replace(_HEAVY, batch_size=256, epochs=90, milestones=(30, 50, 70))
 _MOBILE = replace(_IMAGENET, epochs=150, lr=0.05, warmup_epochs=5, schedule="cosine", gamma=None, milestones=None,
@@ -100,8 +101,8 @@ IMAGENET = (
 
 # A gamma that the loss leaves alone moves by sparsity x the sum of the learning rates / (1 - momentum): by .26 in
 # SP-Net's ResNet-50 on CIFAR-100. A short training needs a larger strength for that; at smoke it gets half.
-_SMALL = PrunedRecipe(**{**vars(SMALL), "paper": "sp_net", "epochs": 4, "mults": ()})
-_SMOKE = PrunedRecipe(**{**vars(SMOKE), "paper": "sp_net", "epochs": 1, "batch_size": 128, "mults": (),
+_SMALL = PrunedRecipe(**{**vars(SMALL), "paper": "sp_net", "epochs": 4, "mults": (), **_PLAIN})
+_SMOKE = PrunedRecipe(**{**vars(SMOKE), "paper": "sp_net", "epochs": 1, "batch_size": 128, "mults": (), **_PLAIN,
                          "dtype": "bfloat16"})
 LAPTOP = {
     "small": (
