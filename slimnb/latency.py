@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping
+from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -44,9 +44,9 @@ def compare_latency(callables: Mapping[Hashable, Callable[[], object]], x: Tenso
     """Latency of several callables, timed in turn, round after round: drift of the machine hits all alike.
 
     A sample repeats a short callable until about `min_ms` have passed. `x` says the device and the batch;
-    on a CUDA device samples are taken with events. Each value has median_ms, min_ms, iqr_ms (half of the
-    samples lie that close together), rounds, calls (per sample), and device, threads, batch, dtype, date.
-    `progress(done, rounds)` is called after every round.
+    on a CUDA device samples are taken with events. Each value has median_ms, low_ms (the lower quartile), min_ms,
+    iqr_ms (half of the samples lie that close together), rounds, calls (per sample), and device, threads, batch,
+    dtype, date. `progress(done, rounds)` is called after every round.
     """
     if rounds < 1 or warmup < 1:
         raise SlimnbError("P01", f"rounds = {rounds}, warmup = {warmup}", "both are at least 1",
@@ -76,7 +76,7 @@ def conditions(x: Tensor) -> dict:
 
 def _summary(samples: list[float]) -> dict:
     low, median, high = np.percentile(samples, (25, 50, 75)).tolist()
-    return {"median_ms": median, "min_ms": min(samples), "iqr_ms": high - low}
+    return {"median_ms": median, "low_ms": low, "min_ms": min(samples), "iqr_ms": high - low}
 
 
 def _cpu_sample(fn: Callable[[], object], calls: int) -> float:
@@ -192,37 +192,46 @@ class IndexedLinear(nn.Module):
 # -- tables ----------------------------------------------------------------------------------------------
 
 
-@torch.inference_mode()
 def latency_table(net: SlimmableNet, space: SearchSpace, batch: int = 1, *, resolution: int | None = None,
-                  rounds: int = 5, warmup: int = 2, min_ms: float = 0.2,
-                  progress: Callable[[int, int], None] | None = None) -> CostTable:
-    """Milliseconds of every layer at every pair of neighbouring width choices, measured on the net's device.
+                  **settings) -> CostTable:
+    """Milliseconds of every layer at every pair of neighbouring width choices: see `latency_tables`."""
+    side = resolution or net.input_size
+    return latency_tables(net, space, (side,), batch, **settings)[side]
 
-    Layers are the net's own, sliced as `net(x, subnet)` slices them, normalisation and activation included;
-    equal ones are timed once, all of them in turn, and the median of `rounds` is kept. `table.about` says
-    device, threads, batch, dtype, date, resolution and how many layers were timed. A sum over layers leaves
-    out what lies between them: hold a few whole subnets against `measure_latency` before trusting it.
+
+@torch.inference_mode()
+def latency_tables(net: SlimmableNet, space: SearchSpace, resolutions: Sequence[int], batch: int = 1, *,
+                   rounds: int = 5, warmup: int = 2, min_ms: float = 0.2,
+                   progress: Callable[[int, int], None] | None = None) -> dict[int, CostTable]:
+    """For each input side the milliseconds of every layer at every pair of width choices, on the net's device.
+
+    Layers are the net's own, sliced as `net(x, subnet)` slices them, normalisation and activation included. Equal
+    ones are timed once, those of all sides in turn, so that drift of the machine hits all alike, and the lower
+    quartile over `rounds` is kept: neighbours on the machine spoil a median. `table.about` says device, threads,
+    batch, dtype, date, resolution and how many layers were timed. A sum over layers leaves out what lies between
+    them: hold a few whole subnets against it before trusting it (`slimnb.latency_model.compare_predicted`).
     """
     refuse_padded(net)
     net.check(Subnet(space.largest.widths))
-    side = resolution or net.input_size
     choices: dict[Node, np.ndarray] = {}
-    places: list[tuple[tuple[Node, Node], tuple[int, int], Layer]] = []
-    for module, height, width in _traced(net, batch, side):
-        ends = _ends(module)
-        for node in ends:
-            choices.setdefault(node, node_choices(space, node))
-        places += [(ends, (i, j), _layer(module, int(a), int(b), height, width))
-                   for i, a in enumerate(choices[ends[0]]) for j, b in enumerate(choices[ends[1]])]
+    places: list[tuple[int, tuple[Node, Node], tuple[int, int], Layer]] = []
+    for side in resolutions:
+        for module, height, width in _traced(net, batch, side):
+            ends = _ends(module)
+            for node in ends:
+                choices.setdefault(node, node_choices(space, node))
+            places += [(side, ends, (i, j), _layer(module, int(a), int(b), height, width))
+                       for i, a in enumerate(choices[ends[0]]) for j, b in enumerate(choices[ends[1]])]
     runner = _Runner(net, batch, [layer for *_, layer in places])
     timed = compare_latency({layer: partial(runner, layer) for *_, layer in places}, runner.first, rounds,
                             warmup, min_ms, progress)
-    terms: dict[tuple[Node, Node], np.ndarray] = {}
-    for ends, at, layer in places:
-        term = terms.setdefault(ends, np.zeros([len(choices[node]) for node in ends]))
-        term[at] += timed[layer]["median_ms"]
-    about = conditions(runner.first) | {"resolution": side, "rounds": rounds, "layers": len(timed)}
-    return CostTable("ms", len(net.largest.widths), choices, fold(terms), about)
+    terms: dict[int, dict[tuple[Node, Node], np.ndarray]] = {side: {} for side in resolutions}
+    for side, ends, at, layer in places:
+        term = terms[side].setdefault(ends, np.zeros([len(choices[node]) for node in ends]))
+        term[at] += timed[layer]["low_ms"]
+    about = conditions(runner.first) | {"rounds": rounds, "layers": len(timed)}
+    return {side: CostTable("ms", len(net.largest.widths), choices, fold(terms[side]), about | {"resolution": side})
+            for side in resolutions}
 
 
 @dataclass(frozen=True)

@@ -124,14 +124,14 @@ def compare_predicted(net: SlimmableNet, subnets: Sequence[Subnet], predicted: n
                       rounds: int = 5, progress: Callable[[int, int], None] | None = None) -> dict:
     """How near sums of layer times, `predicted` (N,) ms, come to what `time_subnets` measures (PSS-Net, Fig. 4).
 
-    Plain JSON: rows (resolution, predicted_ms, measured_ms), rmse_ms, pearson, those of `held_out_error`, and about
+    Plain JSON: rows (resolution, predicted, measured: ms), rmse_ms, pearson, those of `held_out_error`, and about
     with the conditions. Raises S31 for fewer than 3 subnets.
     """
     if len(subnets) < 3:
         raise SlimnbError("S31", f"{len(subnets)} subnets", "an error needs 3 of them or more", "Time more.", "")
     ms, predicted = time_subnets(net, subnets, batch, rounds=rounds, progress=progress), np.asarray(predicted)
     sides = [subnet.resolution or net.input_size for subnet in subnets]
-    rows = [{"resolution": side, "predicted_ms": round(p, 5), "measured_ms": round(m, 5)}
+    rows = [{"resolution": side, "predicted": round(p, 5), "measured": round(m, 5)}
             for side, p, m in zip(sides, predicted.tolist(), ms.tolist(), strict=True)]
     ranked = np.ptp(predicted) > 0 and np.ptp(ms) > 0
     return {"rows": rows, "rmse_ms": float(np.sqrt(np.square(predicted - ms).mean())),

@@ -1,9 +1,10 @@
-"""Subnet pools: the best structures seen so far within one resource bucket, and their metrics (PSS-Net)."""
+"""Resource targets, and for each a pool of the best subnets seen so far and their metrics (PSS-Net)."""
 
 from __future__ import annotations
 
 import math
 from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
 
 import numpy as np
 import torch
@@ -12,7 +13,76 @@ from torch import Tensor
 
 from slimnb.errors import SlimnbError
 from slimnb.random_subnets import cumulative
+from slimnb.structures import Buckets, Resource
 from slimnb.subnet import Subnet
+
+# -- targets ---------------------------------------------------------------------------------------------
+
+
+class Source(Protocol):
+    """Random structures of each bucket of a resource, e.g. a `slimnb.structure_samplers.StructureDistribution`."""
+
+    buckets: Buckets
+    support: Sequence[bool]  # of each bucket, whether it has structures
+
+    def sample(self, bucket: int, rng: np.random.Generator, n: int = 1) -> list[Subnet]:
+        """`n` random structures of a bucket."""
+
+
+class Listed:
+    """The subnets that are given, by bucket, all of a bucket being equally likely: the control of uniform widths."""
+
+    def __init__(self, subnets: Sequence[Subnet], resource: Resource, buckets: Buckets):
+        cost = {subnet: resource.of(subnet) for subnet in subnets}
+        dearest_first = sorted(cost, key=cost.__getitem__, reverse=True)
+        at = buckets.index(np.array([cost[subnet] for subnet in dearest_first])).tolist()
+        self.buckets = buckets
+        self.members = [[subnet for subnet, bucket in zip(dearest_first, at, strict=True) if bucket == each]
+                        for each in range(len(buckets))]
+        self.support = [bool(members) for members in self.members]
+
+    def sample(self, bucket: int, rng: np.random.Generator, n: int = 1) -> list[Subnet]:
+        """`n` subnets of a bucket that has any, with repetition."""
+        return [self.members[bucket][at] for at in rng.integers(len(self.members[bucket]), size=n)]
+
+
+class Target(NamedTuple):
+    """One bucket of one resource, and where its structures come from."""
+
+    resource: Resource
+    source: Source
+    bucket: int
+
+    @property
+    def cost(self) -> float:
+        """Its middle, in the resource's unit."""
+        return float(self.source.buckets.targets[self.bucket])
+
+    @property
+    def name(self) -> str:
+        """E.g. "110 M" of MACs, "12 ms CPU" of a latency."""
+        unit, kind = self.resource.unit, self.resource.name.partition(" ")[0]
+        return f"{self.cost / 1e6:.6g} M" if unit == "MACs" else f"{self.cost:.6g} {unit} {kind}"
+
+    @property
+    def size(self) -> float:
+        """How many structures it has, where they are few enough to be listed; else infinity."""
+        return len(self.source.members[self.bucket]) if isinstance(self.source, Listed) else math.inf
+
+    def sample(self, rng: np.random.Generator, n: int = 1) -> list[Subnet]:
+        """`n` random structures of it."""
+        return self.source.sample(self.bucket, rng, n)
+
+    def holds(self, subnet: Subnet) -> bool:
+        """Whether the subnet is in the bucket; not if the resource cannot price it."""
+        try:
+            cost = self.resource.of(subnet)
+        except SlimnbError:
+            return False
+        return self.source.buckets.index(np.array([cost]))[0] == self.bucket
+
+
+# -- pools -----------------------------------------------------------------------------------------------
 
 
 class Pool:
@@ -100,7 +170,8 @@ def unpack_entries(state: dict[str, Tensor], pools: int, fits: Callable[[Subnet,
                for pool, widths, side, metric, step in rows]
     for pool, subnet, *_ in entries:
         if not 0 <= pool < pools or not fits(subnet, pool):
-            raise SlimnbError("C11", f"subnet {subnet} of pool {pool}"[:100], "it is none of this space, or costs other",
+            why = "it is none of this space, or costs other"
+            raise SlimnbError("C11", f"subnet {subnet} of pool {pool}"[:100], why,
                               "Go on with the space and targets it was trained with.", "Nothing was trained.")
     return entries
 

@@ -11,7 +11,7 @@ import numpy as np
 
 from slimnb.cost import CostTable, Node, fold
 from slimnb.errors import SlimnbError
-from slimnb.latency import latency_table
+from slimnb.latency import latency_tables
 from slimnb.nets.base import SlimmableNet
 from slimnb.random_subnets import cumulative
 from slimnb.search import Trellis
@@ -124,9 +124,9 @@ class Resource:
     @classmethod
     def latency(cls, net: SlimmableNet, structures: Structures, batch: int = 1, *, rounds: int = 5,
                 progress: Callable[[int, int], None] | None = None) -> Resource:
-        """Milliseconds of a batch on the net's device, by `latency_table` at every resolution."""
-        tables = {side: latency_table(net, structures.space, batch, resolution=side, rounds=rounds, progress=progress)
-                  for side in structures.space.resolutions}
+        """Milliseconds of a batch on the net's device, by `latency_tables`."""
+        tables = latency_tables(net, structures.space, structures.space.resolutions, batch, rounds=rounds,
+                                progress=progress)
         return cls(f"{next(net.parameters()).device.type.replace('cuda', 'gpu').upper()} latency", "ms", tables)
 
     def table(self, resolution: int) -> CostTable:

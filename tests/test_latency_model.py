@@ -202,8 +202,8 @@ def test_predictions_are_held_against_times_of_the_resolution_each_subnet_names(
     subnets = [net.uniform(mult, side) for mult, side in ((0.5, 20), (1.0, 24), (0.75, 28), (0.5, None))]
     found = compare_predicted(net, subnets, np.array([2.0, 2.5, 2.8, 3.3]), batch=2, rounds=3)
     assert sides == [20, 24, 28, 32] * 3
-    assert [row["measured_ms"] for row in found["rows"]] == [2.0, 2.4, 2.8, 3.2]
-    assert found["rows"][1] == {"resolution": 24, "predicted_ms": 2.5, "measured_ms": 2.4}
+    assert [row["measured"] for row in found["rows"]] == [2.0, 2.4, 2.8, 3.2]
+    assert found["rows"][1] == {"resolution": 24, "predicted": 2.5, "measured": 2.4}
     assert found["rmse_ms"] == pytest.approx(math.sqrt(0.02 / 4))
     assert found["pearson"] == pytest.approx(np.corrcoef([2.0, 2.5, 2.8, 3.3], [2.0, 2.4, 2.8, 3.2])[0, 1])
     assert found["rank"] == 1.0 and found["mape"] == pytest.approx(100 * (0.1 / 2.4 + 0.1 / 3.2) / 4)

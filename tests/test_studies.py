@@ -7,13 +7,15 @@ import numpy as np
 import pytest
 import torch
 
-from slimnb.cost import count_macs
+from slimnb.cost import CostTable, count_macs, macs_function
 from slimnb.crp import WEIGHTS
 from slimnb.errors import SlimnbError
 from slimnb.experiment import Result, build
 from slimnb.methods.platforms import PlatformSandwich, SmoothedViterbi, WidthSearch, found, plan
 from slimnb.methods.slimmable import InplaceDistillation, Switches
-from slimnb.studies import platforms, sp_net
+from slimnb.runs import RunStore
+from slimnb.structures import Resource
+from slimnb.studies import platforms, pss_net, sp_net
 from slimnb.subnet import Subnet
 from slimnb.train import Labels
 
@@ -298,3 +300,138 @@ def test_arms_whose_bases_are_not_there_are_left_out(scale, prunings):
 def test_an_unknown_scale_is_refused_in_chapter_02_too():
     with pytest.raises(SlimnbError, match="SNB-P10"):
         sp_net.bases("huge", 0, CIFAR100)
+
+
+# -- chapter 04 ------------------------------------------------------------------------------------------
+
+
+@pytest.fixture
+def tables(monkeypatch):
+    """Latencies made up of MACs, instead of measurements; gives the devices asked for."""
+    devices = []
+
+    def latency(recipe, num_classes, store, device="cpu"):
+        devices.append(device)
+        with torch.device("meta"):
+            net = build(recipe, num_classes)
+        one = CostTable.macs(net, pss_net.structures_of(recipe, net).space)
+        tables = {side: replace(one, about={"resolution": side}).plus_constant(1e4 * side)
+                  for side in recipe.resolutions}
+        return Resource(f"{device[:3]} latency", "ms", tables).to_json() | {"run_id": f"on {device}"}
+
+    monkeypatch.setattr(pss_net, "latency", latency)
+    return devices
+
+
+def validated(recipe, subnets):
+    """A finished run of `recipe` that has chosen `subnets`, by name."""
+    rows = [{"name": name, "subnet": subnet.to_json()} for name, subnet in subnets.items()]
+    return Result(recipe, rows, [], 0.0, f"run of {recipe.arm}")
+
+
+def test_full_recipes_of_pss_net_are_section_4_1(tables, monkeypatch):
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    recipes = pss_net.arms("full", 0, IMAGENET)
+    for r in recipes:
+        assert (r.epochs, r.batch_size, r.lr, r.schedule, r.weight_decay, r.decay) == (250, 1024, 0.3, "cosine", 1e-4,
+                                                                                      "weights")
+        assert (r.input_size, r.augment, r.jitter, r.lighting) == (224, "resized_crop", (0.4, 0.4, 0.4), 0.1)
+        assert (r.calibration_images, r.warmup_epochs, r.smoothing, r.n_random, r.momentum) == (8192, 0, None, 1, 0.9)
+        assert (r.pool_size, r.p_end, r.eta_end) == (50, 0.01, 0.01) and r.layout is None and r.bn == "calibrated"
+        assert r.resolutions == (tuple(range(128, 225, 8)) if r.arm != "US-Net" else (224,))
+        assert r.samples == (1_000_000 if r.arm == "PSS-M" and r.net == "mobilenet_v1" else 100_000)
+    first, second = ([r for r in recipes if r.net == net] for net in ("mobilenet_v1", "mobilenet_v2"))
+    table_1 = {"US-Net", "MutualNet", "PSS-F", "PSS-C", "PSS-G", "PSS-M"}
+    assert {r.arm for r in first} == table_1 | {"Random", "Uniform pools", "Exact sampling", "MutualNet from 0.25x",
+                                                "PSS-F from 0.25x"}
+    assert {r.arm for r in second} == table_1 | {f"{arm} from {lower}x" for arm in ("MutualNet", "PSS-F")
+                                                 for lower in (0.7, 0.8)}
+    # The released scripts' targets: methods.md 1.1.
+    assert of(first, arm="PSS-F")[0].buckets == (("MACs", 110e6, 570e6, 10e6),)
+    assert of(second, arm="PSS-F")[0].buckets == (("MACs", 70e6, 300e6, 10e6),)
+    assert tables == ["cpu", "cuda"] * 2
+    several = of(first, arm="PSS-M")[0]
+    assert [name for name, *_ in several.buckets] == ["MACs", "cpu latency", "cud latency"]
+    assert several.tables == ("on cpu", "on cuda") and of(first, arm="PSS-G")[0].tables == ("on cuda",)
+
+
+@pytest.mark.parametrize("scale", ["smoke", "small"])
+def test_arms_of_pss_net_change_one_thing_each(scale, tables):
+    recipes = pss_net.arms(scale, 3, CIFAR100)
+    assert tables == ["cpu"] and len({r.arm for r in recipes}) == len(recipes)
+    ours = of(recipes, arm="PSS-F")[0]
+    changed = {r.arm: {name for name, value in vars(r).items() if value != getattr(ours, name)} - {"arm", "top_k"}
+               for r in recipes}
+    bounds, held = {"train_mults", "buckets"}, {"buckets", "tables"}
+    assert changed == {"PSS-F": set(), "Random": {"method"}, "Uniform pools": {"source"}, "Exact sampling": {"source"},
+                       "MutualNet": {"method", "source"}, "PSS-C": held, "PSS-M": held,
+                       "US-Net": {"method", "source", "train_mults", "resolutions"},
+                       "PSS-F from 0.25x": bounds, "MutualNet from 0.25x": bounds | {"method", "source"}}
+    assert ours.seed == 3 and min(ours.train_mults) == 0.75 and ours.largest == 1.0
+
+
+def test_latency_is_measured_once_and_its_run_is_named(tmp_path):
+    store = RunStore(tmp_path / "runs", tmp_path / "results")
+    first, again = (of(pss_net.arms("smoke", seed, CIFAR100, [], store), arm="PSS-M")[0] for seed in (0, 1))
+    assert replace(again, seed=0) == first and len(first.tables) == 1
+    (record,) = store.records()
+    assert record["run_id"] == first.tables[0] and Resource.from_json(record["result"]).unit == "ms"
+    name, start, stop, step = first.buckets[1]
+    assert name == "CPU latency" and 2 <= round((stop - start) / step) <= 9
+
+
+def test_what_follows_uses_the_subnets_that_were_found(tables):
+    stage = pss_net.arms("small", 0, CIFAR100)
+    mutual, ours = (of(stage, arm=arm)[0] for arm in ("MutualNet", "PSS-F"))
+    net = build(ours, 100)
+    thin = [tuple(width - 8 * (unit % 2) * (width > 40) for unit, width in enumerate(net.uniform(mult).widths))
+            for mult in (0.9, 1.0)]
+    found = {"4 M": Subnet(thin[0], resolution=24), "6 M": Subnet(thin[1], resolution=28),
+             "9 M": Subnet(thin[1], resolution=32)}
+    ends = {"max": Subnet(net.largest.widths, resolution=32), "min": Subnet(net.uniform(0.75).widths, resolution=20)}
+    both = {"4 M": net.uniform(0.75, 28), "6 M": net.uniform(1.0, 24)}
+    results = [validated(mutual, ends | both), validated(ours, ends | found)]
+    reduced, given_widths, twins, *tuned = pss_net.followers("small", 0, CIFAR100, results)
+    assert reduced == replace(mutual, arm="MutualNet, reduced", kept_from=2,
+                              kept=tuple((name, s.widths, s.resolution) for name, s in both.items()))
+    assert given_widths.named(net) == found and given_widths.kept_from == 0 and given_widths.method == "sandwich"
+    assert replace(twins, arm=given_widths.arm, kept=given_widths.kept) == given_widths
+    uniform = {net.uniform(mult / 1000).widths for mult in range(750, 1001)}
+    for name, twin in twins.named(net).items():
+        assert twin.widths in uniform and twin.resolution == found[name].resolution
+        macs = macs_function(net, resolution=twin.resolution)
+        gap = {widths: abs(macs(replace(twin, widths=widths)) - macs(found[name])) for widths in uniform}
+        assert gap[twin.widths] == min(gap.values())
+    assert [[name for name, *_ in r.kept] for r in tuned] == [["4 M"], ["6 M"]], "of 4, 6 and 8 M"
+    for r in tuned:
+        assert (r.arm, r.method, r.start, r.epochs) == ("Fine-tuned", "alone", "run of PSS-F", 1)
+        assert r.lr == pytest.approx(ours.lr / 10)
+        name, widths, side = r.kept[0]
+        alone = build(r, 100)
+        assert alone.largest.widths == widths and r.named(alone) == {name: Subnet(widths, resolution=side)}
+    assert pss_net.followers("small", 0, CIFAR100, []) == []
+    assert [r.arm for r in pss_net.followers("small", 0, CIFAR100, results[:1])] == ["MutualNet, reduced"]
+
+
+def test_every_follower_makes_a_sampler(tables):
+    from slimnb.methods.pss_net import ReducedSandwich, candidates
+    from slimnb.methods.pss_net import plan as plan_pss
+
+    ours = of(pss_net.arms("smoke", 0, CIFAR100), arm="PSS-F")[0]
+    net = build(ours, 100)
+    result = validated(ours, {"0.3 M": net.uniform(0.9, 24), "0.6 M": net.uniform(0.9, 32)})
+    widths, twins, tuned = pss_net.followers("smoke", 0, CIFAR100, [result])
+    for r in (widths, twins):
+        sampler, objective = plan_pss(r, net, 20)
+        assert type(sampler) is ReducedSandwich and isinstance(objective, InplaceDistillation)
+        assert candidates(r, net, sampler).keys() == {"max", "min", "0.3 M", "0.6 M"}
+        assert {sampler.plan(step)[-1].route for step in range(20)} == set(r.named(net).values())
+    late = replace(widths, kept_from=1)
+    sampler, _ = plan_pss(late, net, 20)
+    kept = set(late.named(net).values())
+    assert sampler.since == 10 and {sampler.plan(step)[-1].route for step in range(10, 20)} <= kept
+    assert not {sampler.plan(step)[-1].route for step in range(10)} <= kept
+    assert len(candidates(late, net, sampler)) > 4, "all of MutualNet's, though few are trained to the end"
+    alone = build(tuned, 100)
+    sampler, objective = plan_pss(tuned, alone, 20)
+    assert type(sampler) is Switches and type(objective) is Labels and candidates(tuned, alone, sampler) == {}

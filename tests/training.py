@@ -13,10 +13,11 @@ import slimnb.methods
 from slimnb.checkpoint import pack, unpack
 from slimnb.cost import CostTable, count_macs
 from slimnb.methods.platforms import PlatformSandwich, SmoothedViterbi, WidthSearch
-from slimnb.methods.pss_net import PrioritizedSubnetSampling, ReducedSandwich, Target
+from slimnb.methods.pss_net import PrioritizedSubnetSampling, ReducedSandwich
 from slimnb.methods.slimmable import InplaceDistillation, Sandwich, Switches, Uniform, any_width
 from slimnb.methods.sp_net import EmbeddedSwitches
 from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.pools import Target
 from slimnb.search import Trellis
 from slimnb.structure_samplers import StructureDistribution
 from slimnb.structures import Buckets, Resource, StructureCosts, structure_space

@@ -5,6 +5,17 @@ paper's numbers are grey, a method has one colour in the whole book. Accuracies 
 """
 
 from slimnb.figures.platforms import channels, forecast, latency_fit, market_shares, weighted_accuracy
+from slimnb.figures.pss_net import (
+    accuracy_by_resource,
+    bucket_marginals,
+    costs,
+    exploration,
+    fine_tuning,
+    pool_contents,
+    switching,
+    top_k,
+    trials,
+)
 from slimnb.figures.search import duality, marginals, trellis, unary
 from slimnb.figures.slimmable import (
     accuracy,
@@ -31,8 +42,10 @@ from slimnb.figures.sp_net import (
 )
 from slimnb.style import alt_text, house_style, save
 
-__all__ = ["accuracy", "alt_text", "calibration", "channels", "cost_histogram", "difficulty_profile",
-           "duality", "easy_and_hard", "errors", "forecast", "gamma_histogram", "house_style", "image_grid",
+__all__ = ["accuracy", "accuracy_by_resource", "alt_text", "bucket_marginals", "calibration", "channels",
+           "cost_histogram", "costs", "difficulty_profile", "duality", "easy_and_hard", "errors",
+           "exploration", "fine_tuning", "forecast", "gamma_histogram", "house_style", "image_grid",
            "latency_bars", "latency_by_width", "latency_fit", "latency_pairs", "layer_macs", "marginals",
-           "market_shares", "multi_base", "padding", "save", "slicing_diagram", "statistics", "survivors",
-           "training_curves", "trellis", "unary", "weighted_accuracy", "widths_by_layer"]
+           "market_shares", "multi_base", "padding", "pool_contents", "save", "slicing_diagram", "statistics",
+           "survivors", "switching", "top_k", "training_curves", "trellis", "trials", "unary",
+           "weighted_accuracy", "widths_by_layer"]

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from functools import partial
-from typing import NamedTuple, Protocol
+from typing import NamedTuple
 
 import numpy as np
 import torch
@@ -14,72 +14,11 @@ from torch import Tensor
 from slimnb.errors import SlimnbError
 from slimnb.methods.slimmable import Draw, InplaceDistillation, Sandwich, Switches, any_of, any_width
 from slimnb.nets.base import SlimmableNet
-from slimnb.pools import Pool, entries_of, fill_, pack_entries, unpack_entries
+from slimnb.pools import Listed, Pool, Target, entries_of, fill_, pack_entries, unpack_entries
 from slimnb.structure_samplers import ExactDistribution, StructureDistribution
 from slimnb.structures import Buckets, Resource, StructureCosts, Structures, structure_space
 from slimnb.subnet import Subnet
 from slimnb.train import Labels, Objective, Outcome, Pass, Sampler, average_, rng_at
-
-# -- where structures of a target come from --------------------------------------------------------------
-
-
-class Source(Protocol):
-    """Random structures of each bucket of a resource, e.g. a `slimnb.structure_samplers.StructureDistribution`."""
-
-    buckets: Buckets
-    support: Sequence[bool]  # of each bucket, whether it has structures
-
-    def sample(self, bucket: int, rng: np.random.Generator, n: int = 1) -> list[Subnet]:
-        """`n` random structures of a bucket."""
-
-
-class Listed:
-    """The subnets that are given, by bucket, all of a bucket being equally likely: the control of uniform widths."""
-
-    def __init__(self, subnets: Sequence[Subnet], resource: Resource, buckets: Buckets):
-        cost = {subnet: resource.of(subnet) for subnet in subnets}
-        dearest_first = sorted(cost, key=cost.__getitem__, reverse=True)
-        at = buckets.index(np.array([cost[subnet] for subnet in dearest_first])).tolist()
-        self.buckets = buckets
-        self.members = [[subnet for subnet, bucket in zip(dearest_first, at, strict=True) if bucket == each]
-                        for each in range(len(buckets))]
-        self.support = [bool(members) for members in self.members]
-
-    def sample(self, bucket: int, rng: np.random.Generator, n: int = 1) -> list[Subnet]:
-        """`n` subnets of a bucket that has any, with repetition."""
-        return [self.members[bucket][at] for at in rng.integers(len(self.members[bucket]), size=n)]
-
-
-class Target(NamedTuple):
-    """One bucket of one resource, and where its structures come from."""
-
-    resource: Resource
-    source: Source
-    bucket: int
-
-    @property
-    def cost(self) -> float:
-        """Its middle, in the resource's unit."""
-        return float(self.source.buckets.targets[self.bucket])
-
-    @property
-    def name(self) -> str:
-        """E.g. "110 M" of MACs, "12 ms CPU" of a latency."""
-        unit, kind = self.resource.unit, self.resource.name.partition(" ")[0]
-        return f"{self.cost / 1e6:.6g} M" if unit == "MACs" else f"{self.cost:.6g} {unit} {kind}"
-
-    def sample(self, rng: np.random.Generator, n: int = 1) -> list[Subnet]:
-        """`n` random structures of it."""
-        return self.source.sample(self.bucket, rng, n)
-
-    def holds(self, subnet: Subnet) -> bool:
-        """Whether the subnet is in the bucket; not if the resource cannot price it."""
-        try:
-            cost = self.resource.of(subnet)
-        except SlimnbError:
-            return False
-        return self.source.buckets.index(np.array([cost]))[0] == self.bucket
-
 
 # -- prioritized subnet sampling -------------------------------------------------------------------------
 
@@ -97,7 +36,8 @@ class PrioritizedSubnetSampling:
     The middle one comes from the space with probability p = p_end^((e-1)/E) in epoch e of E, else from its target's
     pool, by softmax(metric / eta), eta = eta_end^((e-1)/E). Until a pool is full its p and eta are 1: the indicator
     in Eq. 3 is printed the wrong way round (the prose has it so, and the released code). All targets are equally
-    likely, which draws a resource with probability proportional to its targets (PSS-M).
+    likely, which draws a resource with probability proportional to its targets (PSS-M). A pool is also full when it
+    holds all structures of its target, where these are listed.
 
     The metric is minus the mean cross-entropy of the middle pass itself, before the update: the released code
     computes the same number in a forward pass of its own, which is left out; the training loss that the text names
@@ -112,7 +52,7 @@ class PrioritizedSubnetSampling:
             if not 0 < value <= 1:
                 raise SlimnbError("S59", f"{name} = {value!r}"[:60], "it is > 0 and at most 1", f"Set {name}=0.01.")
         self.targets = list(targets)
-        self.pools = [Pool(pool_size, momentum) for _ in self.targets]
+        self.pools = [Pool(min(pool_size, target.size), momentum) for target in self.targets]
         self.steps, self.epochs, self.p_end, self.eta_end, self.seed = steps, epochs, p_end, eta_end, seed
         self.units = len(net.largest.widths)
         self.largest = Pass(net.largest, name="largest")

@@ -10,6 +10,7 @@ import torch
 
 from slimnb.cost import macs_function
 from slimnb.experiment import Result, build, once
+from slimnb.latency_model import compare_predicted
 from slimnb.methods.pss_net import structures_of
 from slimnb.recipes import FULL, SMALL, SMOKE, Recipe, check_scale
 from slimnb.runs import RunStore, code_fingerprint
@@ -67,6 +68,7 @@ class Family:
     lowers: tuple[float, ...] = ()  # other least widths, Table 4
     more: bool = True  # whether arms beyond Table 1 are trained
     tuning: int = 1  # epochs of Table 6
+    samples: int = 100_000  # of PSS-M, whose targets are many
 
 
 # Section 4.1 and the released code; US-Net's width and steps are its own.
@@ -76,14 +78,16 @@ _FULL = StructureRecipe(**{
     "resolutions": RESOLUTIONS[224], "jitter": (0.4, 0.4, 0.4), "lighting": 0.1})
 _SMALL = replace(_FULL, **{**{name: getattr(SMALL, name) for name in (
     "scale", "batch_size", "lr", "augment", "input_size", "layout", "dtype")},
-    "jitter": None, "lighting": None, "epochs": 5, "calibration_images": 2048, "pool_size": 25, "resolutions": RESOLUTIONS[32]})
-_SMOKE = replace(_SMALL, scale="smoke", epochs=2, batch_size=SMOKE.batch_size, lr=SMOKE.lr, augment=SMOKE.augment,
-                 layout=SMOKE.layout, dtype=SMOKE.dtype, calibration_images=256, pool_size=3, top_k=2)
+    "jitter": None, "lighting": None, "epochs": 5, "calibration_images": 2048, "pool_size": 25,
+    "resolutions": RESOLUTIONS[32]})
+_SMOKE = replace(_SMALL, scale="smoke", epochs=2, lr=SMOKE.lr, augment=SMOKE.augment, layout=SMOKE.layout,
+                 dtype=SMOKE.dtype, calibration_images=256, pool_size=3, top_k=2)
 
 FAMILIES = {
     "smoke": (Family(_SMOKE, 0.1e6, 4, ("0.6 M",), 0.45, (0.25,)),),
     "small": (Family(_SMALL, 1e6, 8, ("4 M", "6 M", "8 M"), 0.45, (0.25,)),),
-    "full": (Family(_FULL, 10e6, 20, ("300 M", "400 M", "500 M"), 0.25, (0.25,), tuning=25),
+    "full": (Family(_FULL, 10e6, 20, ("300 M", "400 M", "500 M"), 0.25, (0.25,), tuning=25,
+                    samples=1_000_000),
              Family(replace(_FULL, net="mobilenet_v2"), 10e6, 20, (), 0.25, (0.7, 0.8), more=False)),
 }
 """The nets of each scale; at small and smoke halves of MobileNetV1 at 20 to 32 pixels."""
@@ -122,7 +126,8 @@ def macs_buckets(recipe: StructureRecipe, num_classes: int, step: float) -> tupl
     """The resource "MACs" with targets over all that structures cost."""
     with torch.device("meta"):  # shapes are enough
         net = build(recipe, num_classes)
-    space = structures_of(recipe, net)
+    sides = recipe.resolutions  # the ends are enough: MACs grow with the resolution
+    space = structures_of(replace(recipe, resolutions=(sides[0], sides[-1])), net)
     made = Buckets.spanning(StructureCosts.of(space, Resource.macs(net, space)), step)
     return "MACs", made.start, made.stop, made.step
 
@@ -152,8 +157,9 @@ def latency_arms(family: Family, base: StructureRecipe, num_classes: int, store:
             costs = StructureCosts.of(structures_of(base, build(base, num_classes)), resource)
         made.append(replace(base, arm=arm, buckets=(latency_buckets(costs, family.targets),),
                             tables=(stored["run_id"],)))
-    several = (*base.buckets, *(bucket for each in made for bucket in each.buckets))
-    return [*made, replace(base, arm="PSS-M", buckets=several, tables=tuple(run for each in made for run in each.tables))]
+    several = {name: tuple(part for each in made for part in getattr(each, name)) for name in ("buckets", "tables")}
+    several["buckets"] = base.buckets + several["buckets"]
+    return [*made, replace(base, arm="PSS-M", samples=family.samples, **several)]
 
 
 def latency(recipe: StructureRecipe, num_classes: int, store: RunStore, device: str = "cpu") -> dict:
@@ -166,6 +172,23 @@ def latency(recipe: StructureRecipe, num_classes: int, store: RunStore, device: 
         return Resource.latency(net, structures_of(recipe, net)).to_json()
 
     return once(store, settings, code_fingerprint(["slimnb.structures", f"slimnb.nets.{recipe.net}"]), take)
+
+
+def predictions(recipe: StructureRecipe, num_classes: int, store: RunStore, device: str = "cpu") -> dict:
+    """`compare_predicted` for 1,000 random structures (at smoke 50) by the tables of `latency` (Fig. 4), taken once."""
+    tables = latency(recipe, num_classes, store, device)
+    many, rounds = (50, 1) if recipe.scale == "smoke" else (1000, 3)
+    settings = {"paper": recipe.paper, "arm": "predicted latency", "scale": recipe.scale, "tables": tables["run_id"],
+                "subnets": many, "rounds": rounds, "seed": recipe.seed}
+
+    def take() -> dict:
+        net = build(recipe, num_classes).to(device).eval()
+        space = structures_of(recipe, net)
+        index = space.draw(rng_at(recipe.seed, "predicted latency", 0), many)
+        predicted = Resource.from_json(tables).predict(space.widths(index), space.resolutions(index))
+        return compare_predicted(net, space.subnets(index), predicted, rounds=rounds)
+
+    return once(store, settings, code_fingerprint(["slimnb.latency_model", f"slimnb.nets.{recipe.net}"]), take)
 
 
 # -- stage 2: what looks at the subnets that were found --------------------------------------------------
