@@ -69,6 +69,7 @@ class Family:
     more: bool = True  # whether arms beyond Table 1 are trained
     tuning: int = 1  # epochs of Table 6
     samples: int = 100_000  # of PSS-M, whose targets are many
+    batch: int = 1  # images whose latency is measured
 
 
 # Section 4.1 and the released code; US-Net's width and steps are its own.
@@ -78,19 +79,22 @@ _FULL = StructureRecipe(**{
     "resolutions": RESOLUTIONS[224], "jitter": (0.4, 0.4, 0.4), "lighting": 0.1})
 _SMALL = replace(_FULL, **{**{name: getattr(SMALL, name) for name in (
     "scale", "batch_size", "lr", "augment", "input_size", "layout", "dtype")},
-    "jitter": None, "lighting": None, "epochs": 5, "calibration_images": 2048, "pool_size": 25,
+    "jitter": None, "lighting": None, "epochs": 4, "calibration_images": 2048, "pool_size": 25,
     "resolutions": RESOLUTIONS[32]})
 _SMOKE = replace(_SMALL, scale="smoke", epochs=2, lr=SMOKE.lr, augment=SMOKE.augment, layout=SMOKE.layout,
                  dtype=SMOKE.dtype, calibration_images=256, pool_size=3, top_k=2)
 
 FAMILIES = {
     "smoke": (Family(_SMOKE, 0.1e6, 4, ("0.6 M",), 0.45, (0.25,)),),
-    "small": (Family(_SMALL, 1e6, 8, ("4 M", "6 M", "8 M"), 0.45, (0.25,)),),
+    "small": (Family(_SMALL, 1e6, 8, ("4 M", "6 M", "8 M"), 0.45, (0.25,), batch=8),),
     "full": (Family(_FULL, 10e6, 20, ("300 M", "400 M", "500 M"), 0.25, (0.25,), tuning=25,
                     samples=1_000_000),
              Family(replace(_FULL, net="mobilenet_v2"), 10e6, 20, (), 0.25, (0.7, 0.8), more=False)),
 }
-"""The nets of each scale; at small and smoke halves of MobileNetV1 at 20 to 32 pixels."""
+"""The nets of each scale; at small and smoke halves of MobileNetV1 at 20 to 32 pixels.
+
+At small eight images are timed: one takes .8 ms whatever its structure, most of it spent on calls.
+"""
 
 
 # -- stage 1: what needs no other run --------------------------------------------------------------------
@@ -151,7 +155,7 @@ def latency_arms(family: Family, base: StructureRecipe, num_classes: int, store:
         devices["PSS-G"] = "cuda"
     made = []
     for arm, device in devices.items():
-        stored = latency(base, num_classes, store, device)
+        stored = latency(base, num_classes, store, device, family.batch)
         resource = Resource.from_json(stored)
         with torch.device("meta"):
             costs = StructureCosts.of(structures_of(base, build(base, num_classes)), resource)
@@ -162,21 +166,22 @@ def latency_arms(family: Family, base: StructureRecipe, num_classes: int, store:
     return [*made, replace(base, arm="PSS-M", samples=family.samples, **several)]
 
 
-def latency(recipe: StructureRecipe, num_classes: int, store: RunStore, device: str = "cpu") -> dict:
-    """The `Resource.to_json` of one image's latency over a recipe's structures, and run_id: measured once."""
+def latency(recipe: StructureRecipe, num_classes: int, store: RunStore, device: str = "cpu", batch: int = 1) -> dict:
+    """The `Resource.to_json` of a batch's latency over a recipe's structures, and run_id: measured once."""
     settings = {"paper": recipe.paper, "arm": "latency", "scale": recipe.scale, "net": recipe.net, "device": device,
-                "layout": recipe.layout, "lower": min(recipe.train_mults), "resolutions": recipe.resolutions}
+                "batch": batch, "layout": recipe.layout, "lower": min(recipe.train_mults), "resolutions": recipe.resolutions}
 
     def take() -> dict:
         net = build(recipe, num_classes).to(device).eval()
-        return Resource.latency(net, structures_of(recipe, net)).to_json()
+        return Resource.latency(net, structures_of(recipe, net), batch, rounds=7).to_json()
 
     return once(store, settings, code_fingerprint(["slimnb.structures", f"slimnb.nets.{recipe.net}"]), take)
 
 
-def predictions(recipe: StructureRecipe, num_classes: int, store: RunStore, device: str = "cpu") -> dict:
+def predictions(recipe: StructureRecipe, num_classes: int, store: RunStore, device: str = "cpu",
+                batch: int = 1) -> dict:
     """`compare_predicted` for 1,000 random structures (at smoke 50) by the tables of `latency` (Fig. 4), taken once."""
-    tables = latency(recipe, num_classes, store, device)
+    tables = latency(recipe, num_classes, store, device, batch)
     many, rounds = (50, 1) if recipe.scale == "smoke" else (1000, 3)
     settings = {"paper": recipe.paper, "arm": "predicted latency", "scale": recipe.scale, "tables": tables["run_id"],
                 "subnets": many, "rounds": rounds, "seed": recipe.seed}
@@ -186,7 +191,7 @@ def predictions(recipe: StructureRecipe, num_classes: int, store: RunStore, devi
         space = structures_of(recipe, net)
         index = space.draw(rng_at(recipe.seed, "predicted latency", 0), many)
         predicted = Resource.from_json(tables).predict(space.widths(index), space.resolutions(index))
-        return compare_predicted(net, space.subnets(index), predicted, rounds=rounds)
+        return compare_predicted(net, space.subnets(index), predicted, batch, rounds=rounds)
 
     return once(store, settings, code_fingerprint(["slimnb.latency_model", f"slimnb.nets.{recipe.net}"]), take)
 
