@@ -52,6 +52,8 @@ class Recipe:
     rounding: str | None = None  # of widths; None: the net's own
     start: str | None = None  # run whose weights it starts from: see `slimnb.experiment.begin`
     teacher: str | None = None  # run whose net, frozen, teaches
+    span: tuple[float, float] | None = None  # epochs of the schedule that this run makes, from and to; None: all
+    floor: float | None = None  # of the learning rate
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON of all fields but those that are None, so that a field added later renames no old run."""

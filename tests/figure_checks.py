@@ -16,7 +16,7 @@ UNITS = ["(%)", "(millions)", "(nats)", "(ms)", "(full net = 1)", "(0 easiest", 
          "Running mean", "Running variance", "Training step", "images", "multiplier", "channel",
          "subnets", "(numbers are blocks)", "Rank (1", "(nodes: channels", "Width choice", "Channel unit (1",
          "Channels", "Market", "(cells: points lost)", "(millions of MACs)", "Epoch", "Probability", "|γ|",
-         "Times pruned"]
+         "Times pruned", "Layer (1", "Gradient norm", "Cosine", "Passes ("]
 
 
 def axes_carry_units(draw, folder):

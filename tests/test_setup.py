@@ -24,10 +24,10 @@ ORDER = """
     errors durable fingerprint lock results checkpoint runs
     subnet depthwise layers nets.blocks nets.zero_padding nets.base nets
     augment synthetic batches sources cache data
-    calibrate cost search random_subnets windows crp markets pruning latency latency_model progress state train
-    distributed methods.slimmable methods
+    calibrate cost elastic search random_subnets windows crp markets pruning latency latency_model
+    elastic_latency pareto progress state train gradients evolution distributed methods.slimmable methods
     measure probes recipes experiment studies unsorted pruned tables style
-    figures.common figures.slimmable figures.platforms figures.search figures.sp_net figures
+    figures.common figures.deps figures.slimmable figures.platforms figures.search figures.sp_net figures
     claims parameters chapter notebook execute __main__
 """.split()  # noqa: SIM905 - a list of names to read, not a list of strings
 

@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import slimnb.methods
 from slimnb.checkpoint import pack, unpack
 from slimnb.cost import CostTable, count_macs
+from slimnb.methods.deps import DelayedShrinking, Draws, LinearRamp
 from slimnb.methods.platforms import PlatformSandwich, SmoothedViterbi, WidthSearch
 from slimnb.methods.slimmable import InplaceDistillation, Sandwich, Switches, Uniform, any_width
 from slimnb.methods.sp_net import EmbeddedSwitches
@@ -97,6 +98,16 @@ def embedded(net) -> EmbeddedSwitches:
     return EmbeddedSwitches(net.largest, {"0.75x": Subnet(tuple(thin)), "0.5x": Subnet(tuple(flat))})
 
 
+def delayed_shrinking(net, seed: int = 0) -> DelayedShrinking:
+    """US-Net's sandwich after a warm-up of two steps, epsilon rising for four."""
+    return DelayedShrinking(sandwich(net, seed), 2, LinearRamp(4))
+
+
+def draws(net, seed: int = 0) -> Draws:
+    """Three random subnets per step, as OFA's phases have them."""
+    return Draws(net.space(MULTS).sample, 3, seed)
+
+
 FACTORIES = {
     "Switches": switches,
     "Sandwich": sandwich,
@@ -105,6 +116,8 @@ FACTORIES = {
     "SmoothedViterbi": smoothed_viterbi,
     "PlatformSandwich": platform_sandwich,
     "EmbeddedSwitches": embedded,
+    "DelayedShrinking": delayed_shrinking,
+    "Draws": draws,
 }
 """How to make each sampler on a `small` net; a new method adds its own here."""
 
