@@ -11,6 +11,7 @@ _HOME = {
     "Subnet": "subnet", "SearchSpace": "subnet",
     "MobileNetV1": "nets.mobilenet_v1", "MobileNetV2": "nets.mobilenet_v2",
     "ResNet50": "nets.resnet", "VGG": "nets.vgg",
+    "MobileNetV3": "nets.mobilenet_v3", "ProxylessNAS": "nets.proxyless_nas",
     "calibrate_bn": "calibrate", "evaluate": "calibrate",
     "count_macs": "cost", "count_params": "cost", "CostTable": "cost", "measure_latency": "latency",
     "Trellis": "search", "best_under": "search", "marginals": "search",

@@ -88,6 +88,8 @@ def _by_kind(module, counts: dict) -> dict[str, int]:
     kinds: dict[str, int] = defaultdict(int)
     for op, macs in counts.items():
         kinds[_KINDS[op]] += macs
+    if isinstance(module, SlimmableConv2d):
+        kinds = {"conv": kinds["conv"]}  # transforms make smaller kernels once, not for every image
     if isinstance(module, SlimmableLinear):
         kinds["bias"] = module.out_features
     if isinstance(module, SlimmableSqueezeExcite):
@@ -103,9 +105,15 @@ def count_macs(net: SlimmableNet, subnet: Subnet, convention: str = "A", resolut
     joins are zero-padded, counts what is executed, zeros included, or with `fused` what SP-Net prints: layers
     after a join read as many channels as its paths have between them.
     """
+    return sum(macs_by_layer(net, subnet, convention, resolution, fused=fused).values())
+
+
+def macs_by_layer(net: SlimmableNet, subnet: Subnet, convention: str = "A", resolution: int | None = None, *,
+                  fused: bool = False) -> dict[str, int]:
+    """`count_macs` of every module's own operations, by its name."""
     counted = _counted(convention)
-    return sum(macs for kinds in trace_macs(net, subnet, resolution, fused).values()
-               for kind, macs in kinds.items() if kind in counted)
+    return {name: sum(macs for kind, macs in kinds.items() if kind in counted)
+            for name, kinds in trace_macs(net, subnet, resolution, fused).items()}
 
 
 def _without_gaps(net: SlimmableNet) -> SlimmableNet:
@@ -128,14 +136,22 @@ def count_params(net: SlimmableNet, subnets: Sequence[Subnet], *, fused: bool = 
     `fused`: as in `count_macs`, exact for one subnet.
     """
     net = _without_gaps(net) if fused else net
+    return sum(params_by_layer(net, subnets).values())
+
+
+def params_by_layer(net: SlimmableNet, subnets: Sequence[Subnet]) -> dict[str, int]:
+    """`count_params` of every layer, by its name."""
     reaches = [net.reach(s) or s.widths for s in subnets]
-    total = 0
-    for module in net.modules():
+    found = {}
+    for name, module in net.named_modules():
+        total = 0
         if isinstance(module, SlimmableConv2d):
             inputs = [1 if module.depthwise else _widest(reach, module.sources, module.in_channels)
                       for reach in reaches]
             outputs = [s.widths[module.unit] for s in subnets]
-            total += _staircase(inputs, outputs) * module.kernel**2
+            sides = {module.kernel_at(s) for s in subnets} - {0} or {0}
+            total += _staircase(inputs, outputs) * max(sides) ** 2
+            total += sum(k**4 for k in module.kernels if min(sides) <= k < max(sides))  # what makes small ones of large
         elif isinstance(module, SlimmableLinear):
             inputs = max(_widest(reach, module.sources, 0) for reach in reaches)
             total += module.out_features * (inputs + 1)
@@ -146,7 +162,9 @@ def count_params(net: SlimmableNet, subnets: Sequence[Subnet], *, fused: bool = 
         elif isinstance(module, SlimmableSqueezeExcite):
             c = max(s.widths[module.unit] for s in subnets)
             total += 2 * c * module.hidden[c] + c + module.hidden[c]
-    return total
+        if total:
+            found[name] = total
+    return found
 
 
 def _widest(widths: tuple[int, ...], units: tuple[int, ...], otherwise: int) -> int:
@@ -299,6 +317,9 @@ def _macs_by_layer(net: SlimmableNet, convention: str, resolution: int | None) -
 def _rates(net: SlimmableNet, costs: dict[str, int]) -> Iterator[tuple[nn.Module, tuple[Node, Node], int]]:
     """(module, its ends, cost per channel at both) of the modules that cost something in the largest subnet."""
     most = net.largest.widths
+    if net.largest.depths:
+        raise SlimnbError("S20", "an elastic net", "its cost is a sum over blocks, not over widths",
+                          "Make an ElasticTable (slimnb.elastic), or count subnets one by one with count_macs.", "")
     if any(isinstance(module, SlimmableSqueezeExcite) for module in net.modules()):
         raise SlimnbError("S20", "squeeze-and-excitation",
                           "its hidden width is rounded, so its cost is not proportional to its widths",

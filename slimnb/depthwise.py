@@ -1,4 +1,4 @@
-"""Depthwise convolution for training on the CPU: the sums of `F.conv2d` without two slow paths."""
+"""Depthwise convolution for training on the CPU: the sums of `F.conv2d` without three slow paths."""
 
 from __future__ import annotations
 
@@ -8,15 +8,16 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 
-def backward_is_slow(x: Tensor, stride: int) -> bool:
+def backward_is_slow(x: Tensor, kernel: int, stride: int) -> bool:
     """Whether oneDNN would differentiate a depthwise convolution of x (B, C, H, W) slowly.
 
     Its reference kernels take the input gradient of a strided one in bfloat16 (25 to 100 times
-    slower) and the weight gradient where the map is hardly larger than the padding (4 to 25 times).
+    slower), and the weight gradient where the map is hardly larger than the padding (4 to 25 times)
+    or the filter more than three columns wide (2 to 10 times).
     """
     if x.device.type != "cpu" or not torch.is_grad_enabled():
         return False
-    return min(x.shape[2:]) < stride + 2 or (stride > 1 and x.dtype == torch.bfloat16)
+    return _weight_gradient_is_slow(x, kernel, stride) or (stride > 1 and x.dtype == torch.bfloat16)
 
 
 class DepthwiseConv2d(torch.autograd.Function):
@@ -61,15 +62,19 @@ def _input_gradient(x: Tensor, weight: Tensor, gradient: Tensor, stride: int) ->
 
 
 def _weight_gradient(x: Tensor, weight: Tensor, gradient: Tensor, stride: int) -> Tensor:
-    """The library's, on maps that zeros make large enough for its fast kernel."""
-    height, width = (max(0, stride + 2 - side) for side in x.shape[2:])
-    if height or width:
-        x = F.pad(x, (0, width, 0, height))
-        outputs = [-(-side // stride) for side in x.shape[2:]]
-        missing = [out - got for out, got in zip(outputs, gradient.shape[2:], strict=True)]
-        gradient = F.pad(gradient, (0, missing[1], 0, missing[0]))
-    strides, paddings = (stride, stride), (weight.shape[-1] // 2,) * 2
-    _, of_weight, _ = torch.ops.aten.convolution_backward(
-        gradient, x, weight, None, strides, paddings, (1, 1), False, (0, 0), len(weight),
-        (False, True, False))  # dilation, transposed, output padding, groups, which gradients
+    """The library's; where it has no fast kernel, on a map that holds its padding, three filter columns at a time."""
+    kernel, padding = weight.shape[-1], weight.shape[-1] // 2
+    height, width = (stride * (side - 1) + kernel for side in gradient.shape[2:])  # of all windows together
+    if _weight_gradient_is_slow(x, kernel, stride):
+        x, padding = F.pad(x, (padding,) * 4)[:, :, :height], 0
+    of_weight = torch.empty_like(weight)
+    for column in sorted({*range(0, kernel - 3, 3), max(0, kernel - 3)}):
+        strip = weight[..., column: column + 3]
+        _, of_weight[..., column: column + 3], _ = torch.ops.aten.convolution_backward(
+            gradient, x[..., column: column + width - kernel + strip.shape[-1]], strip, None, (stride, stride),
+            (padding, padding), (1, 1), False, (0, 0), len(weight), (False, True, False))
     return of_weight
+
+
+def _weight_gradient_is_slow(x: Tensor, kernel: int, stride: int) -> bool:
+    return kernel > 3 or min(x.shape[2:]) < stride + 2

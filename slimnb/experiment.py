@@ -19,7 +19,7 @@ from slimnb.data import Augmentation, Batches, ImageData
 from slimnb.distributed import broadcast_weights, rank_of, share, synchronise_batch_norm, world_of
 from slimnb.errors import SlimnbError
 from slimnb.latency import compare_latency, conditions, execution_modes
-from slimnb.measure import choose, chosen, measure
+from slimnb.measure import choose, chosen, measure, plain_batches
 from slimnb.nets.base import SlimmableNet
 from slimnb.nets.resnet import ResNet50
 from slimnb.pruning import SCORES, embed_counts_
@@ -27,11 +27,13 @@ from slimnb.recipes import WIDTHS, Recipe
 from slimnb.runs import Run, RunStore, code_fingerprint, machine_fingerprint
 from slimnb.state import load_first_channels_, load_net, net_state
 from slimnb.subnet import Subnet
-from slimnb.train import Sampler, Schedule, make_optimizer, train
+from slimnb.train import Probe, Sampler, Schedule, make_optimizer, train
 
-STUDIES = ("slimmable_networks", "sp_net", "platforms", "pss_net")  # modules of slimnb.studies
-PAPERS = ("slimmable", "sp_net", "platforms", "pss_net")  # modules of slimnb.methods
-NETS = {"mobilenet_v1": "MobileNetV1", "mobilenet_v2": "MobileNetV2", "vgg": "VGG", "resnet": "ResNet50"}
+STUDIES = ("slimmable_networks", "sp_net", "platforms", "pss_net", "deps")  # modules of slimnb.studies
+PAPERS = ("slimmable", "sp_net", "platforms", "pss_net", "deps")  # modules of slimnb.methods
+NETS = {"mobilenet_v1": "MobileNetV1", "mobilenet_v2": "MobileNetV2", "vgg": "VGG", "resnet": "ResNet50",
+        "mobilenet_v3": "MobileNetV3", "proxyless_nas": "ProxylessNAS"}
+OPTIONS = ("layout", "stem", "first", "tail", "head", "rounding", "depths", "expands", "kernels")  # of a net
 NO_DATA = "none"  # data fingerprint of what was measured once, not trained
 PATIENCE = 600.0  # seconds that a process waits for what another one measures
 NO_TRAINING = "SLIMNB_NO_TRAINING"  # in the environment: an unfinished run is an error, not a reason to train
@@ -60,7 +62,7 @@ def build(recipe: Recipe, num_classes: int) -> SlimmableNet:
         raise SlimnbError("P10", f"net = {recipe.net!r}", f"it is one of {', '.join(NETS)}", "Set net='mobilenet_v1'.")
     module = importlib.import_module(f"slimnb.nets.{recipe.net}")
     bn = "shared_affine" if recipe.bn == "one" else recipe.bn
-    given = {"layout": recipe.layout, "stem": recipe.stem, "rounding": recipe.rounding}
+    given = {name: getattr(recipe, name, None) for name in OPTIONS}
     net = getattr(module, NETS[recipe.net])(num_classes, recipe.input_size, recipe.largest, bn=bn, seed=recipe.seed,
                                             **{name: value for name, value in given.items() if value})
     if recipe.bn != "calibrated":
@@ -227,14 +229,6 @@ def batches(recipe: Recipe, data: ImageData, device: str, group=None) -> Batches
                    rank=rank_of(group), world=world_of(group))
 
 
-def schedule(recipe: Recipe, epoch: int) -> Schedule:
-    """Learning rates of a recipe, `epoch` steps to an epoch."""
-    kind = {"gamma": recipe.gamma} if recipe.gamma is not None else {}
-    milestones = tuple(at * epoch for at in recipe.milestones or ())
-    return Schedule(recipe.lr, recipe.epochs * epoch, recipe.schedule, recipe.warmup_epochs * epoch,
-                    milestones=milestones, period=epoch, **kind)
-
-
 def _train(recipe: Recipe, data: ImageData, store: RunStore, stored: Run, device: str, quiet: bool, group) -> None:
     net = begin(recipe, data.num_classes, store).to(device)
     broadcast_weights(net, group)
@@ -242,7 +236,7 @@ def _train(recipe: Recipe, data: ImageData, store: RunStore, stored: Run, device
         synchronise_batch_norm(net, group)
     method = method_of(recipe)
     feed = batches(recipe, data, device, group)
-    rates = schedule(recipe, feed.steps_per_epoch)
+    rates = Schedule.of(recipe, feed.steps_per_epoch)
     given = {}
     if recipe.teacher:
         given["teacher"] = build(recipe, data.num_classes).to(device).requires_grad_(False)
@@ -252,15 +246,34 @@ def _train(recipe: Recipe, data: ImageData, store: RunStore, stored: Run, device
     sampler, objective = method.plan(recipe, net, rates.steps, **given)
     penalty = method.penalty(recipe) if hasattr(method, "penalty") else None
     optimizer = make_optimizer(net, recipe.momentum, recipe.weight_decay, recipe.decay)
+    probe = _probe(recipe, net, data, feed.steps_per_epoch, device)
+    span = tuple(round(at * feed.steps_per_epoch) for at in recipe.span) if recipe.span else None
     began = time.perf_counter()
     history = train(net, feed, sampler, objective, rates, optimizer, seed=recipe.seed, label=label(recipe),
-                    run=stored, stop=lambda: stored.preempted, quiet=quiet, group=group, penalty=penalty)
+                    run=stored, stop=lambda: stored.preempted, quiet=quiet, group=group, penalty=penalty,
+                    probe=probe, span=span)
     seconds = time.perf_counter() - began
     synchronise_batch_norm(net, None)
     broadcast_weights(net, group)
     rows, found = _measured(recipe, net, sampler, data, device, group)
+    if probe is not None:
+        found["probed"] = probe.rows
     stored.finish({"rows": rows, "history": history, "seconds": round(seconds, 1),
                    **method.found(recipe, net, sampler), **found}, net_state(net)[0])
+
+
+def _seen(recipe: Recipe, data: ImageData) -> ImageData:
+    return data if recipe.input_size <= data.size else data.enlarged(recipe.input_size)
+
+
+def _probe(recipe: Recipe, net: SlimmableNet, data: ImageData, epoch: int, device: str) -> Probe | None:
+    """What looks at the net while it trains, where the paper's module has a `probe`; test images are not used."""
+    method = method_of(recipe)
+    if not hasattr(method, "probe"):
+        return None
+    seen = _seen(recipe, data)
+    train_split, val = (plain_batches(seen, split, net.input_size, device) for split in (seen.train, seen.val))
+    return method.probe(recipe, net, epoch, lambda: train_split.images(recipe.calibration_images), lambda: val)
 
 
 def _measured(recipe: Recipe, net: SlimmableNet, sampler: Sampler, data: ImageData, device: str,
@@ -270,7 +283,7 @@ def _measured(recipe: Recipe, net: SlimmableNet, sampler: Sampler, data: ImageDa
     A paper whose subnets are only known after training gives `candidates` in its module and `top_k` in its recipes:
     the candidates' rows are stored, and those chosen become the result's.
     """
-    seen = data if recipe.input_size <= data.size else data.enlarged(recipe.input_size)
+    seen = _seen(recipe, data)
     settings = {"images": recipe.calibration_images, "device": device, "group": group}
     candidates = getattr(method_of(recipe), "candidates", lambda *given: {})(recipe, net, sampler)
     if candidates:

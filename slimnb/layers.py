@@ -13,7 +13,7 @@ from torch.nn.utils import skip_init
 
 from slimnb.depthwise import DepthwiseConv2d, backward_is_slow
 from slimnb.errors import SlimnbError
-from slimnb.subnet import make_divisible
+from slimnb.subnet import Subnet, make_divisible
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": lambda x: F.relu(x, inplace=True),
@@ -94,6 +94,7 @@ class SlimmableConv2d(nn.Module):
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
         self.kernel, self.stride, self.padding = kernel, stride, kernel // 2
+        self.kernels = (kernel,)  # sides that it can have, ascending
         self.unit, self.sources, self.depthwise = unit, sources, depthwise
         shape = (out_channels, 1 if depthwise else in_channels, kernel, kernel)
         self.weight = nn.Parameter(torch.empty(shape))
@@ -106,14 +107,22 @@ class SlimmableConv2d(nn.Module):
                               "a subnet is nowhere wider than its supernet", "Use widths within net.largest.")
         # Casting here, not by autocast: autocast caches casts of parameters but not of their slices.
         if self.depthwise:
-            weight = self.weight[:inputs].to(x.dtype)
-            if backward_is_slow(x, self.stride):
+            weight = self.filters(s, inputs).to(x.dtype)
+            if backward_is_slow(x, weight.shape[-1], self.stride):
                 return DepthwiseConv2d.apply(x, weight, self.stride)
-            return F.conv2d(x, weight, None, self.stride, self.padding, 1, inputs)
+            return F.conv2d(x, weight, None, self.stride, weight.shape[-1] // 2, 1, inputs)
         width = s.widths[self.unit]
         outputs = width if isinstance(width, int) else self.out_channels
         weight = self.weight[:outputs, :inputs].to(x.dtype)
         return F.conv2d(x, weight, None, self.stride, self.padding)
+
+    def kernel_at(self, s: Selection | Subnet) -> int:
+        """Side of the selected kernel, pixels."""
+        return self.kernel
+
+    def filters(self, s: Selection, channels: int) -> Tensor:
+        """The first `channels` filters, in the parameters' own precision."""
+        return self.weight[:channels]
 
     def input_width(self, s: Selection) -> int:
         """Channels that reach this layer under an int-width selection."""
@@ -124,9 +133,11 @@ class SlimmableConv2d(nn.Module):
         inputs = self.input_width(s)
         outputs = inputs if self.depthwise else s.widths[self.unit]
         groups = inputs if self.depthwise else 1
-        plain = _uninitialised(nn.Conv2d, self.weight, inputs, outputs, self.kernel, self.stride,
-                               self.padding, groups=groups, bias=False)
-        plain.weight.data.copy_(self.weight.detach()[:outputs, : plain.weight.shape[1]])
+        weight = self.filters(s, outputs).detach()
+        kernel = weight.shape[-1]
+        plain = _uninitialised(nn.Conv2d, self.weight, inputs, outputs, kernel, self.stride, kernel // 2,
+                               groups=groups, bias=False)
+        plain.weight.data.copy_(weight[:, : plain.weight.shape[1]])
         return plain
 
 

@@ -83,10 +83,14 @@ class Reporter:
 
 
 class History:
-    """Mean cross-entropy of each named pass per interval, summed on the device until it is read."""
+    """Mean cross-entropy of each named pass per interval, summed on the device until it is read.
 
-    def __init__(self, rows: list[dict]):
+    `probed` holds the rows of a probe, which are saved and restored with it.
+    """
+
+    def __init__(self, rows: list[dict], probed: list[dict] | None = None):
         self.rows, self.sums, self.counts = rows, {}, {}
+        self.probed = [] if probed is None else probed
 
     def add(self, outcomes: Sequence[Outcome]) -> None:
         """Add a step's outcomes; no host sync."""

@@ -58,6 +58,8 @@ class Recipe:
     jitter: tuple[float, ...] | None = None
     lighting: float | None = None
     erasing: float | None = None
+    span: tuple[float, float] | None = None  # epochs of the schedule that this run makes, from and to; None: all
+    floor: float | None = None  # of the learning rate
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON of all fields but those that are None, so that a field added later renames no old run."""

@@ -29,7 +29,7 @@ def collect(net: SlimmableNet, optimizer, sampler: Sampler, history: History,
     tensors |= {f"sampler/{name}": value for name, value in sampler.state_dict().items()}
     tensors |= {f"history/{name}": value for name, value in history.sums.items()}
     counts = [[name, n] for name, n in history.counts.items()]  # a list: JSON sorts an object's keys
-    return tensors, {"net": rest, "step": step, "history": history.rows, "counts": counts}
+    return tensors, {"net": rest, "step": step, "history": history.rows, "counts": counts, "probed": history.probed}
 
 
 def restore(tensors: dict[str, Tensor], rest: dict, net: SlimmableNet, optimizer, sampler: Sampler,
@@ -47,6 +47,7 @@ def restore(tensors: dict[str, Tensor], rest: dict, net: SlimmableNet, optimizer
     sampler.load_state_dict(parts["sampler"])
     device = next(net.parameters()).device
     history.rows, history.counts = list(rest["history"]), dict(rest["counts"])
+    history.probed[:] = rest.get("probed", ())
     history.sums = {name: value.to(device) for name, value in parts["history"].items()}
     return rest["step"]
 

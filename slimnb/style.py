@@ -64,7 +64,12 @@ METHODS = {
     "dsnet": Look("DS-Net", "#D55E00", "P"),
     "aows": Look("AOWS", "#56B4E9", "H"),
     "deps": Look("DepS", "#4B0082", "p"),
+    "compofa": Look("CompOFA", "#C9A0DC", "<"),
+    "ofa": Look("OFA", "#B8860B", "v"),
+    "bignas": Look("BigNAS", "#008B8B", "s"),
     "ows": Look("OWS", "#880E4F", "d"),
+    "evolution": Look("Evolution", "#4B0082", "p"),
+    "randomsearch": Look("Random search", "#A8C66C", "X"),
     "random": Look("Random widths", "#A8C66C", "X"),
     # Other names of the two plain answers: one net per width, and the same multiplier in every layer.
     "standalone": Look("Stand-alone nets", "#222222", "s"),

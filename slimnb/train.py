@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 import time
 import zlib
@@ -74,6 +75,18 @@ class Objective(Protocol):
         """(loss (B,) to differentiate, ce (B,) with the labels, detached)."""
 
 
+class Probe(Protocol):
+    """Looks at a net while it trains."""
+
+    rows: list[dict]  # what it has found so far, JSON-able; kept with the checkpoints
+
+    def at(self, step: int) -> bool:
+        """Whether to look before `step`."""
+
+    def __call__(self, step: int, net: SlimmableNet, x: Tensor, y: Tensor) -> list[dict]:
+        """The rows of one look. `net` is a copy, about to train on x (B, 3, H, W) and y (B,)."""
+
+
 class Labels:
     """Cross-entropy with the labels in every pass."""
 
@@ -120,7 +133,11 @@ def make_optimizer(net: SlimmableNet, momentum: float = 0.9, weight_decay: float
         (decayed if decay == "all" or id(p) in weights else spared).append(p)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
-    return torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=momentum > 0, fused=True)
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=momentum > 0, fused=True)
+    if momentum:  # all at once: fused, it cannot begin some parameters, as of blocks not drawn before, after others
+        for p in net.parameters():
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer
 
 
 SCHEDULES = ("cosine", "linear", "constant", "multistep", "exponential")
@@ -143,6 +160,14 @@ class Schedule:
         if self.kind not in SCHEDULES:
             raise SlimnbError("P10", f"schedule = {self.kind!r}", f"it is one of {', '.join(SCHEDULES)}",
                               "Set schedule='cosine'.")
+
+    @classmethod
+    def of(cls, recipe, epoch: int) -> Schedule:
+        """The schedule of a `slimnb.recipes.Recipe`, `epoch` steps to an epoch."""
+        given = {name: value for name in ("gamma", "floor") if (value := getattr(recipe, name)) is not None}
+        milestones = tuple(at * epoch for at in recipe.milestones or ())
+        return cls(recipe.lr, recipe.epochs * epoch, recipe.schedule, recipe.warmup_epochs * epoch,
+                   milestones=milestones, period=epoch, **given)
 
     def __call__(self, step: int) -> float:
         """Learning rate of `step` (0-based)."""
@@ -215,54 +240,70 @@ LOOK = 50
 def train(net: SlimmableNet, batches, sampler: Sampler, objective: Objective, schedule: Schedule,
           optimizer, *, seed: int = 0, label: str = "train", run=None, save_seconds: float = 60.0,
           intervals: int = 20, stop: Callable[[], bool] = lambda: False, group=None,
-          quiet: bool = False, penalty: Penalty | None = None) -> list[dict]:
+          quiet: bool = False, penalty: Penalty | None = None, probe: Probe | None = None,
+          span: tuple[int, int] | None = None) -> list[dict]:
     """Train `net` for `schedule.steps` steps; returns the history, rows of step, lr, name, ce.
 
+    With `span` it makes only the steps from the first to before the second, with the rates, batches and plans that
+    they have in the whole: another run makes the others. What `probe` finds is added to its `rows`.
     `batches.batch(step)` gives (x, y). With a `run` (see `slimnb.runs`) it starts from the newest checkpoint,
     saves one every `save_seconds`, and ends in the same bits however often it was interrupted. `stop` is
     asked at every look (`LOOK`); when it says true the state is saved and K10 raised. `penalty` adds to the
-    gradients of every step. Other errors: N01 and N02 of `Watch`, P09 for an optimiser that does not hold the
-    net's parameters.
+    gradients of every step. Other errors: P04 for a span outside the schedule, N01 and N02 of `Watch`, P09 for an
+    optimiser that does not hold the net's parameters.
     """
     rank, ranks = (dist.get_rank(group), dist.get_world_size(group)) if group is not None else (0, 1)
-    history, watch = History([]), Watch(ranks)
+    first, last = span or (0, schedule.steps)
+    if not 0 <= first < last <= schedule.steps:
+        raise SlimnbError("P04", f"span = {span}", f"it lies in the schedule's steps, 0 to {schedule.steps}",
+                          "Leave it out for all of them.")
+    history, watch = History([], [] if probe is None else probe.rows), Watch(ranks)
     loaded = run.load() if run is not None else None
-    start = restore(*loaded, net, optimizer, sampler, history) if loaded else 0
+    start = restore(*loaded, net, optimizer, sampler, history) if loaded else first
     _check_optimizer(net, optimizer)
-    interval = max(1, schedule.steps // intervals)
+    interval = max(1, (last - first) // intervals)
     generator = torch.Generator(next(net.parameters()).device)
-    look = 1 if generator.device.type == "cpu" else LOOK
+    often = 1 if generator.device.type == "cpu" else LOOK
     saved = time.perf_counter()
     net.train()
-    with closing(Reporter(label, start, schedule.steps, quiet)) as report:
-        for step in range(start, schedule.steps):
+    with closing(Reporter(label, start, last, quiet)) as report:
+        for step in range(start, last):
             lr, done = schedule(step), step + 1
             for param_group in optimizer.param_groups:
                 param_group["lr"] = lr
             generator.manual_seed(zlib.crc32(f"{seed}/dropout/{step}{f'/{rank}' if rank else ''}".encode()))
             x, y = batches.batch(step)
+            if probe is not None and probe.at(step):
+                look(probe, step, net, x, y, group)
             outcomes = train_step(net, x, y, sampler.plan(step), objective, optimizer, generator, group,
                                   penalty)
             sampler.observe(step, outcomes)
             history.add(outcomes)
             watch.add(step, lr, outcomes, optimizer.found_inf)
-            due = done % interval == 0 or done == schedule.steps
-            if not due and done % look:
+            due = done % interval == 0 or done == last
+            if not due and done % often:
                 continue  # nothing above waits for the device
             watch.check_finite()
             report.move(done)
             if due:
                 report(done, history.flush(done, lr))
             stopping = stop()
-            old = done < schedule.steps and time.perf_counter() - saved > save_seconds
+            old = done < last and time.perf_counter() - saved > save_seconds
             if run is not None and (stopping or old):
                 run.save(done, *collect(net, optimizer, sampler, history, done))
                 saved = time.perf_counter()
             if stopping:
-                raise SlimnbError("K10", f"stopped at step {done} of {schedule.steps}",
+                raise SlimnbError("K10", f"stopped at step {done} of {last}",
                                   "the process was asked to end", "Run the same command again to go on.",
                                   "Progress is kept." if run is not None else "Nothing was kept.")
     return history.rows
+
+
+def look(probe: Probe, step: int, net: SlimmableNet, x: Tensor, y: Tensor, group=None) -> None:
+    """Add what `probe` finds in `net` before `step` to its rows; the training goes on as if nobody had looked."""
+    copied = copy.deepcopy(net, {id(group): group})  # mode, statistics, gradients: all its own
+    with torch.random.fork_rng([x.device] if x.is_cuda else []):
+        probe.rows += probe(step, copied, x, y)
 
 
 def _check_optimizer(net: SlimmableNet, optimizer) -> None:

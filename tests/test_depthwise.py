@@ -8,7 +8,7 @@ from slimnb.depthwise import DepthwiseConv2d, backward_is_slow
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 
 SHAPES = [(side, stride, kernel) for side in (1, 2, 3, 4, 5, 8) for stride in (1, 2)
-          for kernel in (3, 5)]
+          for kernel in (1, 3, 5, 7)]
 
 
 def gradients(convolve, x, weight, direction):
@@ -48,11 +48,12 @@ def test_gradcheck():
 
 def test_taken_only_where_it_is_faster():
     wide, narrow = torch.zeros(1, 4, 8, 8), torch.zeros(1, 4, 2, 2)
-    assert not backward_is_slow(wide, 1) and not backward_is_slow(wide, 2)
-    assert backward_is_slow(narrow, 1) and backward_is_slow(wide.bfloat16(), 2)
-    assert not backward_is_slow(wide.bfloat16(), 1) and not backward_is_slow(narrow.to("meta"), 1)
+    assert not backward_is_slow(wide, 3, 1) and not backward_is_slow(wide, 3, 2)
+    assert backward_is_slow(narrow, 3, 1) and backward_is_slow(wide.bfloat16(), 3, 2)
+    assert backward_is_slow(wide, 5, 1) and backward_is_slow(wide.bfloat16(), 7, 1)
+    assert not backward_is_slow(wide.bfloat16(), 3, 1) and not backward_is_slow(narrow.to("meta"), 7, 1)
     with torch.no_grad():
-        assert not backward_is_slow(narrow, 1)
+        assert not backward_is_slow(narrow, 3, 1) and not backward_is_slow(wide, 7, 1)
 
 
 @pytest.mark.parametrize(("dtype", "tolerance"), [(torch.float32, 1e-5), (torch.bfloat16, 0.05)])
@@ -63,8 +64,8 @@ def test_a_net_has_the_same_gradients_with_and_without(monkeypatch, dtype, toler
         net = MobileNetV1(5, 32, layout=((8, 2), (16, 2), (16, 1), (24, 2), (24, 2), (24, 1)))
         asked = []
 
-        def decide(x, stride, slow=slow, asked=asked):
-            asked.append(slow and backward_is_slow(x, stride))
+        def decide(x, kernel, stride, slow=slow, asked=asked):
+            asked.append(slow and backward_is_slow(x, kernel, stride))
             return asked[-1]
 
         monkeypatch.setattr("slimnb.layers.backward_is_slow", decide)

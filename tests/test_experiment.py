@@ -15,6 +15,7 @@ from slimnb.runs import RunStore
 from slimnb.state import net_state
 from slimnb.studies import slimmable_networks, sp_net
 from slimnb.subnet import Subnet
+from slimnb.train import Schedule
 
 TINY = replace(recipes.SMOKE, arm="S-Net", epochs=1, mults=(0.5, 1.0), layout=((32, 2), (32, 2), (64, 1)),
                calibration_images=64)
@@ -180,9 +181,9 @@ def test_a_recipe_says_how_its_images_are_augmented(data):
 
 
 def test_schedules_count_in_epochs():
-    falling = experiment.schedule(replace(TINY, schedule="exponential", gamma=0.5, epochs=3, lr=1.0), 10)
+    falling = Schedule.of(replace(TINY, schedule="exponential", gamma=0.5, epochs=3, lr=1.0), 10)
     assert [falling(step) for step in (0, 9, 10, 29)] == [1, 1, 0.5, 0.25] and falling.steps == 30
-    stairs = experiment.schedule(replace(TINY, schedule="multistep", gamma=0.2, milestones=(1, 2), lr=1.0), 10)
+    stairs = Schedule.of(replace(TINY, schedule="multistep", gamma=0.2, milestones=(1, 2), lr=1.0), 10)
     assert [round(stairs(step), 6) for step in (9, 10, 20)] == [1, 0.2, 0.04]
 
 

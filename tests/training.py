@@ -12,6 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import slimnb.methods
 from slimnb.checkpoint import pack, unpack
 from slimnb.cost import CostTable, count_macs
+from slimnb.methods.deps import DelayedShrinking, Draws, LinearRamp
 from slimnb.methods.platforms import PlatformSandwich, SmoothedViterbi, WidthSearch
 from slimnb.methods.pss_net import PrioritizedSubnetSampling, ReducedSandwich
 from slimnb.methods.slimmable import InplaceDistillation, Sandwich, Switches, Uniform, any_width
@@ -125,6 +126,16 @@ def reduced(net, seed: int = 0) -> ReducedSandwich:
                            kept=[net.uniform(0.75, 24), net.uniform(0.875, 32)])
 
 
+def delayed_shrinking(net, seed: int = 0) -> DelayedShrinking:
+    """US-Net's sandwich after a warm-up of two steps, epsilon rising for four."""
+    return DelayedShrinking(sandwich(net, seed), 2, LinearRamp(4))
+
+
+def draws(net, seed: int = 0) -> Draws:
+    """Three random subnets per step, as OFA's phases have them."""
+    return Draws(net.space(MULTS).sample, 3, seed)
+
+
 FACTORIES = {
     "Switches": switches,
     "Sandwich": sandwich,
@@ -135,6 +146,8 @@ FACTORIES = {
     "EmbeddedSwitches": embedded,
     "PrioritizedSubnetSampling": prioritized,
     "ReducedSandwich": reduced,
+    "DelayedShrinking": delayed_shrinking,
+    "Draws": draws,
 }
 """How to make each sampler on a `small` net; a new method adds its own here."""
 

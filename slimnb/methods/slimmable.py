@@ -34,15 +34,16 @@ class Stateless:
 class Switches(Stateless):
     """All of a few fixed subnets in every step, largest first, each from the labels (S-Net).
 
-    With one subnet it trains a plain net.
+    With one subnet it trains a plain net. `dropout` is the largest's.
     """
 
-    def __init__(self, named: dict[str, Subnet]):
+    def __init__(self, named: dict[str, Subnet], dropout: float = 0.0):
         if not named:
             raise SlimnbError("P06", "no subnets", "at least one is trained",
                               "Give e.g. {'1.0x': net.largest}.", "")
         order = sorted(named.items(), key=lambda item: sum(item[1].widths), reverse=True)
-        self.passes = [Pass(subnet, name=name) for name, subnet in order]
+        self.passes = [Pass(subnet, name=name, dropout=0 if i else dropout)
+                       for i, (name, subnet) in enumerate(order)]
 
     def subnets(self) -> list[Subnet]:
         """The switches, largest first."""
@@ -54,11 +55,15 @@ class Switches(Stateless):
 
 
 class Sandwich(Stateless):
-    """Largest from the labels, then smallest and `n_random` random subnets from the largest (US-Net, 3.2)."""
+    """Largest from the labels, then smallest and `n_random` random subnets from the largest (US-Net, 3.2).
 
-    def __init__(self, largest: Subnet, smallest: Subnet, draw: Draw, n_random: int = 2, seed: int = 0):
+    `dropout` is the largest's, and so in what the others learn from.
+    """
+
+    def __init__(self, largest: Subnet, smallest: Subnet, draw: Draw, n_random: int = 2, seed: int = 0,
+                 dropout: float = 0.0):
         self.draw, self.n_random, self.seed = draw, n_random, seed
-        self.largest = Pass(largest, name="largest")
+        self.largest = Pass(largest, name="largest", dropout=dropout)
         self.smallest = Pass(smallest, target="teacher", name="smallest")
 
     def subnets(self) -> list[Subnet]:

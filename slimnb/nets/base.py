@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable, Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
@@ -96,6 +96,7 @@ class SlimmableNet(nn.Module):
         self._checked: set[Subnet] = set()
         self.padding: str | None = None  # how joins are zero-padded, if the net was embedded: "match" or "ends"
         self._reach: dict[tuple, tuple[int, ...]] = {}
+        self.mix: nn.Module | None = None  # layers between the global pool and the classifier
         self.register_load_state_dict_post_hook(_forget_old_weights)
 
     # -- construction ------------------------------------------------------------------------------------
@@ -118,9 +119,9 @@ class SlimmableNet(nn.Module):
                               "Give a multiplier, or one width per unit.")
         return tuple(largest)
 
-    def finish(self, largest: tuple[int, ...]) -> None:
+    def finish(self, widths: tuple[int, ...], depths: tuple[int, ...] = (), kernels: tuple[int, ...] = ()) -> None:
         """Called last by a constructor: fixes the largest subnet, initial weights and the memory format."""
-        self.largest = Subnet(tuple(largest))
+        self.largest = Subnet(tuple(widths), depths, kernels)
         # The dicts that hold the parameters: walking the modules for them would cost more than a thin layer.
         self._held = [module._parameters for module in self.modules()]
         self.reset_parameters(self.seed)
@@ -151,7 +152,8 @@ class SlimmableNet(nn.Module):
 
     def uniform(self, mult: float, resolution: int | None = None) -> Subnet:
         """The subnet whose every unit has `mult` times the paper's channels."""
-        subnet = Subnet(self.widths_at(_checked_mult("mult", mult)), resolution=resolution)
+        widths = self.widths_at(_checked_mult("mult", mult))
+        subnet = replace(self.largest, widths=widths, resolution=resolution)
         self.check(subnet)
         return subnet
 
@@ -194,7 +196,7 @@ class SlimmableNet(nn.Module):
                               f"{type(self).__name__} has {len(self.unit_names)} channel units",
                               "Make it with net.uniform(mult) or net.space(mults).sample(rng).")
         for name, width, most in zip(self.unit_names, subnet.widths, self.largest.widths, strict=True):
-            if not 1 <= width <= most:
+            if not (1 <= width <= most or (width == 0 and subnet.depths)):  # 0: its block is dropped
                 raise SlimnbError("S10", f"width {width} in unit {name!r}",
                                   f"this supernet has 1 to {most} channels there",
                                   "Build a wider supernet (largest=...) or ask for fewer channels.")
@@ -360,7 +362,8 @@ class SlimmableNet(nn.Module):
         self._touched = self._touched or torch.is_grad_enabled()
         s = self.select(route, momentum, statistics)
         x = resize(x, route.resolution)
-        x = F.adaptive_avg_pool2d(self.features(x, s), 1).flatten(1)
+        x = F.adaptive_avg_pool2d(self.features(x, s), 1)
+        x = (x if self.mix is None else self.mix(x, s)).flatten(1)
         if dropout:
             keep = torch.empty_like(x).bernoulli_(1 - dropout, generator=generator)
             x = x * keep / (1 - dropout)
@@ -375,7 +378,8 @@ class SlimmableNet(nn.Module):
         """A stand-alone plain module, in eval mode, with only `subnet`'s parameters and statistics."""
         s = self.select(subnet, statistics="slot")
         head = [Resize(subnet.resolution)] if subnet.resolution else []
-        plain = nn.Sequential(*head, self.features.extract(s), nn.AdaptiveAvgPool2d(1), nn.Flatten(),
+        mix = [] if self.mix is None else [self.mix.extract(s)]
+        plain = nn.Sequential(*head, self.features.extract(s), nn.AdaptiveAvgPool2d(1), *mix, nn.Flatten(),
                               self.classifier.extract(s))
         return plain.to(next(self.parameters()).device, memory_format=torch.channels_last).eval()
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from itertools import pairwise
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from slimnb.layers import (
     SwitchableBatchNorm2d,
 )
 from slimnb.nets.base import SlimmableNet
+from slimnb.nets.elastic import ElasticNet
 from slimnb.nets.zero_padding import ENDS, MATCH, PADDINGS, SHORTCUT, leader, places_of, stream_order, streams
 from slimnb.subnet import Subnet
 
@@ -59,6 +61,24 @@ def embed_(net: SlimmableNet, order: Order, counts: Mapping[str, Sequence[int]] 
         net.mark_calibrated(current)
     net.reserve(list(subnets.values()))
     return subnets
+
+
+def expand_order(net: ElasticNet, levels: Sequence[int] = ()) -> list[np.ndarray]:
+    """Order for `embed_`: hidden channels by the L1 norm of what reads them, all others as they lie (OFA, section 3.3).
+
+    `levels` are expansions across which nothing moves, so that subnets of these expansions compute what they
+    did: () sorts all channels, (4,) is stage 1 of OFA's released code, which DepS runs, (3, 4) its stage 2.
+    """
+    order = [np.arange(channels) for channels in net.largest.widths]
+    readers = {m.sources[0]: m.weight for m in net.modules() if isinstance(m, SlimmableConv2d) and not m.depthwise
+               and m.sources}
+    for hidden, _ in net.block_units:
+        importance = readers[hidden].detach().double().abs().sum((0, 2, 3)).cpu().numpy()
+        choices = net.search_space.widths[hidden]
+        bounds = [0, *(choices[net.expands.index(level)] for level in levels), len(importance)]
+        order[hidden] = np.concatenate([start + np.argsort(-importance[start:end], kind="stable")
+                                        for start, end in pairwise(bounds)])
+    return order
 
 
 def _leaders(net: SlimmableNet) -> list[int]:

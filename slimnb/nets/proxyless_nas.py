@@ -1,0 +1,22 @@
+"""ProxylessNAS in the space of Once-for-All: inverted residuals with ReLU6, five elastic stages and a last block."""
+
+from __future__ import annotations
+
+from slimnb.nets.elastic import ElasticNet, at_size
+
+LAYOUT = ((24, 4, 2), (40, 4, 2), (80, 4, 2), (96, 4, 1), (192, 4, 2), (320, 1, 1))
+
+
+class ProxylessNAS(ElasticNet):
+    """Once-for-All ProxylessNAS (Cai et al. 2019), for 224 or 32 pixels (stem and first stage at stride 1).
+
+    `layout` rows are (channels, blocks, first stride); the rest as `MobileNetV3`.
+    """
+
+    def __init__(self, num_classes: int = 1000, input_size: int = 224, largest: float = 1.0, *,
+                 layout: tuple[tuple[int, int, int], ...] | None = None, stem: int = 32, first: int = 16,
+                 tail: int = 1280, depths: tuple[int, ...] = (2, 3, 4), expands: tuple[int, ...] = (3, 4, 6),
+                 kernels: tuple[int, ...] = (7,), bn: str = "calibrated", seed: int = 0):
+        super().__init__(num_classes, input_size, bn, "relu6", seed)
+        rows = tuple((*row, "relu6", False) for row in layout or at_size(LAYOUT, input_size))
+        self.build(largest, rows, (stem, first, tail, 0), depths, expands, kernels)

@@ -1,0 +1,93 @@
+"""Trade-offs of many subnets: the Pareto front, one best subnet per bucket, mean Pareto accuracy, cost of training."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+
+from slimnb.errors import SlimnbError
+
+# -- accuracy against cost -------------------------------------------------------------------------------
+
+
+def pareto_front(cost: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
+    """Indices, by rising cost, of the points that no other one beats; of equal points the first.
+
+    `cost` and `accuracy` are (N,). A point is beaten by one that costs no more, is no worse, and is better in one.
+    """
+    cost, accuracy = _points(cost, accuracy)
+    order = np.lexsort((-accuracy, cost))
+    best = np.maximum.accumulate(accuracy[order])
+    return order[np.append(True, best[1:] > best[:-1])]
+
+
+def best_per_bucket(cost: np.ndarray, accuracy: np.ndarray, buckets: int = 6,
+                    span: tuple[float, float] | None = None) -> np.ndarray:
+    """Indices of the most accurate point of each cost bucket that has one, by rising cost (DepS, section 5.1).
+
+    The buckets divide `span` (least, most), by default that of the points, evenly; the last contains its end. Of
+    equals the cheapest, then the first. Points outside `span` are left out.
+    """
+    cost, accuracy = _points(cost, accuracy)
+    least, most = span or (cost.min(), cost.max())
+    if buckets < 1 or not least <= most:
+        raise SlimnbError("P04", f"{buckets} buckets from {least:g} to {most:g}", "there is one or more, upwards",
+                          "Set buckets=6.", "")
+    inside = np.flatnonzero((cost >= least) & (cost <= most))
+    scale = buckets / (most - least) if most > least else 0.0
+    bucket = np.minimum((cost[inside] - least) * scale, buckets - 1).astype(np.int64)
+    order = np.lexsort((cost[inside], -accuracy[inside], bucket))
+    return inside[order[np.unique(bucket[order], return_index=True)[1]]]
+
+
+def mean_pareto_accuracy(cost: np.ndarray, accuracy: np.ndarray) -> float:
+    """Area under accuracy over cost, by trapezoids, divided by the range of costs: a mean, in accuracy's unit.
+
+    DepS, section 5.1, normalises the costs; its Table 2 follows from the points of its Figure 5d in this way. Raises
+    P04 unless two costs differ.
+    """
+    cost, accuracy = _points(cost, accuracy)
+    order = np.argsort(cost, kind="stable")
+    cost, accuracy = cost[order], accuracy[order]
+    if cost[0] == cost[-1]:
+        raise SlimnbError("P04", f"{len(cost)} points at one cost", "an area needs two costs",
+                          "Evaluate a smaller and a larger subnet.", "")
+    return float((np.diff(cost) * (accuracy[1:] + accuracy[:-1]) / 2).sum() / (cost[-1] - cost[0]))
+
+
+def _points(cost, accuracy) -> tuple[np.ndarray, np.ndarray]:
+    cost, accuracy = np.asarray(cost, dtype=float), np.asarray(accuracy, dtype=float)
+    if cost.ndim != 1 or cost.shape != accuracy.shape or not len(cost) or not np.isfinite([cost, accuracy]).all():
+        raise SlimnbError("P04", f"costs of shape {cost.shape}, accuracies {accuracy.shape}",
+                          "they are (N,), N at least 1, all of them finite", "Give one of each per subnet.", "")
+    return cost, accuracy
+
+
+# -- cost of training ------------------------------------------------------------------------------------
+
+PHASES = {"OFA": ((1, 2), (2, 1), (3, 2)), "BigNAS": ((3, 2),), "DepS": ((1, 1), (3, 1))}
+"""Figure 1's bars: (subnets per minibatch, length) of each phase, in its units of n epochs."""
+
+
+def passes(phases: Sequence[tuple[float, float]]) -> float:
+    """Forward and backward passes of `phases`, rows of (subnets per step, steps): OFA 10, BigNAS 6, DepS 4 Tn."""
+    return sum(subnets * steps for subnets, steps in phases)
+
+
+def step_cost(macs: Sequence[float]) -> float:
+    """Cost of a step over subnets of these MACs, in steps of the first, the full net."""
+    return sum(macs) / macs[0]
+
+
+def delayed_cost(epochs: float, delay: float, step: float) -> float:
+    """Epochs of full-net training that `epochs` epochs cost, the first `delay` of them the full net's alone."""
+    if not 0 <= delay <= epochs:
+        raise SlimnbError("P04", f"a delay of {delay:g} of {epochs:g} epochs", "it is 0 up to all of them",
+                          "Set half of the epochs.", "")
+    return delay + (epochs - delay) * step
+
+
+def gpu_hours(epochs: float, minutes: float) -> float:
+    """GPU hours of `epochs` epochs at `minutes` GPU minutes each."""
+    return epochs * minutes / 60
