@@ -169,8 +169,7 @@ def latency_arms(family: Family, base: StructureRecipe, num_classes: int, store:
 def latency(recipe: StructureRecipe, num_classes: int, store: RunStore, device: str = "cpu", batch: int = 1) -> dict:
     """The `Resource.to_json` of a batch's latency over a recipe's structures, and run_id: measured once."""
     settings = {"paper": recipe.paper, "arm": "latency", "scale": recipe.scale, "net": recipe.net, "device": device,
-                "batch": batch, "layout": recipe.layout, "lower": min(recipe.train_mults),
-                "resolutions": recipe.resolutions}
+                "batch": batch, "layout": recipe.layout, "lower": min(recipe.train_mults), "resolutions": recipe.resolutions}
 
     def take() -> dict:
         net = build(recipe, num_classes).to(device).eval()
