@@ -259,8 +259,8 @@ def plan(recipe, net: SlimmableNet, steps: int, teacher: SlimmableNet | None = N
 def probe(recipe, net: SlimmableNet, epoch: int, images: Callable, val: Callable) -> Probe | None:
     """What Figs. 2, 3, 4 and 7b show of a `recipe.looked_at`, `epoch` steps to an epoch; None of any other.
 
-    `images` and `val` are those of `Accuracy`. Gradients layer by layer, and the shown subnets, as shrinking begins; the norms' ratio ten times an epoch, the full
-    net four times an epoch for two epochs.
+    `images` and `val` are those of `Accuracy`. As shrinking begins, gradients layer by layer and the shown subnets;
+    from then on the norms' ratio ten times an epoch, and the full net four times an epoch for two epochs.
     """
     if not recipe.looked_at:
         return None

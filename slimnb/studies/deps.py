@@ -8,6 +8,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from itertools import pairwise
 
 from slimnb.experiment import Result
 from slimnb.recipes import SMALL, SMOKE, Recipe, check_scale
@@ -60,6 +61,7 @@ class Family:
     """OFA's after the full net: name, choices, subnets per step, epochs, lr, of which epochs of warm-up."""
     compound: tuple[tuple[str, tuple[int, int, int], int, int, float, int], ...]
     teacher: int | None = None  # epochs of OFA's full net; None: it is the one of DepS
+    shares: tuple[float, ...] = LEGS
     rate: bool = False  # whether to train with the released code's epsilon too
 
 
@@ -113,7 +115,7 @@ def _laptop(full: ShrinkingRecipe, ramp_epochs: float, short: int, long: int) ->
                      if every > 2 or name[-1] != "1")
 
     return Family(full, ramp_epochs, full.epochs, cut(_phases(rate, epochs=(short, long), warmup=0)),
-                  cut(_compound(rate, (short, long), 0)))
+                  cut(_compound(rate, (short, long), 0)), shares=LEGS if every > 2 else (0.5, 1.0))
 
 
 LAPTOP = {"smoke": (_laptop(_SMOKE, 0.25, 1, 1),), "small": (_laptop(_SMALL, 0.5, 1, 3),)}
@@ -129,9 +131,9 @@ def families(scale: str, data) -> tuple[Family, ...]:
 def wanted(family: Family, seed: int) -> list[ShrinkingRecipe]:
     """All recipes of one net; `start` and `teacher` name arms of this list, each of which stands before its user."""
     full, epochs = replace(family.full, seed=seed), family.full.epochs
-    legs = {share: "Full" if share == 1 else f"Full {share:.0%}" for share in LEGS}
+    legs = {share: "Full" if share == 1 else f"Full {share:.0%}" for share in family.shares}
     recipes = [replace(full, arm=legs[to], span=(since * epochs, to * epochs), start=legs.get(since))
-               for since, to in zip((0, *LEGS), LEGS, strict=False)]
+               for since, to in pairwise((0, *family.shares))]
 
     def shrunk(arm: str, share: float, ramp: str | None = "linear") -> ShrinkingRecipe:
         steps = {"ramp": ramp, "ramp_epochs": family.ramp_epochs} if ramp else {}
@@ -139,8 +141,8 @@ def wanted(family: Family, seed: int) -> list[ShrinkingRecipe]:
                        levels=sorted_within(full.expands, len(full.expands)), looked_at=share == 0.5,
                        span=(share * epochs, epochs), **steps)
 
-    recipes += [shrunk("DepS", 0.5), shrunk("DepS, P = 25 %", 0.25), shrunk("DepS, P = 75 %", 0.75),
-                shrunk("DepS without epsilon", 0.5, None)]
+    recipes += [shrunk("DepS" if share == 0.5 else f"DepS, P = {share:.0%}", share) for share in family.shares[:-1]]
+    recipes.append(shrunk("DepS without epsilon", 0.5, None))
     recipes += [shrunk("DepS, epsilon by rate", 0.5, "rate")] if family.rate else []
     recipes.append(replace(full, arm="BigNAS", method="shrinking", warm_up=0.0, epochs=family.bignas))
     taught = "OFA full" if family.teacher else "Full"
@@ -150,7 +152,7 @@ def wanted(family: Family, seed: int) -> list[ShrinkingRecipe]:
 
 
 def sorted_within(expands: tuple[int, ...], choices: int) -> tuple[int, ...]:
-    """Expansions across which no channel moves where the largest `choices` are about to train: those before the new one.
+    """Expansions across which no channel moves when the largest `choices` are about to train.
 
     DepS's released code has (4,), as if 4 and 6 had been trained.
     """
