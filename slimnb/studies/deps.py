@@ -98,7 +98,7 @@ CIFAR = (Family(_CIFAR, 5, 200, _phases(0.1, epochs=(25, 75)), _compound(0.1, (2
 # Ours, for two CPU cores: 8.3 M MACs, 3 x 3 kernels, stages of up to three blocks. OFA's phases have a sixth and a
 # half of the full net's rate: at the paper's they would not move in so few steps.
 _SMALL = replace(_CIFAR, **{name: getattr(SMALL, name) for name in ("scale", "batch_size", "dtype", "augment")},
-                 layout=((16, 3, 2, "relu", False), (32, 3, 2, "relu", True), (64, 3, 2, "hswish", True)), epochs=8,
+                 layout=((16, 3, 2, "relu", False), (32, 3, 2, "relu", True), (64, 3, 2, "hswish", True)), epochs=6,
                  stem=8, first=8, tail=192, head=256, depths=(1, 2, 3), kernels=(3,), dropout=0.0, floor=1e-3,
                  shown=((1, 3), (2, 3), (3, 3), (2, 6), (3, 4), (3, 6)))
 _SMOKE = replace(_SMALL, scale="smoke", epochs=1, batch_size=128, augment="none", calibration_images=500, tail=64,
@@ -118,7 +118,7 @@ def _laptop(full: ShrinkingRecipe, ramp_epochs: float, short: int, long: int) ->
                   cut(_compound(rate, (short, long), 0)), shares=LEGS if every > 2 else (0.5, 1.0))
 
 
-LAPTOP = {"smoke": (_laptop(_SMOKE, 0.25, 1, 1),), "small": (_laptop(_SMALL, 0.5, 1, 3),)}
+LAPTOP = {"smoke": (_laptop(_SMOKE, 0.25, 1, 1),), "small": (_laptop(_SMALL, 0.5, 1, 2),)}
 
 
 def families(scale: str, data) -> tuple[Family, ...]:
