@@ -7,6 +7,7 @@ import os
 import platform
 import re
 from collections.abc import Sequence
+from functools import lru_cache
 from pathlib import Path
 from typing import Any
 
@@ -48,11 +49,17 @@ def code_fingerprint(modules: Sequence[str], root: Path | None = None, alone: Se
         if path is None:
             what = f"module {'.'.join(filter(None, (root.name, name)))}"
             raise SlimnbError("P10", what, "there is no such file", "Check the name.")
-        tree = ast.parse(path.read_bytes())
-        seen[name] = digest(_form(tree))
+        statements, seen[name] = _parsed(path.read_bytes())
         if name not in by_itself:
-            todo += _imports(tree, name, path.name == "__init__.py", root)
+            todo += _imports(statements, name, path.name == "__init__.py", root)
     return digest(to_json(seen))
+
+
+@lru_cache(maxsize=256)  # keyed by what a file holds, so a changed file is read anew
+def _parsed(source: bytes) -> tuple[list[ast.Import | ast.ImportFrom], str]:
+    """The import statements of a file, functions included, and the digest of all its statements."""
+    tree = ast.parse(source)
+    return [node for node in ast.walk(tree) if isinstance(node, (ast.Import, ast.ImportFrom))], digest(_form(tree))
 
 
 def machine_fingerprint(device: Any = "cpu") -> dict[str, Any]:
@@ -118,14 +125,14 @@ def _source(name: str, root: Path) -> Path | None:
     return None
 
 
-def _imports(tree: ast.AST, name: str, is_package: bool, root: Path) -> list[str]:
-    """Modules of the package that a module names in import statements, functions included."""
+def _imports(statements: Sequence[ast.Import | ast.ImportFrom], name: str, is_package: bool, root: Path) -> list[str]:
+    """Modules of the package that a module names in its import statements."""
     found = []
-    for node in ast.walk(tree):
+    for node in statements:
         if isinstance(node, ast.Import):
             inside = [alias.name for alias in node.names if _inside(alias.name, root)]
             found += [_relative(target, root) for target in inside]
-        elif isinstance(node, ast.ImportFrom):
+        else:
             base = _base(node, name, is_package, root)
             if base is not None:
                 found += [_target(base, alias.name, root) for alias in node.names]
