@@ -47,6 +47,8 @@ DRAW = {
     "training_cost": lambda: figures.training_cost(_cost(), "DepS needs the fewest passes"),
     "by_share": lambda: figures.by_share(_shares(), "Half-trained nets start better", _shares().assign(seed=0)),
     "layer_gradients": lambda: figures.layer_gradients(_layers(), "Shrinking turns the gradient"),
+    "epsilon_ramps": lambda: figures.epsilon_ramps(_curve("step", "epsilon", ("DepS", "DepS, by rate")),
+                                                   "Both ramps end near one"),
     "norm_ratio": lambda: figures.norm_ratio(_curve("step", "ratio"), "Epsilon keeps steps short"),
     "start_of_shrinking": lambda: figures.start_of_shrinking(
         _curve("epoch", "top1"), "Without epsilon the full net drops", 6, _curve("epoch", "top1", ("DepS",))),

@@ -15,6 +15,7 @@ from slimnb.experiment import build
 from slimnb.methods.pss_net import Drawn, candidates, found, plan, structures_of, targets_of
 from slimnb.methods.slimmable import InplaceDistillation, Sandwich
 from slimnb.pools import Listed
+from slimnb.recipes import SMOKE
 from slimnb.structures import Buckets, Resource, structure_space
 from slimnb.studies import pss_net
 from slimnb.subnet import Subnet
@@ -178,7 +179,7 @@ def test_listed_subnets_by_bucket():
 
 # -- from a recipe ---------------------------------------------------------------------------------------
 
-BASE = replace(pss_net._SMOKE, arm="x", buckets=(("MACs", 2e5, 7e5, 1e5),), samples=3000)
+BASE = replace(pss_net._SMOKE, arm="x", layout=SMOKE.layout, buckets=(("MACs", 2e5, 7e5, 1e5),), samples=3000)
 
 
 def made(**changes):

@@ -27,7 +27,7 @@ ORDER = """
     calibrate switcher cost elastic search random_subnets windows crp markets pruning latency latency_model
     elastic_latency pareto structures structure_samplers pools progress state train gradients evolution
     distributed methods.slimmable methods
-    measure probes recipes experiment studies unsorted pruned tables style
+    measure probes recipes experiment studies unsorted pruned shrunk structure_tables tables style
     figures.common figures.deps figures.slimmable figures.platforms figures.search figures.sp_net figures.pss_net
     figures
     claims parameters chapter notebook execute __main__

@@ -310,7 +310,7 @@ def tables(monkeypatch):
     """Latencies made up of MACs, instead of measurements; gives the devices asked for."""
     devices = []
 
-    def latency(recipe, num_classes, store, device="cpu"):
+    def latency(recipe, num_classes, store, device="cpu", batch=1):
         devices.append(device)
         with torch.device("meta"):
             net = build(recipe, num_classes)
@@ -363,10 +363,11 @@ def test_arms_of_pss_net_change_one_thing_each(scale, tables):
     changed = {r.arm: {name for name, value in vars(r).items() if value != getattr(ours, name)} - {"arm", "top_k"}
                for r in recipes}
     bounds, held = {"train_mults", "buckets"}, {"buckets", "tables"}
-    assert changed == {"PSS-F": set(), "Random": {"method"}, "Uniform pools": {"source"}, "Exact sampling": {"source"},
-                       "MutualNet": {"method", "source"}, "PSS-C": held, "PSS-M": held,
-                       "US-Net": {"method", "source", "train_mults", "resolutions"},
-                       "PSS-F from 0.25x": bounds, "MutualNet from 0.25x": bounds | {"method", "source"}}
+    table_4 = {"PSS-F from 0.25x": bounds, "MutualNet from 0.25x": bounds | {"method", "source"}}
+    assert changed == (table_4 if scale == "small" else {}) | {
+        "PSS-F": set(), "Random": {"method"}, "Uniform pools": {"source"}, "Exact sampling": {"source"},
+        "MutualNet": {"method", "source"}, "PSS-C": held, "PSS-M": held,
+        "US-Net": {"method", "source", "train_mults", "resolutions"}}
     assert ours.seed == 3 and min(ours.train_mults) == 0.75 and ours.largest == 1.0
 
 
@@ -419,12 +420,12 @@ def test_every_follower_makes_a_sampler(tables):
 
     ours = of(pss_net.arms("smoke", 0, CIFAR100), arm="PSS-F")[0]
     net = build(ours, 100)
-    result = validated(ours, {"0.3 M": net.uniform(0.9, 24), "0.6 M": net.uniform(0.9, 32)})
+    result = validated(ours, {"0.09 M": net.uniform(0.9, 24), "0.12 M": net.uniform(0.9, 32)})
     widths, twins, tuned = pss_net.followers("smoke", 0, CIFAR100, [result])
     for r in (widths, twins):
         sampler, objective = plan_pss(r, net, 20)
         assert type(sampler) is ReducedSandwich and isinstance(objective, InplaceDistillation)
-        assert candidates(r, net, sampler).keys() == {"max", "min", "0.3 M", "0.6 M"}
+        assert candidates(r, net, sampler).keys() == {"max", "min", "0.09 M", "0.12 M"}
         assert {sampler.plan(step)[-1].route for step in range(20)} == set(r.named(net).values())
     late = replace(widths, kept_from=1)
     sampler, _ = plan_pss(late, net, 20)

@@ -15,7 +15,8 @@ from slimnb.runs import RunStore
 from slimnb.studies import deps
 
 CIFAR100, IMAGENET = SimpleNamespace(num_classes=100, size=32), SimpleNamespace(num_classes=1000, size=224)
-EVERY = [(scale, data) for scale in ("smoke", "small", "full") for data in (CIFAR100, IMAGENET)]
+IMAGENET_100 = SimpleNamespace(num_classes=100, size=224)
+EVERY = [(scale, data) for scale in ("smoke", "small", "full") for data in (CIFAR100, IMAGENET, IMAGENET_100)]
 
 
 def chained(scale, data, seed=0) -> list:
@@ -66,6 +67,15 @@ def test_the_full_recipes_are_those_of_the_released_code():
         assert total == epochs
     kernel, *_ = deps._phases(2.6, kernels=3)
     assert kernel == ("kernel", (3, 1, 1), 1, 125, pytest.approx(16 * 0.03), 5)
+
+
+def test_cifar_10_has_the_recipe_of_cifar_100_and_imagenet_100_its_own():
+    cifar_10 = SimpleNamespace(num_classes=10, size=32)
+    assert chained("full", cifar_10) == chained("full", CIFAR100)
+    arms = {r.arm: r for r in chained("full", IMAGENET_100)}
+    assert {r.net for r in arms.values()} == {"mobilenet_v3"}
+    assert (arms["DepS"].epochs, arms["DepS"].lr) == (180, pytest.approx(16 * 0.143))  # .143 per GPU of 128 images
+    assert (arms["DepS"].input_size, arms["DepS"].weight_decay) == (224, 3e-5)
 
 
 def test_a_recipe_makes_what_it_describes():

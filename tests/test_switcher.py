@@ -15,6 +15,7 @@ from slimnb.cost import count_macs
 from slimnb.errors import SlimnbError
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.nets.mobilenet_v2 import MobileNetV2
+from slimnb.studies.pss_net import serve
 from slimnb.subnet import Subnet
 from slimnb.switcher import Choice, SubnetSwitcher, storage
 
@@ -137,3 +138,17 @@ def test_storage_is_what_the_extracted_subnets_hold_and_half_the_papers_share():
     assert shares == pytest.approx([0.52, 0.97], abs=0.005)  # methods: .52 and .97 %; the paper says about 2 %
     twice = [Subnet(nets[0].largest.widths)] * 2
     assert 100 * storage(nets[0], twice)["share"] == shares[0]
+
+
+def test_serving_reports_what_was_picked_and_that_threads_agree():
+    net, choices = made()
+    switcher = SubnetSwitcher(net, choices)
+    batches = [(images(4, 32), torch.arange(4)) for _ in range(6)]
+    budgets = [choices[k].cost * 1.001 for k in (0, 3, 1, 2, 3, 0)]
+    found = serve(switcher, batches, budgets)
+    assert [row["cost"] for row in found["rows"]] == [choices[k].cost for k in (0, 3, 1, 2, 3, 0)]
+    for row, (x, y), budget in zip(found["rows"], batches, budgets, strict=True):
+        assert row["budget"] == budget and row["ms"] > 0
+        assert row["right"] == (switcher(x, budget).argmax(1) == y).float().mean().item()
+    assert found["difference"] == 0 and found["pick_us"] > 0 and found["about"]["batch"] == 4
+    assert found["storage"] == storage(net, [choice.subnet for choice in choices])

@@ -6,6 +6,7 @@ paper's numbers are grey, a method has one colour in the whole book. Accuracies 
 
 from slimnb.figures.deps import (
     by_share,
+    epsilon_ramps,
     layer_gradients,
     norm_ratio,
     search_progress,
@@ -50,10 +51,10 @@ from slimnb.figures.sp_net import (
 )
 from slimnb.style import alt_text, house_style, save
 
-__all__ = ["accuracy", "accuracy_by_resource", "alt_text", "bucket_marginals", "by_share", "calibration",
-           "channels", "cost_histogram", "costs", "difficulty_profile", "duality", "easy_and_hard", "errors",
+__all__ = ["accuracy", "accuracy_by_resource", "alt_text", "bucket_marginals", "by_share", "calibration", "channels",
+           "cost_histogram", "costs", "difficulty_profile", "duality", "easy_and_hard", "epsilon_ramps", "errors",
            "exploration", "fine_tuning", "forecast", "gamma_histogram", "house_style", "image_grid", "latency_bars",
            "latency_by_width", "latency_fit", "latency_pairs", "layer_gradients", "layer_macs", "marginals",
            "market_shares", "multi_base", "norm_ratio", "padding", "pool_contents", "save", "search_progress",
-           "slicing_diagram", "start_of_shrinking", "statistics", "survivors", "switching", "top_k",
-           "training_cost", "training_curves", "trellis", "trials", "unary", "weighted_accuracy", "widths_by_layer"]
+           "slicing_diagram", "start_of_shrinking", "statistics", "survivors", "switching", "top_k", "training_cost",
+           "training_curves", "trellis", "trials", "unary", "weighted_accuracy", "widths_by_layer"]

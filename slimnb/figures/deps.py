@@ -93,6 +93,13 @@ def layer_gradients(frame: pd.DataFrame, title: str) -> np.ndarray:
     return described(axes, f"Line charts of gradient norm and direction by layer. {title}. {' '.join(told)}")
 
 
+@styled("arm", "step", "epsilon")
+def epsilon_ramps(frame: pd.DataFrame, title: str) -> Axes:
+    """Epsilon over the steps of shrinking, a line per form of the ramp (section 4.2). Columns arm, step, epsilon."""
+    ax = _curves(frame, title, "step", "epsilon", "Training step (0: shrinking begins)", "Epsilon (full net = 1)")
+    return described(ax, f"Line chart of epsilon over steps. {title}. {_told(frame, 'step', 'epsilon')}")
+
+
 @styled("arm", "step", "ratio")
 def norm_ratio(frame: pd.DataFrame, title: str) -> Axes:
     """Norm of the training's gradient by that of the full net's, over steps (Fig. 4). Columns arm, step, ratio, seed.

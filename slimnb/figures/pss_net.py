@@ -69,7 +69,8 @@ def bucket_marginals(frame: pd.DataFrame, title: str) -> np.ndarray:
         widest = panel.groupby("unit")["mult"].transform("max") == panel["mult"]
         told.append(f"{bucket}: largest choices have probability {panel.loc[widest, 'probability'].mean():.2g}.")
         ax.set_title(bucket, loc="left")
-        ax.set(xlabel="Channel unit (1 is the stem)", xlim=(-0.5, len(units) - 0.5))
+        ax.set(xlabel="Unit (1: the stem)", xlim=(-0.5, len(units) - 0.5),
+               ylim=(frame["mult"].min() - 0.02, frame["mult"].max() + 0.02))
         ax.set_xticks(range(0, len(units), max(1, len(units) // 5)), units[::max(1, len(units) // 5)])
         ax.grid(visible=False)
     axes[0].set(ylabel="Share of channels (full net = 1)")
@@ -199,7 +200,7 @@ def top_k(frame: pd.DataFrame, title: str, paper: pd.DataFrame | None = None) ->
 def fine_tuning(frame: pd.DataFrame, title: str, paper: pd.DataFrame | None = None) -> np.ndarray:
     """Subnets in the supernet and trained further (Table 6), a row per pool. Columns pool, arm, top1 (%), seed."""
     axes = dot_rows(frame, paper, title, "pool", "top1", TOP1)
-    axes[0].set(ylabel="Pool (millions of MACs)")
+    axes[0].set(ylabel="Pool (MACs)")
     mean = frame.groupby(["pool", "arm"], sort=False)["top1"].mean()
     told = "; ".join(f"{pool}, {arm}: {value:.1f} %" for (pool, arm), value in mean.items())
     return described(axes, f"Dot plot of accuracy before and after fine-tuning. {title}. {told}.")
@@ -247,7 +248,7 @@ def switching(frame: pd.DataFrame, title: str, resource: str = "MACs") -> np.nda
     for column, colour, name in (("budget", GREY, "budget"), ("cost", POOLED, "picked")):
         spent.step(frame["batch"], frame[column] / scale, where="post", color=colour, label=name)
     spent.set(ylabel=label.replace(" per image", ""))
-    spent.legend(loc="upper right", ncols=2)
+    spent.figure.legend(loc="outside lower center", ncols=2)
     served.step(frame["batch"], frame["top1_val"], where="post", color=POOLED)
     served.set(xlabel="Batch of images", ylabel=TOP1)
     over = int((frame["cost"] > frame["budget"]).sum())

@@ -90,9 +90,11 @@ def _compound(lr: float, epochs: tuple[int, int] = (25, 125), warmup: int = 5) -
 
 _CIFAR = replace(_BASE, epochs=200, batch_size=128, lr=0.1, floor=1e-4, augment="crop_flip", input_size=32,
                  smoothing=0.0)
+_IMAGENET_100 = replace(_BASE, epochs=180, lr=16 * 0.143)
 _PROXYLESS = replace(_BASE, net="proxyless_nas", epochs=300, lr=3.2, weight_decay=5e-5)
 IMAGENET = (Family(_BASE, 5, 400, _phases(2.6), _compound(2.6), 180, rate=True),
             Family(_PROXYLESS, 5, 400, _phases(3.2), _compound(3.2), 180))
+IMAGENET_100 = (Family(_IMAGENET_100, 5, 180, _phases(16 * 0.143), _compound(16 * 0.143), rate=True),)
 CIFAR = (Family(_CIFAR, 5, 200, _phases(0.1, epochs=(25, 75)), _compound(0.1, (25, 75)), rate=True),)
 
 # Ours, for two CPU cores: 8.3 M MACs, 3 x 3 kernels, stages of up to three blocks. OFA's phases have a sixth and a
@@ -101,9 +103,11 @@ _SMALL = replace(_CIFAR, **{name: getattr(SMALL, name) for name in ("scale", "ba
                  layout=((16, 3, 2, "relu", False), (32, 3, 2, "relu", True), (64, 3, 2, "hswish", True)), epochs=6,
                  stem=8, first=8, tail=192, head=256, depths=(1, 2, 3), kernels=(3,), dropout=0.0, floor=1e-3,
                  shown=((1, 3), (2, 3), (3, 3), (2, 6), (3, 4), (3, 6)))
-_SMOKE = replace(_SMALL, scale="smoke", epochs=1, batch_size=128, augment="none", calibration_images=500, tail=64,
-                 head=64, layout=((8, 2, 2, "relu", False), (16, 2, 2, "hswish", True)), depths=(1, 2), expands=(3, 6),
-                 shown=((1, 3), (2, 3), (1, 6), (2, 6)))
+_SMOKE = replace(_SMALL, scale="smoke", epochs=1, batch_size=64, lr=0.1, dtype="float32", augment="none", tail=64,
+                 head=64, layout=((8, 2, 2, "relu", False), (16, 2, 2, "hswish", True)), depths=(1, 2), expands=(2, 4),
+                 shown=((1, 2), (2, 2), (1, 4), (2, 4)), calibration_images=200)
+SMOKE_IMAGES = {"train": 1_600, "test": 500}
+"""How many generated images chapter 05 trains and tests on at smoke."""
 
 
 def _laptop(full: ShrinkingRecipe, ramp_epochs: float, short: int, long: int) -> Family:
@@ -122,10 +126,12 @@ LAPTOP = {"smoke": (_laptop(_SMOKE, 0.25, 1, 1),), "small": (_laptop(_SMALL, 0.5
 
 
 def families(scale: str, data) -> tuple[Family, ...]:
-    """The nets of a scale; at full those for CIFAR or, for larger images, for ImageNet."""
+    """The nets of a scale; at full those for CIFAR-10 and CIFAR-100, for 100 classes of larger images, for ImageNet."""
     if check_scale(scale) != "full":
         return LAPTOP[scale]
-    return IMAGENET if data.size > 32 else CIFAR
+    if data.size <= 32:
+        return CIFAR
+    return IMAGENET_100 if data.num_classes == 100 else IMAGENET
 
 
 def wanted(family: Family, seed: int) -> list[ShrinkingRecipe]:

@@ -2,20 +2,28 @@
 
 from __future__ import annotations
 
+import statistics
+import time
+import timeit
 from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
 from dataclasses import dataclass, replace
 
 import numpy as np
 import torch
+from torch import Tensor
 
 from slimnb.cost import macs_function
-from slimnb.experiment import Result, build, once
+from slimnb.data import Batches, ImageData
+from slimnb.experiment import Result, build, once, trained
+from slimnb.latency import conditions
 from slimnb.latency_model import compare_predicted
 from slimnb.methods.pss_net import structures_of
 from slimnb.recipes import FULL, SMALL, SMOKE, Recipe, check_scale
 from slimnb.runs import RunStore, code_fingerprint
 from slimnb.structures import RESOLUTIONS, Buckets, Resource, StructureCosts
 from slimnb.subnet import Subnet
+from slimnb.switcher import Choice, SubnetSwitcher, storage
 from slimnb.train import rng_at
 
 PSS = "PSS-F"
@@ -81,11 +89,12 @@ _SMALL = replace(_FULL, **{**{name: getattr(SMALL, name) for name in (
     "scale", "batch_size", "lr", "augment", "input_size", "layout", "dtype")},
     "jitter": None, "lighting": None, "epochs": 4, "calibration_images": 2048, "pool_size": 25,
     "resolutions": RESOLUTIONS[32]})
-_SMOKE = replace(_SMALL, scale="smoke", epochs=2, lr=SMOKE.lr, augment=SMOKE.augment, layout=SMOKE.layout,
-                 dtype=SMOKE.dtype, calibration_images=256, pool_size=3, top_k=2)
+_SMOKE = replace(_SMALL, scale="smoke", epochs=2, batch_size=256, lr=SMOKE.lr, augment=SMOKE.augment,
+                 layout=((16, 4), (32, 1), (64, 2), (64, 1)), dtype=SMOKE.dtype, calibration_images=256, pool_size=3,
+                 top_k=2)
 
 FAMILIES = {
-    "smoke": (Family(_SMOKE, 0.1e6, 4, ("0.6 M",), 0.45, (0.25,)),),
+    "smoke": (Family(_SMOKE, 0.03e6, 3, ("0.12 M",), 0.45),),
     "small": (Family(_SMALL, 1e6, 8, ("4 M", "6 M", "8 M"), 0.45, (0.25,), batch=8),),
     "full": (Family(_FULL, 10e6, 20, ("300 M", "400 M", "500 M"), 0.25, (0.25,), tuning=25,
                     samples=1_000_000),
@@ -169,7 +178,8 @@ def latency_arms(family: Family, base: StructureRecipe, num_classes: int, store:
 def latency(recipe: StructureRecipe, num_classes: int, store: RunStore, device: str = "cpu", batch: int = 1) -> dict:
     """The `Resource.to_json` of a batch's latency over a recipe's structures, and run_id: measured once."""
     settings = {"paper": recipe.paper, "arm": "latency", "scale": recipe.scale, "net": recipe.net, "device": device,
-                "batch": batch, "layout": recipe.layout, "lower": min(recipe.train_mults), "resolutions": recipe.resolutions}
+                "batch": batch, "layout": recipe.layout, "lower": min(recipe.train_mults),
+                "resolutions": recipe.resolutions}
 
     def take() -> dict:
         net = build(recipe, num_classes).to(device).eval()
@@ -194,6 +204,48 @@ def predictions(recipe: StructureRecipe, num_classes: int, store: RunStore, devi
         return compare_predicted(net, space.subnets(index), predicted, batch, rounds=rounds)
 
     return once(store, settings, code_fingerprint(["slimnb.latency_model", f"slimnb.nets.{recipe.net}"]), take)
+
+
+def switching(result: Result, data: ImageData, budgets: Sequence[float], store: RunStore, images: int = 50,
+              device: str = "cpu") -> dict:
+    """A switcher over the subnets that a run has chosen serves test images, `images` a batch, taken once.
+
+    Each batch has its budget, MACs. Plain JSON: rows (batch, budget, cost: MACs, top1_val of the subnet, right: share
+    of the batch, ms); pick_us: median of a pick; difference: largest between logits of one thread and of two at
+    once; storage: that of `slimnb.switcher`; about. Raises B08 without the run's weights.
+    """
+    settings = {"paper": result.recipe.paper, "arm": "switching", "scale": result.recipe.scale, "of": result.run_id,
+                "budgets": list(budgets), "images": images, "device": torch.device(device).type}
+
+    def take() -> dict:
+        choices = [Choice(Subnet.from_json(row["subnet"]), row["macs"], row["top1_val"]) for row in result.rows]
+        net = trained(result, data.num_classes, store).to(device)
+        feed = Batches(data.test, images, augment="none", mean=data.mean, std=data.std, size=net.input_size,
+                       device=device)
+        return serve(SubnetSwitcher(net, choices), [feed.batch(step) for step in range(len(budgets))], budgets)
+
+    return once(store, settings, code_fingerprint(["slimnb.switcher", f"slimnb.nets.{result.recipe.net}"]), take)
+
+
+def serve(switcher: SubnetSwitcher, batches: Sequence[tuple[Tensor, Tensor]], budgets: Sequence[float]) -> dict:
+    """What `switching` measures of a switcher, batch by batch."""
+    x, rows, logits = batches[0][0], [], []
+    for choice in switcher.choices:
+        switcher(x, choice.cost)  # the first call of a shape is slow
+    for batch, ((x, y), budget) in enumerate(zip(batches, budgets, strict=True)):
+        began = time.perf_counter()
+        logits.append(switcher(x, budget).cpu())  # which waits for the device
+        ms, choice = 1e3 * (time.perf_counter() - began), switcher.pick(budget)
+        right = (logits[-1].argmax(1) == y.cpu()).float().mean().item()
+        rows.append({"batch": batch, "budget": budget, "cost": choice.cost, "top1_val": choice.top1_val,
+                     "right": round(right, 4), "ms": round(ms, 4)})
+    with ThreadPoolExecutor(2) as threads:
+        again = list(threads.map(lambda given: switcher(given[0][0], given[1]).cpu(),
+                                 zip(batches, budgets, strict=True)))
+    picks = timeit.repeat(lambda: switcher.pick(budgets[0]), number=1000, repeat=9)
+    return {"rows": rows, "pick_us": round(1e3 * statistics.median(picks), 3), "about": conditions(x),
+            "difference": max((a - b).abs().max().item() for a, b in zip(logits, again, strict=True)),
+            "storage": storage(switcher.net, [choice.subnet for choice in switcher.choices])}
 
 
 # -- stage 2: what looks at the subnets that were found --------------------------------------------------
