@@ -25,9 +25,9 @@ def elastic_latency(net: ElasticNet, batch: int = 1, *, resolution: int | None =
     """Milliseconds of every block at every (expansion, kernel), for one batch of `batch` images.
 
     Blocks are timed as plain modules, as they are deployed, all in turn; those of equal shape once. The least of
-    `rounds` counts: what else runs on the machine delays whole nets far more often than blocks. The constant is
-    what the time of whole nets leaves over, by the median of the uniform ones of full depth. `table.about` says device,
-    threads, batch, dtype, date, resolution and how many blocks were timed.
+    `rounds` counts. The constant is what the time of whole nets leaves over, by the median of the uniform ones of full
+    depth. `table.about` says device, threads, batch, dtype, date, resolution and how many blocks were timed. A busy
+    machine spoils the table: look at `check_latency` before trusting it.
     """
     side = resolution or net.input_size
     net = copy.deepcopy(net)

@@ -7,13 +7,14 @@ import pytest
 import torch
 
 from slimnb import experiment, recipes
+from slimnb.calibrate import evaluate
 from slimnb.cost import count_macs
 from slimnb.data import Augmentation, load_data
 from slimnb.errors import SlimnbError
 from slimnb.pruning import gammas
 from slimnb.runs import RunStore
 from slimnb.state import net_state
-from slimnb.studies import slimmable_networks, sp_net
+from slimnb.studies import pss_net, slimmable_networks, sp_net
 from slimnb.subnet import Subnet
 from slimnb.train import Schedule
 
@@ -76,6 +77,18 @@ def test_own_statistics_in_the_borrowed_table_give_the_validation_accuracy(us_ne
 def test_a_finished_run_is_loaded_not_trained(us_net, data, store, monkeypatch):
     monkeypatch.setattr(experiment, "_train", lambda *args: pytest.fail("trained again"))
     assert experiment.run(US_NET, data, store).rows == us_net.rows
+
+
+def test_a_trained_net_has_the_statistics_its_candidates_were_measured_with(data, store):
+    recipe = replace(pss_net.FAMILIES["smoke"][0].base, arm="PSS-F", epochs=1, batch_size=32, layout=TINY.layout,
+                     buckets=(("MACs", 1e5, 3e5, 5e4),), samples=2000, pool_size=2)
+    result = experiment.run(recipe, data, store, quiet=True)
+    assert [row["name"] for row in result.rows][:2] == ["max", "min"] and len(result.rows) > 3
+    net = experiment.trained(result, data.num_classes, store)
+    tested = [row for row in result.found["candidates"] if "top1" in row]
+    images = experiment.plain_batches(data, data.test, 32, "cpu")
+    again = evaluate(net, [Subnet.from_json(row["subnet"]) for row in tested], images)
+    assert [(found.top1, found.ce) for found in again] == [(row["top1"], row["ce"]) for row in tested]
 
 
 def test_every_policy_and_method_trains(data, store):
