@@ -419,7 +419,7 @@ def drawn_arms(arms, name, title):
 
 
 with_without = "DepS", "DepS without epsilon"
-title = "With epsilon the smallest subnet ends {:+.1f} points apart, the full net {:+.1f}".format(
+title = "With epsilon less without, at the end: {:+.1f} points at the smallest, {:+.1f} full".format(
     *(gap(with_without, column) for column in ("smallest", "largest")))
 drawn_arms(with_without, "epsilon-pareto", title.replace("-", "−"))
 
