@@ -6,16 +6,20 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
+from test_sources import write_folder
 from training import Memory, Noise, NoSync, everything, fit, prioritized, reduced, same_bits, small, targets
 
+from slimnb import experiment
 from slimnb.checkpoint import unpack
 from slimnb.cost import count_macs
+from slimnb.data import load_data
 from slimnb.errors import SlimnbError
 from slimnb.experiment import build
 from slimnb.methods.pss_net import Drawn, candidates, found, plan, structures_of, targets_of
 from slimnb.methods.slimmable import InplaceDistillation, Sandwich
 from slimnb.pools import Listed
 from slimnb.recipes import SMOKE
+from slimnb.runs import RunStore
 from slimnb.structures import Buckets, Resource, structure_space
 from slimnb.studies import pss_net
 from slimnb.subnet import Subnet
@@ -248,3 +252,17 @@ def test_a_method_that_there_is_not():
 
 def test_a_tag_says_where_a_subnet_came_from():
     assert prioritized(small()).plan(0)[1].tag == Drawn(prioritized(small()).plan(0)[1].tag.target, True)
+
+
+@pytest.mark.parametrize("net", ["mobilenet_v1", "mobilenet_v2"])
+def test_the_full_imagenet_recipe_trains_on_a_folder_of_images(tmp_path, net):
+    data = load_data(str(write_folder(tmp_path / "pets", each=5)), cache=tmp_path / "cache")
+    family = next(each for each in pss_net.FAMILIES["full"] if each.base.net == net)
+    largest = {"mobilenet_v1": 569e6, "mobilenet_v2": 301e6}[net]
+    recipe = replace(family.base, arm="PSS-F", epochs=2, batch_size=4, lr=0.3 * 4 / 1024, calibration_images=4, top_k=1,
+                     pool_size=1, samples=2000, buckets=(("MACs", 0.4 * largest, 0.7 * largest, 0.1 * largest),))
+    result = experiment.run(recipe, data, RunStore(tmp_path / "runs", tmp_path / "none"), quiet=True)
+    rows = {row["name"]: row for row in result.rows}
+    assert rows["max"]["macs"] == pytest.approx(largest, rel=0.01) and {"max", "min"} < rows.keys()
+    assert result.history and all(np.isfinite(row["ce"]) for row in result.rows)
+    assert sum(pool["trained"] for pool in result.found["pools"]) == 2 * (len(data.train) // 4)
