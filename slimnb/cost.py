@@ -15,6 +15,7 @@ from torch.func import functional_call
 from torch.utils.flop_counter import FlopCounterMode
 
 from slimnb.errors import SlimnbError
+from slimnb.gates import Gate
 from slimnb.layers import (
     PRIVATE,
     SlimmableConv2d,
@@ -78,9 +79,11 @@ def trace_macs(net: SlimmableNet, subnet: Subnet, resolution: int | None = None,
     own = {name: {op: flops // 2 for op, flops in counts.items()} for name, counts in totals.items()}
     for name, counts in totals.items():
         if name:
-            parent = own[name.rpartition(".")[0]]
+            parent = name.rpartition(".")[0]
+            while parent not in own:  # a list of modules is never called itself
+                parent = parent.rpartition(".")[0]
             for op, flops in counts.items():
-                parent[op] -= flops // 2
+                own[parent][op] -= flops // 2
     return {name: _by_kind(net.get_submodule(name), counts) for name, counts in own.items()}
 
 
@@ -92,7 +95,7 @@ def _by_kind(module, counts: dict) -> dict[str, int]:
         kinds = {"conv": kinds["conv"]}  # transforms make smaller kernels once, not for every image
     if isinstance(module, SlimmableLinear):
         kinds["bias"] = module.out_features
-    if isinstance(module, SlimmableSqueezeExcite):
+    if isinstance(module, (SlimmableSqueezeExcite, Gate)):
         kinds = {"attention": kinds["linear"], "attention pool": kinds["pool"]}
     return {kind: macs for kind, macs in kinds.items() if macs}
 
@@ -162,6 +165,9 @@ def params_by_layer(net: SlimmableNet, subnets: Sequence[Subnet]) -> dict[str, i
         elif isinstance(module, SlimmableSqueezeExcite):
             c = max(s.widths[module.unit] for s in subnets)
             total += 2 * c * module.hidden[c] + c + module.hidden[c]
+        elif isinstance(module, Gate):  # attention; a slimming head serves no path by itself
+            c = max(_widest(reach, module.sources, 0) for reach in reaches)
+            total += 2 * c * module.hidden + c + module.hidden
         if total:
             found[name] = total
     return found
@@ -346,7 +352,7 @@ def module_ends(net: SlimmableNet, module) -> tuple[Node, Node]:
     """The nodes (inputs, outputs) whose widths a module's cost depends on."""
     if isinstance(module, SlimmableConv2d):
         return node_of(module.sources), (() if module.depthwise else (module.unit,))
-    if isinstance(module, SlimmableLinear):
+    if isinstance(module, (SlimmableLinear, Gate)):
         return node_of(module.sources), ()
     if isinstance(module, (ConvNormAct, SwitchableBatchNorm2d, SlimmableGroupNorm)):
         return (), (module.unit,)

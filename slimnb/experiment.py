@@ -29,11 +29,13 @@ from slimnb.state import load_first_channels_, load_net, net_state
 from slimnb.subnet import Subnet
 from slimnb.train import Probe, Sampler, Schedule, make_optimizer, train
 
-STUDIES = ("slimmable_networks", "sp_net", "platforms", "pss_net", "deps")  # modules of slimnb.studies
-PAPERS = ("slimmable", "sp_net", "platforms", "pss_net", "deps")  # modules of slimnb.methods
+STUDIES = ("slimmable_networks", "sp_net", "platforms", "pss_net", "deps", "ds_net")  # modules of slimnb.studies
+PAPERS = ("slimmable", "sp_net", "platforms", "pss_net", "deps", "ds_net")  # modules of slimnb.methods
 NETS = {"mobilenet_v1": "MobileNetV1", "mobilenet_v2": "MobileNetV2", "vgg": "VGG", "resnet": "ResNet50",
-        "mobilenet_v3": "MobileNetV3", "proxyless_nas": "ProxylessNAS"}
-OPTIONS = ("layout", "stem", "first", "tail", "head", "rounding", "depths", "expands", "kernels")  # of a net
+        "mobilenet_v3": "MobileNetV3", "proxyless_nas": "ProxylessNAS", "ds_mbnet": "DSMobileNet",
+        "ds_resnet": "DSResNet50", "ds_effnet": "DSEfficientNet"}
+OPTIONS = ("layout", "stem", "first", "tail", "head", "rounding", "depths", "expands", "kernels", "variant", "strides",
+           "fixed", "grid", "choices", "channels_per_group", "shared")  # of a net
 NO_DATA = "none"  # data fingerprint of what was measured once, not trained
 PATIENCE = 600.0  # seconds that a process waits for what another one measures
 NO_TRAINING = "SLIMNB_NO_TRAINING"  # in the environment: an unfinished run is an error, not a reason to train
@@ -64,7 +66,7 @@ def build(recipe: Recipe, num_classes: int) -> SlimmableNet:
     bn = "shared_affine" if recipe.bn == "one" else recipe.bn
     given = {name: getattr(recipe, name, None) for name in OPTIONS}
     net = getattr(module, NETS[recipe.net])(num_classes, recipe.input_size, recipe.largest, bn=bn, seed=recipe.seed,
-                                            **{name: value for name, value in given.items() if value})
+                                            **{name: value for name, value in given.items() if value or value is False})
     if recipe.bn != "calibrated":
         net.reserve(list(recipe.named(net).values()), shared=recipe.bn == "one")
     return net
@@ -93,8 +95,9 @@ def begin(recipe: Recipe, num_classes: int, store: RunStore) -> SlimmableNet:
     """The net as its training finds it: built, and with `recipe.start` with that run's weights.
 
     Of a wider net's weights it takes the first channels. A recipe that says in `score` and `padding` how has its
-    channels sorted, and its `subnets` embedded (`slimnb.pruning.embed_counts_`). What else a paper does to the weights
-    is its module's `prepare`, if it has one. Raises B08 without the weights.
+    channels sorted, and its `subnets` embedded (`slimnb.pruning.embed_counts_`). A paper that takes other parts of the
+    weights than the first channels does so in its module's `load`; what else it does to them is `prepare`. Raises B08
+    without the weights.
     """
     if recipe.start and hasattr(recipe, "score"):
         net = build(replace(recipe, subnets=(("", recipe.largest),)), num_classes)
@@ -104,7 +107,10 @@ def begin(recipe: Recipe, num_classes: int, store: RunStore) -> SlimmableNet:
                       recipe.padding, SCORES[recipe.score])
     else:
         net = build(recipe, num_classes)
-        if recipe.start:
+        load = getattr(method_of(recipe), "load", None)
+        if recipe.start and load:
+            load(recipe, net, lambda run_id: weights_of(store, run_id))
+        elif recipe.start:
             load_first_channels_(net, weights_of(store, recipe.start))
     prepare = getattr(method_of(recipe), "prepare", None)
     if prepare:
@@ -281,10 +287,13 @@ def _measured(recipe: Recipe, net: SlimmableNet, sampler: Sampler, data: ImageDa
     """The rows of a result, and what is stored beside them.
 
     A paper whose subnets are only known after training gives `candidates` in its module and `top_k` in its recipes:
-    the candidates' rows are stored, and those chosen become the result's.
+    the candidates' rows are stored, and those chosen become the result's. One that measures in a way of its own gives
+    `results`.
     """
     seen = _seen(recipe, data)
     settings = {"images": recipe.calibration_images, "device": device, "group": group}
+    if hasattr(method_of(recipe), "results"):
+        return method_of(recipe).results(recipe, net, seen, **settings)
     candidates = getattr(method_of(recipe), "candidates", lambda *given: {})(recipe, net, sampler)
     if candidates:
         tried = choose(net, seen, candidates, **settings)

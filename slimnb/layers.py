@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -30,17 +31,18 @@ PRIVATE, SHARED_AFFINE, CALIBRATED, GROUP = "private", "shared_affine", "calibra
 BN_POLICIES = (PRIVATE, SHARED_AFFINE, CALIBRATED, GROUP)
 
 
-@dataclass(frozen=True, slots=True)
+@dataclass(slots=True)
 class Selection:
     """What one forward pass selects: channels per unit, blocks, kernels, and how normalisation behaves.
 
-    `widths[u]` is an int or a (B, C) mask of zeros and ones. `slot` is the row of batch-norm statistics, or a
-    (B,) tensor with one row per sample. `batch_statistics` normalises by the batch at hand; `momentum` is
-    then its weight in the running statistics of `slot` (None leaves them alone). `reach` is `net.reach` of
-    the subnet and `ends` how its joins are padded with zeros: see slimnb/nets/zero_padding.py.
+    `widths[u]` is an int or a (B, C) mask of zeros and ones. `slot` is the row of batch-norm statistics, a
+    (B,) tensor with one row per sample, or a (B, slots) one of weights that mix the rows. `batch_statistics`
+    normalises by the batch at hand; `momentum` is then its weight in the running statistics of `slot` (None
+    leaves them alone). `reach` is `net.reach` of the subnet and `ends` how its joins are padded with zeros: see
+    slimnb/nets/zero_padding.py. With a `routing` gates fill in widths and slot on the way: see slimnb/gates.py.
     """
 
-    widths: tuple
+    widths: tuple | list
     depths: tuple[int, ...] = ()
     kernels: tuple[int, ...] = ()
     slot: int | Tensor = 0
@@ -48,6 +50,7 @@ class Selection:
     momentum: float | None = None
     reach: tuple[int, ...] = ()
     ends: bool = False
+    routing: Any = None
 
     def reaching(self, units: tuple[int, ...], otherwise: int = 0) -> int:
         """Channels that a layer fed by channel units `units` reads, under int widths."""
@@ -230,9 +233,13 @@ class SwitchableBatchNorm2d(nn.Module):
 
     def _per_sample(self, x: Tensor, slot: Tensor) -> Tensor:
         c = x.shape[1]
-        row = slot if self.policy == PRIVATE else torch.zeros_like(slot)
-        scale = self.weight[row, :c] * (self.running_var[slot, :c] + self.eps).rsqrt()  # (B, C)
-        shift = self.bias[row, :c] - self.running_mean[slot, :c] * scale
+
+        def of_each(rows: Tensor) -> Tensor:  # (slots, C) -> (B, C)
+            return slot @ rows[:, :c] if slot.is_floating_point() else rows[slot, :c]
+
+        affine = of_each if self.policy == PRIVATE else lambda rows: rows[0, :c]
+        scale = affine(self.weight) * (of_each(self.running_var) + self.eps).rsqrt()
+        shift = affine(self.bias) - of_each(self.running_mean) * scale
         return x * scale[:, :, None, None].to(x.dtype) + shift[:, :, None, None].to(x.dtype)
 
     def _synchronised(self, x: Tensor, weight: Tensor, bias: Tensor, slot: int,
@@ -288,6 +295,8 @@ class SlimmableGroupNorm(nn.Module):
                               f"Use {max(1, c // self.channels_per_group) * self.channels_per_group}.")
         dtype = x.dtype
         groups = c // self.channels_per_group
+        if x.device.type == "cpu":  # there the kernel for channels_last is 2 to 17 times as slow
+            x = x.contiguous()
         return F.group_norm(x, groups, self.weight[:c].to(dtype), self.bias[:c].to(dtype), self.eps)
 
     def extract(self, s: Selection) -> nn.GroupNorm:
@@ -317,17 +326,12 @@ def _gate(x: Tensor, kind: str) -> Tensor:
 
 
 class SlimmableSqueezeExcite(nn.Module):
-    """Squeeze-and-excitation; its hidden width is `make_divisible(C // reduction)` of the width C at hand.
+    """Squeeze-and-excitation; its hidden width is `make_divisible(C // reduction)` of the width C at hand."""
 
-    `fixed_hidden` keeps the hidden layer at its full width for every C (DS-Net's attention).
-    """
-
-    def __init__(self, channels: int, *, unit: int, reduction: int = 4, gate: str = "hsigmoid",
-                 fixed_hidden: bool = False):
+    def __init__(self, channels: int, *, unit: int, reduction: int = 4, gate: str = "hsigmoid"):
         super().__init__()
         self.unit, self.gate = unit, gate
-        squeezed = [channels] * channels if fixed_hidden else range(1, channels + 1)
-        hidden = [0] + [make_divisible(c // reduction) for c in squeezed]
+        hidden = [0] + [make_divisible(c // reduction) for c in range(1, channels + 1)]
         self.hidden = hidden  # hidden width of every possible C
         self.register_buffer("hidden_of", torch.tensor(hidden), persistent=False)
         self.squeeze = nn.Linear(channels, hidden[-1])
@@ -360,8 +364,8 @@ class SlimmableSqueezeExcite(nn.Module):
         return plain
 
 
-def normalisation(channels: int, *, unit: int, policy: str) -> nn.Module:
+def normalisation(channels: int, *, unit: int, policy: str, channels_per_group: int = 8) -> nn.Module:
     """The normalisation layer of a policy: one of "private", "shared_affine", "calibrated", "group"."""
     if policy == GROUP:
-        return SlimmableGroupNorm(channels, unit=unit)
+        return SlimmableGroupNorm(channels, unit=unit, channels_per_group=channels_per_group)
     return SwitchableBatchNorm2d(channels, unit=unit, policy=policy)

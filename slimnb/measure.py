@@ -34,12 +34,18 @@ def measure(net: SlimmableNet, data: ImageData, subnets: list[Subnet], *, images
     top1_val, ce (nats), n, and where the data know difficulty top1_easy, top1_medium, top1_hard: the thirds of the
     test images. With a process `group` all but these thirds are of all ranks.
     """
+    return [row for row, _ in measured(net, data, subnets, images=images, calibrate=calibrate, device=device, group=group)]
+
+
+def measured(net: SlimmableNet, data: ImageData, subnets: list[Subnet], *, images: int, calibrate: bool = False,
+             device: str = "cpu", group=None) -> list[tuple[dict, Evaluation]]:
+    """The rows of `measure`, each with the evaluation on the test split that it sums up."""
     on_val = _validated(net, data, subnets, images, calibrate or net.bn == CALIBRATED, device, group)
     size, test = net.input_size, data.test
     on_test = evaluate(net, subnets, plain_batches(data, test, size, device, group), group)
-    return [{"macs": count_macs(net, tested.subnet), "params": count_params(net, [tested.subnet]),
-             "top1": tested.top1, "top1_val": validated.top1, "ce": tested.ce, "n": tested.n,
-             **_by_difficulty(tested, test)}
+    return [({"macs": count_macs(net, tested.subnet), "params": count_params(net, [tested.subnet]),
+              "top1": tested.top1, "top1_val": validated.top1, "ce": tested.ce, "n": tested.n,
+              **_by_difficulty(tested, test)}, tested)
             for tested, validated in zip(on_test, on_val, strict=True)]
 
 

@@ -12,14 +12,17 @@ from slimnb.nets.base import SlimmableNet
 
 if TYPE_CHECKING:
     from slimnb.progress import History
-    from slimnb.train import Sampler
+    from slimnb.train import Objective, Sampler
 
 EXTRA = "_extra_state"
 
 
-def collect(net: SlimmableNet, optimizer, sampler: Sampler, history: History,
-            step: int) -> tuple[dict[str, Tensor], dict]:
-    """(tensors by name, JSON-able rest) after `step` steps. Randomness is keyed by step: none is saved."""
+def collect(net: SlimmableNet, optimizer, sampler: Sampler, history: History, step: int,
+            objective: Objective | None = None) -> tuple[dict[str, Tensor], dict]:
+    """(tensors by name, JSON-able rest) after `step` steps. Randomness is keyed by step: none is saved.
+
+    Of an objective that remembers something (`state_dict`, as a sampler's) that is kept, too.
+    """
     tensors, rest = net_state(net)
     names = {id(p): name for name, p in net.named_parameters()}
     for p, state in optimizer.state.items():
@@ -27,15 +30,18 @@ def collect(net: SlimmableNet, optimizer, sampler: Sampler, history: History,
             if isinstance(value, Tensor):
                 tensors[f"optimizer/{names[id(p)]}/{key}"] = value
     tensors |= {f"sampler/{name}": value for name, value in sampler.state_dict().items()}
+    if hasattr(objective, "state_dict"):
+        tensors |= {f"objective/{name}": value for name, value in objective.state_dict().items()}
     tensors |= {f"history/{name}": value for name, value in history.sums.items()}
     counts = [[name, n] for name, n in history.counts.items()]  # a list: JSON sorts an object's keys
     return tensors, {"net": rest, "step": step, "history": history.rows, "counts": counts, "probed": history.probed}
 
 
 def restore(tensors: dict[str, Tensor], rest: dict, net: SlimmableNet, optimizer, sampler: Sampler,
-            history: History) -> int:
+            history: History, objective: Objective | None = None) -> int:
     """Put back what `collect` gave; returns the steps that are done. Names, shapes and types must agree."""
-    parts: dict[str, dict[str, Tensor]] = {"net": {}, "optimizer": {}, "sampler": {}, "history": {}}
+    parts: dict[str, dict[str, Tensor]] = {"net": {}, "optimizer": {}, "sampler": {}, "objective": {},
+                                          "history": {}}
     for name, value in tensors.items():
         kind, _, key = name.partition("/")
         if kind not in parts:
@@ -45,6 +51,8 @@ def restore(tensors: dict[str, Tensor], rest: dict, net: SlimmableNet, optimizer
     load_net(net, parts["net"], rest["net"])
     _load_optimizer(net, optimizer, parts["optimizer"])
     sampler.load_state_dict(parts["sampler"])
+    if hasattr(objective, "load_state_dict"):
+        objective.load_state_dict(parts["objective"])
     device = next(net.parameters()).device
     history.rows, history.counts = list(rest["history"]), dict(rest["counts"])
     history.probed[:] = rest.get("probed", ())

@@ -29,7 +29,7 @@ from slimnb.subnet import Subnet
 class Pass:
     """One forward and backward of a step."""
 
-    route: Subnet | Masks
+    route: Subnet | Masks | Any  # whatever the net takes as a route, as a gated net a `slimnb.gates.Gated`
     target: str = "labels"  # "labels" | "teacher" | "ensemble"
     weight: float | Tensor = 1.0  # multiplies the loss, hence the gradient
     dropout: float = 0.0
@@ -66,7 +66,7 @@ class Sampler(Protocol):
 
 
 class Objective(Protocol):
-    """What a pass learns from."""
+    """What a pass learns from. One that remembers across steps has `state_dict` and `load_state_dict`, as a sampler."""
 
     def begin(self, net: SlimmableNet, x: Tensor, passes: Sequence[Pass]) -> None:
         """Called once per step before its passes."""
@@ -121,21 +121,22 @@ def make_optimizer(net: SlimmableNet, momentum: float = 0.9, weight_decay: float
                    decay: str = "weights"):
     """Fused SGD with Nesterov momentum.
 
-    `decay` "weights" spares depthwise filters, norms and biases from weight decay, "all" spares nothing. The
-    learning rate is set at every step by the schedule. Make it after `net.reserve`.
+    `decay` "weights" spares depthwise filters, norms, gates and biases from weight decay, "all" spares nothing. The
+    learning rate is set at every step by the schedule. Frozen parameters are left out. Make it after `net.reserve`.
     """
     if decay not in ("weights", "all"):
         raise SlimnbError("P10", f"decay = {decay!r}", "it is weights or all", "Set decay='weights'.")
     decayed, spared = [], []
     weights = {id(m.weight) for m in net.modules() if isinstance(m, (SlimmableLinear, torch.nn.Linear))
                or (isinstance(m, SlimmableConv2d) and not m.depthwise)}
-    for p in net.parameters():
+    trained = [p for p in net.parameters() if p.requires_grad]
+    for p in trained:
         (decayed if decay == "all" or id(p) in weights else spared).append(p)
     groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
     groups = [group for group in groups if group["params"]]
     optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=momentum > 0, fused=True)
     if momentum:  # all at once: fused, it cannot begin some parameters, as of blocks not drawn before, after others
-        for p in net.parameters():
+        for p in trained:
             optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
     return optimizer
 
@@ -259,7 +260,7 @@ def train(net: SlimmableNet, batches, sampler: Sampler, objective: Objective, sc
                           "Leave it out for all of them.")
     history, watch = History([], [] if probe is None else probe.rows), Watch(ranks)
     loaded = run.load() if run is not None else None
-    start = restore(*loaded, net, optimizer, sampler, history) if loaded else first
+    start = restore(*loaded, net, optimizer, sampler, history, objective) if loaded else first
     _check_optimizer(net, optimizer)
     interval = max(1, (last - first) // intervals)
     generator = torch.Generator(next(net.parameters()).device)
@@ -290,7 +291,7 @@ def train(net: SlimmableNet, batches, sampler: Sampler, objective: Objective, sc
             stopping = stop()
             old = done < last and time.perf_counter() - saved > save_seconds
             if run is not None and (stopping or old):
-                run.save(done, *collect(net, optimizer, sampler, history, done))
+                run.save(done, *collect(net, optimizer, sampler, history, done, objective))
                 saved = time.perf_counter()
             if stopping:
                 raise SlimnbError("K10", f"stopped at step {done} of {last}",

@@ -17,7 +17,7 @@ UNITS = ["(%)", "(millions)", "(nats)", "(ms)", "(full net = 1)", "(0 easiest", 
          "subnets", "(numbers are blocks)", "Rank (1", "(nodes: channels", "Width choice", "Channel unit (1",
          "Channels", "Market", "(cells: points lost)", "(millions of MACs)", "Epoch", "Probability", "|γ|",
          "Times pruned", "(supernet = 1)", "for N subnets", "(points)", "Layer (1", "Gradient norm", "Cosine",
-         "Passes (", "Unit (1", "(MACs)"]
+         "Passes (", "Unit (1", "(MACs)", "(widest net = 1)", "Gate (1", "(pixels)"]
 
 
 def axes_carry_units(draw, folder):

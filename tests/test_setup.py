@@ -23,13 +23,13 @@ LIBRARY = sorted((ROOT / "slimnb").rglob("*.py"))
 ORDER = """
     errors durable fingerprint lock results checkpoint runs
     subnet depthwise layers nets.blocks nets.zero_padding nets.base nets
-    augment colour auto_augment synthetic batches sources cache data
+    augment colour auto_augment synthetic batches sources cache data scenes voc scene_batches
     calibrate switcher cost elastic search random_subnets windows crp markets pruning latency latency_model
     elastic_latency pareto structures structure_samplers pools progress state train gradients evolution
-    distributed methods.slimmable methods
-    measure probes recipes experiment studies unsorted pruned shrunk structure_tables tables style
-    figures.common figures.deps figures.slimmable figures.platforms figures.search figures.sp_net figures.pss_net
-    figures
+    distributed methods.slimmable methods detection precision
+    measure probes recipes experiment detection_runs studies unsorted pruned shrunk structure_tables tables style
+    figures.common figures.deps figures.ds_net figures.slimmable figures.platforms figures.search figures.sp_net
+    figures.pss_net figures
     claims parameters chapter notebook execute __main__
 """.split()  # noqa: SIM905 - a list of names to read, not a list of strings
 

@@ -13,6 +13,15 @@ from slimnb.figures.deps import (
     start_of_shrinking,
     training_cost,
 )
+from slimnb.figures.ds_net import (
+    detections,
+    gate_distribution,
+    loss_ablation,
+    routing_by_difficulty,
+    simulation,
+    slimmest_over_training,
+    throughput,
+)
 from slimnb.figures.platforms import channels, forecast, latency_fit, market_shares, weighted_accuracy
 from slimnb.figures.pss_net import (
     accuracy_by_resource,
@@ -52,9 +61,11 @@ from slimnb.figures.sp_net import (
 from slimnb.style import alt_text, house_style, save
 
 __all__ = ["accuracy", "accuracy_by_resource", "alt_text", "bucket_marginals", "by_share", "calibration", "channels",
-           "cost_histogram", "costs", "difficulty_profile", "duality", "easy_and_hard", "epsilon_ramps", "errors",
-           "exploration", "fine_tuning", "forecast", "gamma_histogram", "house_style", "image_grid", "latency_bars",
-           "latency_by_width", "latency_fit", "latency_pairs", "layer_gradients", "layer_macs", "marginals",
-           "market_shares", "multi_base", "norm_ratio", "padding", "pool_contents", "save", "search_progress",
-           "slicing_diagram", "start_of_shrinking", "statistics", "survivors", "switching", "top_k", "training_cost",
-           "training_curves", "trellis", "trials", "unary", "weighted_accuracy", "widths_by_layer"]
+           "cost_histogram", "costs", "detections", "difficulty_profile", "duality", "easy_and_hard", "epsilon_ramps",
+           "errors", "exploration", "fine_tuning", "forecast", "gamma_histogram", "gate_distribution", "house_style",
+           "image_grid", "latency_bars", "latency_by_width", "latency_fit", "latency_pairs", "layer_gradients",
+           "layer_macs", "loss_ablation", "marginals", "market_shares", "multi_base", "norm_ratio", "padding",
+           "pool_contents", "routing_by_difficulty", "save", "search_progress", "simulation", "slicing_diagram",
+           "slimmest_over_training", "start_of_shrinking", "statistics", "survivors", "switching", "throughput",
+           "top_k", "training_cost", "training_curves", "trellis", "trials", "unary", "weighted_accuracy",
+           "widths_by_layer"]

@@ -1,4 +1,4 @@
-"""What figures of several chapters share: dashes, axis labels, lines with their dots, rows of dots, the paper's."""
+"""What figures of several chapters share: dashes, axis labels, lines with dots, curves, rows of dots, the paper's."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ import pandas as pd
 from matplotlib.axes import Axes
 from matplotlib.lines import Line2D
 
-from slimnb.style import GREY, INK, look, new_axes
+from slimnb.style import GREY, INK, label_ends, look, new_axes
 
 DASHES = ["-", (0, (4, 1.5)), (0, (1, 1.2))]  # a method's first, second and third arm
 TOP1, MACS = "Top-1 accuracy (%)", "MACs per image (millions)"
@@ -48,6 +48,32 @@ def paper_lines(ax: Axes, frame: pd.DataFrame, by: str, x: str, y: str) -> list:
         mean = rows.groupby(x)[y].mean()
         ax.plot(mean.index, mean, color=GREY, lw=1.4, ls=DASHES[1], zorder=1)
     return [(mean.index[-1], mean.iloc[-1], "Paper", GREY)]
+
+
+def curves(frame: pd.DataFrame, title: str, x: str, y: str, xlabel: str, ylabel: str,
+           paper: pd.DataFrame | None = None) -> Axes:
+    """A line of means per arm over `x`, with a thin one for each seed; ends are labelled."""
+    ax, ends, drawn = new_axes(title)[0], [], []
+    for arm, rows in frame.groupby("arm", sort=False):
+        style, mean = look(arm), rows.groupby(x)[y].mean()
+        dashes = DASHES[min(len(DASHES) - 1, drawn.count(style.colour))]
+        drawn.append(style.colour)
+        for _, of_seed in rows.groupby("seed") if "seed" in rows else []:
+            ax.plot(of_seed[x], of_seed[y], color=style.colour, lw=0.7, alpha=0.4)
+        ax.plot(mean.index, mean, color=style.colour, ls=dashes)
+        ends.append((mean.index[-1], mean.iloc[-1], style.label, style.colour))
+    if paper is not None:
+        ends += paper_lines(ax, paper, "arm", x, y)
+    ax.set(xlabel=xlabel, ylabel=ylabel)
+    label_ends(ax, ends)
+    return ax
+
+
+def told_ends(frame: pd.DataFrame, x: str, y: str) -> str:
+    """First and last mean of each arm over `x`, in words."""
+    means = {look(arm).label: rows.groupby(x)[y].mean() for arm, rows in frame.groupby("arm", sort=False)}
+    return " ".join(f"{label}: {mean.iloc[0]:.3g} at {mean.index[0]:g}, {mean.iloc[-1]:.3g} at {mean.index[-1]:g}."
+                    for label, mean in means.items())
 
 
 def dot_rows(frame: pd.DataFrame, paper: pd.DataFrame | None, title: str, row: str, value: str, xlabel: str):

@@ -7,7 +7,7 @@ import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from slimnb.figures.common import DASHES, MACS, TOP1, millions, paper_lines
+from slimnb.figures.common import MACS, TOP1, curves, millions, paper_lines, told_ends
 from slimnb.style import GREY, INK, METHODS, described, label_ends, legible, look, new_axes, styled
 
 GRADIENTS = {"full": ("Full net", INK, "o"), "shrinking": ("Shrinking", METHODS["bignas"].colour, "s"),
@@ -96,8 +96,8 @@ def layer_gradients(frame: pd.DataFrame, title: str) -> np.ndarray:
 @styled("arm", "step", "epsilon")
 def epsilon_ramps(frame: pd.DataFrame, title: str) -> Axes:
     """Epsilon over the steps of shrinking, a line per form of the ramp (section 4.2). Columns arm, step, epsilon."""
-    ax = _curves(frame, title, "step", "epsilon", "Training step (0: shrinking begins)", "Epsilon (full net = 1)")
-    return described(ax, f"Line chart of epsilon over steps. {title}. {_told(frame, 'step', 'epsilon')}")
+    ax = curves(frame, title, "step", "epsilon", "Training step (0: shrinking begins)", "Epsilon (full net = 1)")
+    return described(ax, f"Line chart of epsilon over steps. {title}. {told_ends(frame, 'step', 'epsilon')}")
 
 
 @styled("arm", "step", "ratio")
@@ -106,17 +106,17 @@ def norm_ratio(frame: pd.DataFrame, title: str) -> Axes:
 
     At 1 the subnets do not change how far a step goes.
     """
-    ax = _curves(frame, title, "step", "ratio", "Training step", "Gradient norm (full net = 1)")
+    ax = curves(frame, title, "step", "ratio", "Training step", "Gradient norm (full net = 1)")
     ax.axhline(1, color=GREY, lw=1.2, zorder=1)
-    return described(ax, f"Line chart of gradient norms over steps. {title}. {_told(frame, 'step', 'ratio')}")
+    return described(ax, f"Line chart of gradient norms over steps. {title}. {told_ends(frame, 'step', 'ratio')}")
 
 
 @styled("arm", "epoch", "top1")
 def start_of_shrinking(frame: pd.DataFrame, title: str, start: float, paper: pd.DataFrame | None = None) -> Axes:
     """The full net's accuracy over epochs, shrinking from `start` (Fig. 7b). Columns arm, epoch, top1 (%), seed."""
-    ax = _curves(frame, title, "epoch", "top1", "Epoch", TOP1, paper)
+    ax = curves(frame, title, "epoch", "top1", "Epoch", TOP1, paper)
     ax.axvline(start, color=GREY, lw=1.2, zorder=1)
-    told = _told(frame, "epoch", "top1")
+    told = told_ends(frame, "epoch", "top1")
     return described(ax, f"Line chart of the full net's accuracy, shrinking from epoch {start:g}. {title}. {told}")
 
 
@@ -137,30 +137,5 @@ def search_progress(frame: pd.DataFrame, title: str) -> Axes:
         ends.append((mean.index[-1], mean.iloc[-1], style.label, style.colour))
     ax.set(xlabel="Evaluated subnets", ylabel="Best validation accuracy (%)")
     label_ends(ax, ends)
-    told = _told(frame, "evaluation", "best")
+    told = told_ends(frame, "evaluation", "best")
     return described(ax, f"Step chart of the best accuracy found so far. {title}. {told}")
-
-
-def _curves(frame: pd.DataFrame, title: str, x: str, y: str, xlabel: str, ylabel: str,
-            paper: pd.DataFrame | None = None) -> Axes:
-    """A line of means per arm over `x`, with a thin one for each seed; ends are labelled."""
-    ax, ends, drawn = new_axes(title)[0], [], []
-    for arm, rows in frame.groupby("arm", sort=False):
-        style, mean = look(arm), rows.groupby(x)[y].mean()
-        dashes = DASHES[min(len(DASHES) - 1, drawn.count(style.colour))]
-        drawn.append(style.colour)
-        for _, of_seed in rows.groupby("seed") if "seed" in rows else []:
-            ax.plot(of_seed[x], of_seed[y], color=style.colour, lw=0.7, alpha=0.4)
-        ax.plot(mean.index, mean, color=style.colour, ls=dashes)
-        ends.append((mean.index[-1], mean.iloc[-1], style.label, style.colour))
-    if paper is not None:
-        ends += paper_lines(ax, paper, "arm", x, y)
-    ax.set(xlabel=xlabel, ylabel=ylabel)
-    label_ends(ax, ends)
-    return ax
-
-
-def _told(frame: pd.DataFrame, x: str, y: str) -> str:
-    means = {look(arm).label: rows.groupby(x)[y].mean() for arm, rows in frame.groupby("arm", sort=False)}
-    return " ".join(f"{label}: {mean.iloc[0]:.3g} at {mean.index[0]:g}, {mean.iloc[-1]:.3g} at {mean.index[-1]:g}."
-                    for label, mean in means.items())

@@ -57,14 +57,14 @@ class Switches(Stateless):
 class Sandwich(Stateless):
     """Largest from the labels, then smallest and `n_random` random subnets from the largest (US-Net, 3.2).
 
-    `dropout` is the largest's, and so in what the others learn from.
+    `dropout` is the largest's, and so in what the others learn from. `target` is what the smallest learns from.
     """
 
     def __init__(self, largest: Subnet, smallest: Subnet, draw: Draw, n_random: int = 2, seed: int = 0,
-                 dropout: float = 0.0):
+                 dropout: float = 0.0, target: str = "teacher"):
         self.draw, self.n_random, self.seed = draw, n_random, seed
         self.largest = Pass(largest, name="largest", dropout=dropout)
-        self.smallest = Pass(smallest, target="teacher", name="smallest")
+        self.smallest = Pass(smallest, target=target, name="smallest")
 
     def subnets(self) -> list[Subnet]:
         """The two ends: the random subnets are too many to have statistics of their own."""

@@ -76,6 +76,7 @@ class SlimmableNet(nn.Module):
 
     rounding = "divisible"
     momentum = 0.1  # of running statistics that are tracked while training
+    channels_per_group = 8  # of group norm
 
     def __init__(self, num_classes: int, input_size: int, bn: str, activation: str, seed: int):
         super().__init__()
@@ -260,7 +261,7 @@ class SlimmableNet(nn.Module):
         write weights without counting it, so after a forward pass that records gradients nothing is taken on
         trust. Writes through `.data` go unseen; say `mark_changed()` after them.
         """
-        version = sum(p._version for held in self._held for p in held.values())
+        version = sum(p._version for held in self._held for p in held.values() if p is not None)
         if self._touched or self._summed is None or self._summed[0] != version:
             self._summed = version, _checksum(self.parameters())
         return self._summed[1]

@@ -44,7 +44,7 @@ class ConvNormAct(nn.Module):
         self.unit, self.activation = unit, activation or net.activation
         self.conv = SlimmableConv2d(in_channels, out_channels, kernel, stride, unit=unit, sources=sources,
                                     depthwise=depthwise)
-        self.norm = normalisation(out_channels, unit=unit, policy=net.bn)
+        self.norm = normalisation(out_channels, unit=unit, policy=net.bn, channels_per_group=net.channels_per_group)
         self.place = None  # a Placement, where the channels lie scattered in a residual stream
 
     def forward(self, x: Tensor, s: Selection) -> Tensor:

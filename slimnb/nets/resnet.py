@@ -36,27 +36,11 @@ class ResNet50(SlimmableNet):
             for i in range(count):
                 stride = 2 if stage > 0 and i == 0 else 1
                 name = f"stage{stage}.{i}"
-                block, sources, channels = self._block(name, widths, sources, channels, stride, i == 0)
+                block, sources, channels = bottleneck(self, name, widths, sources, channels, stride, i == 0)
                 blocks.append(block)
         self.features = Chain(*blocks)
         self.classifier = SlimmableLinear(channels, num_classes, sources=sources)
         self.finish(widths)
-
-    def _block(self, name, widths, sources, channels, stride, project):
-        reduce, spatial, out = (self.new_unit(f"{name}.{part}") for part in ("reduce", "spatial", "out"))
-        body = Chain(
-            ConvNormAct(self, channels, widths[reduce], 1, unit=reduce, sources=sources),
-            ConvNormAct(self, widths[reduce], widths[spatial], 3, stride, unit=spatial, sources=(reduce,)),
-            ConvNormAct(self, widths[spatial], widths[out], 1, unit=out, sources=(spatial,),
-                        activation="none"))
-        if not project:
-            sources = (*sources, out)
-            return Residual(body, None, self.activation, sources), sources, max(channels, widths[out])
-        unit = self.new_unit(f"{name}.project")
-        shortcut = ConvNormAct(self, channels, widths[unit], 1, stride, unit=unit, sources=sources,
-                               activation="none")
-        block = Residual(body, shortcut, self.activation, (out, unit))
-        return block, (out, unit), max(widths[out], widths[unit])
 
     def widths_at(self, mult: float) -> tuple[int, ...]:
         """Channels of all units at `mult`: out = round(4 x channels x mult), bottleneck = out // 4."""
@@ -66,3 +50,22 @@ class ResNet50(SlimmableNet):
             for i in range(count):
                 widths += [out // EXPANSION, out // EXPANSION, out] + [out] * (i == 0)
         return tuple(widths)
+
+
+def bottleneck(net: SlimmableNet, name: str, widths: tuple[int, ...], sources: tuple[int, ...], channels: int,
+               stride: int, project: bool) -> tuple[Residual, tuple[int, ...], int]:
+    """A block of `net` with its new channel units, then the units and the most channels of the stream behind it."""
+    reduce, spatial, out = (net.new_unit(f"{name}.{part}") for part in ("reduce", "spatial", "out"))
+    body = Chain(
+        ConvNormAct(net, channels, widths[reduce], 1, unit=reduce, sources=sources),
+        ConvNormAct(net, widths[reduce], widths[spatial], 3, stride, unit=spatial, sources=(reduce,)),
+        ConvNormAct(net, widths[spatial], widths[out], 1, unit=out, sources=(spatial,),
+                    activation="none"))
+    if not project:
+        sources = (*sources, out)
+        return Residual(body, None, net.activation, sources), sources, max(channels, widths[out])
+    unit = net.new_unit(f"{name}.project")
+    shortcut = ConvNormAct(net, channels, widths[unit], 1, stride, unit=unit, sources=sources,
+                           activation="none")
+    block = Residual(body, shortcut, net.activation, (out, unit))
+    return block, (out, unit), max(widths[out], widths[unit])

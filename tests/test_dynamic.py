@@ -1,0 +1,128 @@
+"""Dynamic inference: a grouped batch equals masks and per-sample runs, whatever the batch; what paths cost."""
+
+import numpy as np
+import pytest
+import torch
+from gated_nets import KINDS, pictures, ready
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from slimnb.cost import count_macs
+from slimnb.dynamic import DynamicNet, fold_norms, path_macs
+from slimnb.errors import SlimnbError
+from slimnb.gates import Gated
+from slimnb.layers import GROUP
+
+each_kind = pytest.mark.parametrize("kind", KINDS)
+
+
+@each_kind
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("options", [{}, {"head": "scalar"}, {"shared": False}], ids=str)
+def test_grouped_equals_masked_and_per_sample(kind, packed, options):
+    net, x = ready(kind, **options)
+    dynamic, route = DynamicNet(net, packed=packed), Gated()
+    with torch.no_grad():
+        masked = net(x, route)
+    logits, chosen = dynamic.route(x)
+    assert torch.equal(chosen, torch.stack([seen.weights.argmax(1) for seen in route.seen], 1))
+    torch.testing.assert_close(logits.float(), masked, atol=1e-5, rtol=1e-5)
+    for i in (0, 7, 21):
+        with torch.no_grad():
+            alone = net(x[i: i + 1], net.path(*chosen[i].tolist()))
+        torch.testing.assert_close(logits[i: i + 1].float(), alone, atol=1e-5, rtol=1e-5)
+    assert torch.equal(dynamic(x), logits)
+
+
+@each_kind
+def test_an_image_s_path_and_logits_do_not_depend_on_its_batch(kind):
+    net, x = ready(kind)
+    dynamic = DynamicNet(net.float())
+    x = x.float()
+    logits, chosen = dynamic.route(x)
+    order = torch.randperm(len(x), generator=torch.Generator().manual_seed(5))
+    for rows in (order, order[:17], order[:1], torch.arange(len(x)).repeat(3)):
+        again, same = dynamic.route(x[rows])
+        assert torch.equal(same, chosen[rows])
+        torch.testing.assert_close(again, logits[rows], atol=1e-4, rtol=1e-4)
+    torch.manual_seed(123)  # and no global random number has a say
+    assert torch.equal(dynamic.route(x)[1], chosen)
+
+
+@settings(max_examples=15, deadline=None)
+@given(rows=st.lists(st.integers(0, 31), min_size=1, max_size=60), kind=st.sampled_from(list(KINDS)))
+def test_any_batch_is_put_back_in_order(rows, kind):
+    net, x, dynamic, logits, chosen = _kept(kind)
+    again, same = dynamic.route(x[rows])
+    assert torch.equal(same, chosen[rows])
+    torch.testing.assert_close(again, logits[rows], atol=1e-6, rtol=1e-6)
+
+
+_ready: dict = {}
+
+
+def _kept(kind):
+    if kind not in _ready:
+        net, x = ready(kind)
+        dynamic = DynamicNet(net)
+        _ready[kind] = net, x, dynamic, *dynamic.route(x)
+    return _ready[kind]
+
+
+def test_groups_are_joined_again_so_that_gates_do_not_multiply_them():
+    from slimnb.nets.ds_resnet import DSResNet50
+    net, x = ready(DSResNet50, layout=((16, 2), (32, 1), (32, 1)), strides=(2, 1, 2, 1))
+    dynamic = DynamicNet(net)
+    calls = []
+    inner = dynamic._run
+    dynamic._run = lambda i, step, group: calls.append(i) or inner(i, step, group)
+    _, chosen = dynamic.route(x)
+    counts = np.bincount(calls)
+    last = int(np.flatnonzero(counts)[-1])  # the last block, a stage's first: one group per pair of widths at most
+    pairs = len(chosen[:, 1:].unique(dim=0))
+    assert counts[last] == pairs and len(chosen.unique(dim=0)) > pairs
+
+
+@each_kind
+def test_the_open_choices_are_those_of_the_masks(kind):
+    net, x = ready(kind)
+    with torch.no_grad():
+        masked = net(x, Gated(2))
+    logits, chosen = DynamicNet(net, lowest=2).route(x)
+    assert chosen.max() < 2
+    torch.testing.assert_close(logits.float(), masked, atol=1e-5, rtol=1e-5)
+
+
+@each_kind
+def test_path_macs_are_those_of_the_paths_and_the_slimming_heads(kind):
+    net, _ = ready(kind)
+    heads = sum(gate.choices * gate.hidden for gate in net.gates)
+    macs = path_macs(net)
+    assert macs.shape == net.choices
+    assert macs.ravel().tolist() == [count_macs(net, path, "D") + heads for path in net.paths]
+
+
+@each_kind
+def test_folded_norms_change_nothing(kind):
+    net, x = ready(kind)
+    plain = net.extract(net.widest)
+    with torch.no_grad():
+        before = plain(x[:4])
+        torch.testing.assert_close(fold_norms(plain)(x[:4]), before, atol=1e-9, rtol=1e-9)
+    if net.bn != GROUP:
+        assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in plain.modules())
+
+
+def test_statistics_that_depend_on_the_path_before_the_gate_are_refused():
+    from slimnb.nets.ds_mbnet import DSMobileNet
+    net, _ = ready(DSMobileNet)
+    net.norms()[0].running_mean[1] += 0.1
+    with pytest.raises(SlimnbError, match="N15"):
+        DynamicNet(net)
+
+
+def test_uncalibrated_paths_are_refused():
+    from slimnb.nets.ds_mbnet import DSMobileNet
+    with pytest.raises(SlimnbError, match="N10"):
+        DynamicNet(DSMobileNet(10, 32, **KINDS[DSMobileNet]))
+    assert pictures(2).shape == (2, 3, 16, 16)
