@@ -10,16 +10,17 @@ from pathlib import Path
 
 import torch
 
-from benchmarks import costs, inference, sampling, search, structures, training
+from benchmarks import costs, dynamic, inference, sampling, search, structures, training
 from benchmarks.clock import Reading
 from slimnb.durable import to_json
 from slimnb.fingerprint import machine_fingerprint
+from slimnb.nets.ds_mbnet import DSMobileNet
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.nets.mobilenet_v2 import MobileNetV2
 from slimnb.nets.resnet import ResNet50
 
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
-GATES = ("C1", "C5", "C8", "C9", "C10", "C11", "C12", "C13", "C14", "C15")
+GATES = ("C1", "C5", "C8", "C9", "C10", "C11", "C12", "C13", "C14", "C15", "C16")
 FULL, PARTIAL = Path("data/benchmarks.json"), Path("build/benchmarks.json")
 
 
@@ -53,6 +54,8 @@ def measure(gates: Sequence[str], quick: bool) -> Iterator[Reading]:
         yield training.augmentation(128, 32, 0.15, seconds)
     if {"C11", "C14", "C15"} & set(gates):
         yield from _searches(gates, seconds, rounds)
+    if "C16" in gates:
+        yield from dynamic.grouped("DS-MBNet", DSMobileNet(100, 32), (64,) if quick else (1, 16, 64, 256), seconds)
 
 
 def _slices(quick: bool, seconds: float) -> Iterator[Reading]:

@@ -7,6 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from slimnb.nets.ds_mbnet import DSMobileNet
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 
 ROOT = Path(__file__).parents[1]
@@ -55,7 +56,7 @@ def test_an_unknown_gate_is_refused(program, capsys):
 
 
 def test_every_gate_gives_readings_on_a_tiny_net(program):
-    from benchmarks import inference, sampling, search, structures, training
+    from benchmarks import dynamic, inference, sampling, search, structures, training
 
     net = tiny()
     readings = [*inference.sliced("tiny", net, 2, MULTS, 0.0), inference.switching("tiny", net, MULTS, 0.0)]
@@ -70,8 +71,10 @@ def test_every_gate_gives_readings_on_a_tiny_net(program):
     step = 0.05 * structures.priced(net).dearest
     readings += [structures.sampled("tiny", net, step, count, 1.0, 0.0) for count in (1, 5)]
     readings.append(structures.costed("tiny", net, 1000, 0.0))
+    gated = DSMobileNet(5, 32, strides=(2, 2, 2), fixed=(8, 8), grid=((8, 8, 1),), choices=3)
+    readings += dynamic.grouped("tiny", gated, (1, 64), 0.0)
     assert [reading.gate for reading in readings] == ["C1", "C1", "C1", "C5", "C1", "C8", "C8", "C12", "C13", "C11",
-                                                      "C14", "C14", "C15", "C9", "C9", "C10"]
+                                                      "C14", "C14", "C15", "C9", "C9", "C10", *["C16"] * 12]
     assert readings[7].met is None and all(reading.value > 0 for reading in readings)
     assert all(len(program.row(reading)) <= 130 for reading in readings)
 

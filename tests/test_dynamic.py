@@ -8,7 +8,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slimnb.cost import count_macs
-from slimnb.dynamic import DynamicNet, fold_norms, path_macs
+from slimnb.dynamic import DynamicNet, Pointwise, pack_, path_macs
 from slimnb.errors import SlimnbError
 from slimnb.gates import Gated
 from slimnb.layers import GROUP
@@ -103,14 +103,15 @@ def test_path_macs_are_those_of_the_paths_and_the_slimming_heads(kind):
 
 
 @each_kind
-def test_folded_norms_change_nothing(kind):
+def test_packing_changes_nothing(kind):
     net, x = ready(kind)
     plain = net.extract(net.widest)
     with torch.no_grad():
         before = plain(x[:4])
-        torch.testing.assert_close(fold_norms(plain)(x[:4]), before, atol=1e-9, rtol=1e-9)
+        torch.testing.assert_close(pack_(plain)(x[:4]), before, atol=1e-9, rtol=1e-9)
     if net.bn != GROUP:
         assert not any(isinstance(m, torch.nn.BatchNorm2d) for m in plain.modules())
+        assert any(isinstance(m, Pointwise) for m in plain.modules())
 
 
 def test_statistics_that_depend_on_the_path_before_the_gate_are_refused():

@@ -122,6 +122,34 @@ def test_batch_norm_uses_the_slots_rows(policy):
     assert_close(layer(x, Selection((4,), slot=torch.tensor([2, 0]))), each)
 
 
+@pytest.mark.parametrize("policy", ("private", "shared_affine", "calibrated"))
+def test_batch_norm_mixes_statistics_by_weight(policy):
+    layer, x = batch_norm(policy), noise(3, 4, 3, 3)
+    slots = torch.tensor([2, 0, 1])
+    one_hot = torch.eye(3).double()[slots]
+    assert_close(layer(x, Selection((4,), slot=one_hot)), layer(x, Selection((4,), slot=slots)))
+    weights = torch.tensor([[0.5, 0.25, 0.25], [0.0, 0.75, 0.25], [1.0, 0.0, 0.0]]).double().requires_grad_()
+
+    def mixed(rows, i):
+        return sum(weights[i, k] * rows[k, :4] for k in range(3))
+
+    expected = []
+    for i in range(3):
+        gamma, beta = ((mixed(p, i) if policy == "private" else p[0, :4]) for p in (layer.weight, layer.bias))
+        expected.append(plain_norm(x[i: i + 1], mixed(layer.running_mean, i), mixed(layer.running_var, i), gamma, beta))
+    found, expected = layer(x, Selection((4,), slot=weights)), torch.cat(expected)
+    assert_close(found, expected)
+    towards = noise(*x.shape, seed=9)
+    assert_close(*(torch.autograd.grad((out * towards).sum(), weights, retain_graph=True)[0] for out in (found, expected)))
+
+
+def test_batch_norm_with_weights_leaves_its_statistics_alone():
+    layer = batch_norm("shared_affine")
+    before = [b.clone() for b in layer.buffers()]
+    layer.train()(noise(2, 6, 3, 3), Selection((6,), slot=torch.eye(3).double()[:2]))
+    assert all(torch.equal(a, b) for a, b in zip(before, layer.buffers(), strict=True))
+
+
 def test_batch_norm_statistics_have_unbiased_variance_and_the_given_momentum():
     layer = batch_norm("shared_affine")
     before = layer.running_mean.clone(), layer.running_var.clone()
@@ -167,6 +195,23 @@ def test_group_norm_is_the_same_for_a_slice_and_a_mask(width):
     m = mask([width, width], 24)
     assert_close(narrow(layer(narrow(x, m), Selection((m,))), m)[:, :width], sliced)
     assert_close(layer.extract(Selection((width,)))(x[:, :width]), sliced)
+
+
+@pytest.mark.parametrize("channels_per_group", (4, 8))
+def test_group_norm_does_not_depend_on_the_memory_format(channels_per_group):
+    layer = randomise(normalisation(24, unit=0, policy="group", channels_per_group=channels_per_group))
+    x, s, found = noise(3, 16, 5, 5), Selection((16,)), []
+    for form in (torch.contiguous_format, torch.channels_last):
+        given = x.clone(memory_format=form).requires_grad_()
+        out = layer(given, s)
+        towards = noise(*out.shape, seed=3)
+        found.append((out, *torch.autograd.grad((out * towards).sum(), (given, layer.weight, layer.bias))))
+    for plain, last in zip(*found, strict=True):
+        assert_close(last, plain, rtol=0, atol=1e-12)
+    groups = x.reshape(3, 16 // channels_per_group, -1)
+    normal = (groups - groups.mean(2, keepdim=True)) / (groups.var(2, unbiased=False, keepdim=True) + 1e-5).sqrt()
+    expected = normal.view(x.shape) * layer.weight[:16, None, None] + layer.bias[:16, None, None]
+    assert_close(found[0][0], expected)
 
 
 @pytest.mark.parametrize("gate", ("hsigmoid", "sigmoid"))

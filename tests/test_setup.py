@@ -22,12 +22,12 @@ LIBRARY = sorted((ROOT / "slimnb").rglob("*.py"))
 # A file imports only from files on its left; files not named here only have to be free of cycles.
 ORDER = """
     errors durable fingerprint lock results checkpoint runs
-    subnet depthwise layers nets.blocks nets.zero_padding nets.base nets
-    augment colour auto_augment synthetic batches sources cache data scenes voc scene_batches
-    calibrate switcher cost elastic search random_subnets windows crp markets pruning latency latency_model
+    augment subnet depthwise layers gates nets.blocks nets.zero_padding nets.base nets.gated nets
+    colour auto_augment synthetic batches sources cache data scenes voc scene_batches
+    calibrate switcher cost elastic dynamic search random_subnets windows crp markets pruning latency latency_model
     elastic_latency pareto structures structure_samplers pools progress state train gradients evolution
-    distributed methods.slimmable methods detection precision
-    measure probes recipes experiment detection_runs studies unsorted pruned shrunk structure_tables tables style
+    distributed measure methods.slimmable methods detection precision
+    probes recipes experiment detection_runs studies routing unsorted pruned shrunk structure_tables tables style
     figures.common figures.deps figures.ds_net figures.slimmable figures.platforms figures.search figures.sp_net
     figures.pss_net figures
     claims parameters chapter notebook execute __main__

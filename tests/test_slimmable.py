@@ -46,6 +46,15 @@ def test_sandwich_is_largest_smallest_and_random_ones():
     assert len(Sandwich(net.largest, net.uniform(0.25), draw, n_random=0).plan(0)) == 2
 
 
+def test_the_smallest_of_a_sandwich_may_learn_from_something_else():
+    net = small()
+    passes = Sandwich(net.largest, net.uniform(0.25), any_width(net, (0.5,)), seed=5, target="ensemble").plan(0)
+    assert [made.target for made in passes] == ["labels", "ensemble", "teacher", "teacher"]
+    usual = Sandwich(net.largest, net.uniform(0.25), any_width(net, (0.5,)), seed=5).plan(0)
+    assert [made.target for made in usual] == ["labels", "teacher", "teacher", "teacher"]
+    assert [made.route for made in usual] == [made.route for made in passes]
+
+
 def test_uniform_is_the_largest_and_a_random_one_from_the_labels():
     net = small()
     passes = Uniform(net.largest, any_width(net, (0.5,))).plan(3)

@@ -13,15 +13,37 @@ from slimnb.methods.slimmable import Switches
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.state import collect, load_first_channels_, load_net, net_state, restore
 from slimnb.subnet import Subnet
-from slimnb.train import History, Labels, Schedule, make_optimizer, train, train_step
+from slimnb.train import History, Labels, Pass, Schedule, make_optimizer, train, train_step
 
 STEPS, CUT = 8, 5  # with intervals of 4 steps the cut lies inside one
 
 
+class Remembering:
+    """An objective around another one: losses weigh more the larger those of the steps before were."""
+
+    def __init__(self, objective):
+        self.objective, self.mean = objective, torch.zeros(())
+
+    def begin(self, net, x, passes):
+        self.objective.begin(net, x, passes)
+
+    def __call__(self, made, logits, y):
+        loss, ce = self.objective(made, logits, y)
+        loss = loss * (1 + self.mean)
+        self.mean = 0.8 * self.mean + 0.02 * ce.mean()
+        return loss, ce
+
+    def state_dict(self):
+        return {"mean": self.mean}
+
+    def load_state_dict(self, state):
+        self.mean = state["mean"].clone()
+
+
 def make(method: str):
-    """(net, sampler, objective) with a sampler that has a state."""
+    """(net, sampler, objective), of which sampler and objective have a state."""
     net, sampler, objective = METHODS[method]()
-    return net, Curious(sampler), objective
+    return net, Curious(sampler), Remembering(objective)
 
 
 def run(method: str, store: Memory, until: int = STEPS, steps: int = STEPS):
@@ -47,7 +69,7 @@ def run(method: str, store: Memory, until: int = STEPS, steps: int = STEPS):
     except SlimnbError as error:
         assert error.code == "K10"
         history = None
-    return everything(net, optimizer) | sampler.state_dict(), history
+    return everything(net, optimizer) | sampler.state_dict() | {"objective": objective.mean}, history
 
 
 @pytest.fixture(scope="module", params=METHODS)
@@ -96,6 +118,7 @@ MUTANTS = {
     "gamma": nudge("norm.weight"),
     "statistics": nudge("running_mean"),
     "sampler": nudge("sampler/mean"),
+    "objective": nudge("objective/mean"),
     "loss of the interval": nudge("history/"),
     "rows": spoil_meta("history", []),
     "counts": miscount,
@@ -169,6 +192,39 @@ def test_round_trip_through_bytes(method):
     assert other.slots == net.slots and other.get_extra_state() == net.get_extra_state()
     for p, state in again.state.items():
         assert state["momentum_buffer"].stride() == p.stride()  # the fused kernel walks both alike
+
+
+def test_an_objective_that_remembers_is_part_of_the_state():
+    net, optimizer, sampler, history = trained()
+    given, forgetful = Remembering(Labels()), Labels()
+    given.mean = torch.tensor(0.375)
+    tensors, meta = unpack(pack(*collect(net, optimizer, sampler, history, 2, given)))
+    assert [name for name in tensors if name.startswith("objective/")] == ["objective/mean"]
+    other, fresh, _ = make("S-Net")
+    taken = Remembering(Labels())
+    assert restore(tensors, meta, other, make_optimizer(other), fresh, History([]), taken) == 2
+    assert same_bits(taken.state_dict(), given.state_dict())
+    for objective in (forgetful, None):
+        plain, rest = collect(net, optimizer, sampler, history, 2, objective)
+        assert not any(name.startswith("objective/") for name in plain)
+        other, fresh, _ = make("S-Net")
+        assert restore(plain, rest, other, make_optimizer(other), fresh, History([]), objective) == 2
+        assert plain.keys() == tensors.keys() - {"objective/mean"}
+
+
+def test_frozen_parameters_are_saved_and_have_no_momentum():
+    def frozen(seed):
+        net = small(seed=seed)
+        net.requires_grad_(False)
+        net.classifier.bias.requires_grad_(True)
+        return net, make_optimizer(net)
+
+    (net, optimizer), (other, again) = frozen(0), frozen(1)
+    train_step(net.train(), *Noise().batch(0), [Pass(net.largest)], Labels(), optimizer)
+    tensors, meta = collect(net, optimizer, switches(net), History([]), 1)
+    assert [name for name in tensors if name.startswith("optimizer/")] == ["optimizer/classifier.bias/momentum_buffer"]
+    restore(tensors, meta, other, again, switches(other), History([]))
+    assert same_bits(everything(net, optimizer), everything(other, again))
 
 
 def test_parameters_without_momentum_get_none():

@@ -28,6 +28,7 @@ from training import (
 from slimnb.errors import SlimnbError
 from slimnb.methods.slimmable import Switches
 from slimnb.nets.base import Masks
+from slimnb.nets.ds_mbnet import DSMobileNet
 from slimnb.nets.mobilenet_v2 import MobileNetV2
 from slimnb.subnet import Subnet
 from slimnb.train import (
@@ -80,7 +81,7 @@ def widest(route) -> Subnet:
     return Subnet(tuple(int(mask.sum(1).max()) for mask in route.widths)) if isinstance(route, Masks) else route
 
 
-@pytest.mark.parametrize("name", sorted(set(FACTORIES) - {"Draws"}))  # that has a teacher beside the net
+@pytest.mark.parametrize("name", sorted(set(FACTORIES) - {"Draws", "Routed"}))  # a teacher beside the net; a frozen net
 def test_plan_holds_the_largest_that_it_trains(name):
     net = small()
     sampler = FACTORIES[name](net)
@@ -344,6 +345,34 @@ def test_decay_spares_depthwise_filters_norms_and_biases():
         name for name in names.values() if "norm" in name or name.endswith("bias")
     }
     assert {"classifier.weight"} <= decayed and len(decayed) == 3 * 2 + 2 - 1 + 1
+
+
+def test_decay_spares_gates():
+    net = DSMobileNet(10, 32, strides=(2, 2, 2), fixed=(8, 8), grid=((8, 8, 1),), choices=3)
+    names = {id(p): name for name, p in net.named_parameters()}
+    decayed, spared = ({names[id(p)] for p in group["params"]} for group in make_optimizer(net).param_groups)
+    gates = {name for name in names.values() if any(part in name for part in (".reduce_", ".attend_", ".slim_"))}
+    assert len(gates) == 2 * 4 + 1 and gates <= spared
+    assert len(decayed) == 1 + 2 + 1 and "classifier.weight" in decayed  # stem, pointwise, classifier
+
+
+@pytest.mark.parametrize("decay", ["weights", "all"])
+def test_frozen_parameters_are_left_out(decay):
+    net = small("private").train()
+    net.requires_grad_(False)
+    free = [net.classifier.weight, net.norms()[0].weight]
+    for p in free:
+        p.requires_grad_(True)
+    optimizer = make_optimizer(net, weight_decay=0.1, decay=decay)
+    held = [p for group in optimizer.param_groups for p in group["params"]]
+    assert {id(p) for p in held} == {id(p) for p in free} == {id(p) for p in optimizer.state} and len(held) == 2
+    before = {name: p.detach().clone() for name, p in net.named_parameters()}
+    sampler = Switches({"1.0x": net.largest})
+    net.reserve(sampler.subnets())
+    net.norms()[0].weight.requires_grad_(True)
+    train(net, Noise(), sampler, Labels(), Schedule(0.1, 2), optimizer, quiet=True)
+    moved = {name for name, p in net.named_parameters() if not torch.equal(p, before[name])}
+    assert moved == {name for name, p in net.named_parameters() if any(p is other for other in free)}
 
 
 def test_decay_all_is_one_group():

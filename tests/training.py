@@ -13,6 +13,7 @@ import slimnb.methods
 from slimnb.checkpoint import pack, unpack
 from slimnb.cost import CostTable, count_macs
 from slimnb.methods.deps import DelayedShrinking, Draws, LinearRamp
+from slimnb.methods.ds_net import Routed
 from slimnb.methods.platforms import PlatformSandwich, SmoothedViterbi, WidthSearch
 from slimnb.methods.pss_net import PrioritizedSubnetSampling, ReducedSandwich
 from slimnb.methods.slimmable import InplaceDistillation, Sandwich, Switches, Uniform, any_width
@@ -136,6 +137,11 @@ def draws(net, seed: int = 0) -> Draws:
     return Draws(net.space(MULTS).sample, 3, seed)
 
 
+def routed(net, seed: int = 0) -> Routed:
+    """DS-Net's second stage: one pass, whose route a net's own gates find."""
+    return Routed(2, temperature=0.5, seed=seed)
+
+
 FACTORIES = {
     "Switches": switches,
     "Sandwich": sandwich,
@@ -148,6 +154,7 @@ FACTORIES = {
     "ReducedSandwich": reduced,
     "DelayedShrinking": delayed_shrinking,
     "Draws": draws,
+    "Routed": routed,
 }
 """How to make each sampler on a `small` net; a new method adds its own here."""
 
