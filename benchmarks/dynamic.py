@@ -23,8 +23,8 @@ BASELINES = {"Masked": "masks at full width", "Widest": "the widest path", "Stat
 def grouped(name: str, net: GatedNet, batches: Sequence[int], seconds: float, side: int = 32) -> Iterator[Reading]:
     """C16: grouped inference over each of `BASELINES`, for every batch size and spread, at equal outputs.
 
-    Choices are given, not learnt, so that they are the same everywhere. With two paths and a batch of 64 or more it must
-    win against masks and against the widest path.
+    Choices are given, not learnt, so that they are the same everywhere. With two paths and a batch of 64 or more it
+    must win against masks and against the widest path.
     """
     rng = torch.Generator().manual_seed(0)
     images = torch.randn(max(batches), 3, side, side, generator=rng).contiguous(memory_format=torch.channels_last)

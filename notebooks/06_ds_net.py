@@ -35,30 +35,26 @@ device = "auto"  # "auto" | "cpu" | "cuda"
 data = "auto"  # synthetic at smoke, CIFAR-100 above; or a data set's name or folder
 out = ""  # folder for figures; "" is build/ at smoke and figures/ above
 schemes = 20  # dynamic schemes of the simulation; the paper's Fig. 2 has 20
-largest_batch = 64  # images of the largest timed batch
+largest_batch = 256  # images of the largest timed batch
 throughput_rounds = 5  # timings of each way to run a batch; medians are reported
 latency_rounds = 15  # timed rounds of Table 1; as in chapter 01, whose measurement is shared
 
 # %%
 import inspect
-from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import torch
-import torch.nn.functional as F
 from IPython.display import Markdown
 
-from slimnb import SlimnbError, count_macs, detection_runs, figures, precision, routing
+from slimnb import CostTable, DynamicNet, SlimnbError, detection_runs, figures, routing
 from slimnb.chapter import Chapter
 from slimnb.claims import Claim, paired
-from slimnb.cost import CostTable
 from slimnb.data import load_data, load_or_absent
-from slimnb.dynamic import DynamicNet, path_macs
+from slimnb.dynamic import path_macs
 from slimnb.experiment import build, latencies, study
 from slimnb.gates import Gate, Gated
 from slimnb.methods import ds_net as method
-from slimnb.nets.ds_effnet import DSEfficientNet
 from slimnb.nets.ds_mbnet import DSMobileNet
 from slimnb.nets.ds_resnet import DSResNet50
 from slimnb.parameters import Int
@@ -118,7 +114,7 @@ widths = torch.tensor([1, 2, 3])
 masks = (torch.arange(3) < widths[:, None]).float()  # row k: the channels of choice k
 scores = torch.tensor([[2.0, 1.0, 0.0], [0.0, 0.5, 2.0]], requires_grad=True)  # two images
 soft = scores.softmax(1)
-hard = F.one_hot(soft.argmax(1), 3)
+hard = torch.nn.functional.one_hot(soft.argmax(1), 3)
 chosen = hard + (soft - soft.detach())
 mask = chosen @ masks
 mask[:, 2].sum().backward()  # "more of channel 3, please"
@@ -218,8 +214,9 @@ for name, other in (("masked", masked), ("one by one", alone)):
 
 # %%
 with torch.device("meta"):
-    nets = {"DS-MBNet, released": DSMobileNet(), "DS-MBNet, printed": DSMobileNet(variant="printed"),
-            "DS-ResNet-50": DSResNet50(), "DS-EffNet-B0": DSEfficientNet()}
+    full = [build(family.supernet, 1000) for family in ds_net.IMAGENET]
+    nets = dict(zip(("DS-MBNet, released", "DS-ResNet-50", "DS-EffNet-B0"), full, strict=True))
+    nets["DS-MBNet, printed"] = DSMobileNet(variant="printed")
 for name, each in nets.items():
     macs = path_macs(each) / 1e6
     print(f"{name}: {macs.size} paths, {macs.min():,.1f} to {macs.max():,.1f} M MACs, {len(each.gates)} gates")
@@ -227,7 +224,8 @@ readme = literature[literature["table"] == "readme"]
 released = nets["DS-MBNet, released"]
 exact = Claim("ds-macs", chapter.name, "The 14 paths of DS-MBNet cost 132.9 to 565.4 M MACs", "DS-Net, released README",
               "macs", "exact", ("traced", "printed"), 0.051, seeds=1, unit="M MACs")
-chapter.claim(exact, [count_macs(released, path, "D") / 1e6 for path in released.paths], readme["macs_m"])
+table = CostTable.macs(released, released.path_space, "D")
+chapter.claim(exact, table.predict(np.array([path.widths for path in released.paths])) / 1e6, readme["macs_m"])
 
 # %% [markdown]
 # Attention and its pools are counted (convention D of chapter 00); they are about one percent. What the gate itself adds,
@@ -282,9 +280,10 @@ of_training = [
     ahead("ema-helps-widest", "... and the widest", "widest", ("EMA target", "In-place distillation"), "Table 5", 0.3, 0.2),
     ahead("ensemble-helps-slimmest", "An ensemble helps the slimmest", "slimmest", ("IEB", "EMA target"), "Table 5", 0.2, 0.1),
     ahead("ensemble-helps-widest", "... and the widest", "widest", ("IEB", "EMA target"), "Table 5", 0.3, 0.1),
-    ahead("temperature-hurts-slimmest", "Temperature 4 hurts the slimmest", "slimmest", ("IEB", "Temperature 4"), "Table 10",
-          10.2),
-    ahead("temperature-helps-widest", "... and helps the widest", "widest", ("Temperature 4", "IEB"), "Table 10", 2.0)]
+    ahead("temperature-hurts-slimmest", "Temperature 4 hurts the slimmest", "slimmest", ("In-place distillation", "Temperature 4"),
+          "Table 10", 10.2),
+    ahead("temperature-helps-widest", "... and helps the widest", "widest", ("Temperature 4", "In-place distillation"),
+          "Table 10", 2.0)]
 
 # %%
 of_losses = [
@@ -306,11 +305,11 @@ transfers = ahead("gate-transfer", "A gate that was trained elsewhere is better"
                   ("Gate transfer", "Without gate transfer"), "Table 3", 0.4, 0.2)
 
 # %%
-def load(name, **smoke):
+def load(name, like=None, **options):
     """A data set; generated ones at smoke are small."""
-    small = smoke | (ds_net.SMOKE_IMAGES if chapter.scale == "smoke" else {})
-    return (load_data(name, device=chapter.device, **small) if name == "synthetic" else
-            load_or_absent(name, chapter.data_root, chapter.device, chapter.root / "data/cache"))
+    options |= ds_net.SMOKE_IMAGES if chapter.scale == "smoke" else {}
+    return (load_data(name, device=chapter.device, **options) if name == "synthetic" else
+            load_or_absent(name, chapter.data_root, chapter.device, chapter.root / "data/cache", like))
 
 
 images = load(chapter.data_name)
@@ -484,6 +483,14 @@ print(chapter.claim(of_gates[1], *paired(rows, of_gates[1]), [judge.run_id, base
 table = sum(against) / len(against)
 table.assign(macs=table["macs"] / 1e6).rename(columns={"macs": "M MACs", "top1": "top-1, %"}).round(2)
 
+# %%
+tried = routing.accuracies(known).query("net == 'ds_mbnet' and arm in @everything")
+tried = tried.assign(setting=tried["arm"].map(everything))
+nearest = min(tried.itertuples(), key=lambda row: abs(row.top1 - routing.static_at(base, row.macs)))
+title = f"Gates of other losses and designs; nearest to the static line is {nearest.setting!r}"
+chapter.save(figures.loss_ablation(tried[["setting", "macs", "top1", "seed"]], title, routing.static_paths(base)),
+             "losses-known")
+
 # %% [markdown]
 # Knowing what is hard is not enough. Paths between the ends may buy nearly all of the accuracy for a fraction of the
 # widest path's cost, and Try Best never asks for them: its labels are the narrowest and the widest width, nothing else.
@@ -518,7 +525,7 @@ rows.pivot_table("ms", "mode", "batch", sort=False).round(2)
 
 # %%
 name = ds_net.TRANSFER[chapter.scale]
-other = load(name, **({"seed": 1} if name == "synthetic" else {}))
+other = load(name, ds_net.moved_to(chapter.scale, store), **({"seed": 1} if name == "synthetic" else {}))
 moved = study(ds_net.transfer_stages(results, images.name), chapter.scale, chapter.all_seeds, other, store,
               device=chapter.device, quiet=True)
 there = routing.accuracies(moved)
@@ -560,6 +567,10 @@ detectors = [detection_runs.run_detection(recipe, scenes, store, device=chapter.
              for s in chapter.all_seeds for recipe in detection_runs.recipes(chapter.scale, s)]
 boxes = pd.DataFrame([{"detector": r.recipe.arm, "path": row["name"], "M MACs": row["macs"] / 1e6, "mAP .5": row["map_50"],
                        "mAP .5, 11 points": row["map_voc"], "mAP .5 to .95": row["map"]} for r in detectors for row in r.rows])
+shown = scenes.test.images[:4].cpu()
+truth = [pd.DataFrame(scenes.test.boxes[i][scenes.test.labels[i] >= 0].tolist(), columns=["x0", "y0", "x1", "y1"]).assign(
+    label=[scenes.class_names[k] for k in scenes.test.labels[i].tolist() if k >= 0], score=np.nan) for i in range(4)]
+chapter.save(figures.detections(shown, truth, "Generated scenes and their boxes"), "scenes")
 boxes.groupby(["detector", "path"], sort=False).mean().round(1)
 
 # %% [markdown]

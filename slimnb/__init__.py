@@ -21,6 +21,8 @@ _HOME = {
     "InplaceDistillation": "methods.slimmable",
     "WidthSearch": "methods.platforms", "SmoothedViterbi": "methods.platforms",
     "PlatformSandwich": "methods.platforms",
+    "DynamicNet": "dynamic", "EnsembleBootstrapping": "methods.ds_net",
+    "SandwichGateSparsification": "methods.ds_net",
     "Recipe": "recipes", "run": "experiment", "SlimnbError": "errors",
 }
 __all__ = sorted(_HOME)

@@ -80,6 +80,11 @@ class Figures:
 class Runs:
     """List the runs in the run store: finished, interrupted and committed ones."""
 
+    commit: str | None = None
+    """A paper, e.g. ds_net: write the records of all its finished runs at `scale`, on any data, to data/results."""
+    scale: str = "small"
+    """The scale whose runs are committed."""
+
 
 @dataclass(frozen=True)
 class Claims:
@@ -213,6 +218,15 @@ def runs(command: Runs) -> None:
 
     root = find_root() / "data"
     store = RunStore(root / "runs", root / "results")
+    if command.commit:
+        from slimnb.experiment import PAPERS, commit_all
+
+        if command.commit not in PAPERS:
+            known = ", ".join(PAPERS)
+            raise SlimnbError("P10", f"commit = {command.commit[:40]!r}", f"it is one of {known}", "Name one.")
+        for path in commit_all(command.commit, command.scale, store, root / "results" / command.commit):
+            print(path.relative_to(root.parent))
+        return
     records = store.records()
     for record in records:
         place = "local" if (store.root / record["run_id"]).is_dir() else "committed"

@@ -131,14 +131,19 @@ class Absent:
 
 
 def load_or_absent(name: str = "synthetic", root: str | os.PathLike | None = None, device: torch.device | str = "cpu",
-                   cache: str | os.PathLike = "data/cache") -> ImageData | Absent:
-    """`load_data`, or for a public set that is not there a stand-in by which its finished runs are found."""
+                   cache: str | os.PathLike = "data/cache",
+                   like: tuple[int, int, str] | None = None) -> ImageData | Absent:
+    """`load_data`, or for a public set that is not there a stand-in by which its finished runs are found.
+
+    `like` are the classes, side and fingerprint of the copy that they are of, if it is not the whole published one.
+    """
     try:
         return load_data(name, root, device, cache=cache)
     except SlimnbError as error:
-        if error.code != "D01" or name not in PUBLISHED:
+        like = like or PUBLISHED.get(name)
+        if error.code != "D01" or like is None:
             raise
-        return Absent(name, *PUBLISHED[name], error)
+        return Absent(name, *like, error)
 
 
 def load_data(name: str = "synthetic", root: str | os.PathLike | None = None,

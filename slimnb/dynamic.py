@@ -13,7 +13,7 @@ from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from slimnb.cost import CostTable
 from slimnb.errors import SlimnbError
-from slimnb.gates import Gate, Gated
+from slimnb.gates import Gate
 from slimnb.layers import GROUP, Selection, SwitchableBatchNorm2d
 from slimnb.nets.blocks import Chain
 from slimnb.nets.gated import GatedNet
@@ -43,11 +43,11 @@ class Pointwise(nn.Module):
 
 
 def pack_(plain: nn.Module) -> nn.Module:
-    """A plain module for inference: batch norms folded into the convolutions before them, pointwise ones as products."""
+    """A plain module for inference: batch norms folded into the convolutions before, pointwise ones as products."""
     for parent in plain.modules():
         if isinstance(parent, nn.Sequential):
             layers = list(parent)
-            for i, (conv, norm) in enumerate(zip(layers, layers[1:], strict=False)):
+            for i, (conv, norm) in enumerate(zip(layers, layers[1:], strict=False)):  # noqa: RUF007
                 if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
                     folded = fuse_conv_bn_eval(conv.eval(), norm.eval())
                     plain_1x1 = conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1
@@ -70,15 +70,15 @@ class DynamicNet(nn.Module):
 
     At each gate rows are grouped by its choice and every group is run sliced, on its own; behind the first block of a
     stage groups of equal width are joined again, so that several gates do not split a batch ever further. An image's
-    path does not depend on its batch. It is a snapshot: layers are extracted from the net when a width is first met,
-    packed (`pack_`) and kept; make another one after training. With `packed` False every call slices the
-    supernet's own weights, which costs time and no memory. `lowest` as in `Gated`. Raises N15 where statistics before
+    path does not depend on its batch. It is a snapshot: layers are extracted from the net when a width is first
+    met, packed (`pack_`) and kept; make another one after training. With `packed` False every call slices the
+    supernet's own weights, which costs time and no memory. `lowest` as in `Gated`. Raises S70; N15 where statistics before
     the first gate depend on the path.
     """
 
     def __init__(self, net: GatedNet, lowest: int | None = None, packed: bool = True):
         super().__init__()
-        self.net, self.gated, self.packed = net, Gated(lowest), packed
+        self.net, self.lowest, self.packed = net, net.check_lowest(lowest), packed
         self.steps = list(_flat(net.features))
         self.splits = [i for i, step in enumerate(self.steps) if isinstance(step, Gate) and step.rules]
         self.kept: dict[tuple, nn.Module] = {}
@@ -87,7 +87,8 @@ class DynamicNet(nn.Module):
         self._check_statistics()
 
     def _check_statistics(self) -> None:
-        before = [m for step in self.steps[: self.splits[0]] for m in step.modules() if isinstance(m, SwitchableBatchNorm2d)]
+        before = [m for step in self.steps[: self.splits[0]] for m in step.modules()
+                  if isinstance(m, SwitchableBatchNorm2d)]
         for norm in before if self.slots else ():
             rows = norm.running_mean[self.slots, : self.net.fixed[norm.unit]]
             if not torch.allclose(rows, rows[:1].expand_as(rows), atol=1e-6):
@@ -121,7 +122,7 @@ class DynamicNet(nn.Module):
     def _split(self, gate: Gate, group: Group, column: Tensor) -> list[Group]:
         """The group's parts by the choice of `gate`, attended; the choices are written into `column` (B,)."""
         hidden, seen = gate.look(group.x)
-        wide = gate.choices if self.gated.lowest is None else self.gated.lowest
+        wide = self.lowest or gate.choices
         best = gate.best(gate.scores(seen, wide), wide)
         column[group.rows] = best
         x, rows = gate.attended(group.x, hidden), group.rows

@@ -380,3 +380,11 @@ def commit(recipes: Sequence[Recipe], data: ImageData, store: RunStore, folder: 
                and (r["recipe"].get("paper"), r["recipe"].get("scale")) in about
                and r["recipe"].get("of", next(iter(ids))) in ids]
     return [store.commit(stored, Path(folder) / f"{stored.id}.json") for stored in opened]
+
+
+def commit_all(paper: str, scale: str, store: RunStore, folder: str | Path) -> list[Path]:
+    """Write the small committed records of all finished local runs of a paper at a scale, whatever data they are on."""
+    found = [r for r in store.records() if (r["recipe"].get("paper"), r["recipe"].get("scale")) == (paper, scale)]
+    opened = [store.open(r["recipe"], r["code"], r["data"]) for r in found]
+    return [store.commit(stored, Path(folder) / f"{stored.id}.json") for stored in opened
+            if (stored.path / "result.json").exists()]

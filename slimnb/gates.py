@@ -1,4 +1,4 @@
-"""Double-headed gates (DS-Net, section 3.2): attention over channels, and the width that an image needs from here on."""
+"""Double-headed gates (DS-Net, section 3.2): attention over channels, and the width an image needs from here on."""
 
 from __future__ import annotations
 
@@ -17,13 +17,14 @@ from slimnb.layers import Selection
 MARGIN = 1e-4
 """Scores that lie closer than this to the best count as equal, and the narrowest of equals is chosen.
 
-So a gate that has learnt nothing routes everything to the slimmest path, and rounding, which differs with batch size and
-device, does not decide.
+So a gate that has learnt nothing routes everything to the slimmest path, and rounding, which differs with batch size
+and device, does not decide.
 """
 
+MOST_CHOICES = 36  # a digit each, in what is stored of routes
 LEAST_HIDDEN = 32
-"""Hidden width, at least, that nets give a gate that chooses: a quarter of 16 channels would say little. The paper's nets
-have more."""
+"""Hidden width, at least, that nets give a gate that chooses: a quarter of 16 channels would say little. The paper's
+nets have more."""
 
 DELTAS = {"tanh": lambda z: 1 + torch.tanh(z), "sigmoid": torch.sigmoid}
 """Activations of the attention head: the paper's delta, and that of squeeze-and-excitation."""
@@ -95,8 +96,8 @@ class Gate(nn.Module):
 
     Both heads share one reduction of the pooled input: h = relu(W1 mean(x)). Attention multiplies x by
     delta(W3 h), delta = 1 + tanh, W3 zero at first (eq. 9, which slices W3's columns; rows are meant). The slimming
-    head scores the choices, W2 h (eq. 8); choice k gives the channel units `rules` the channels `widths[k]`, ascending in
-    k. `hidden` is the same for every width of the input, so that its cost is proportional to it.
+    head scores the choices, W2 h (eq. 8); choice k gives the channel units `rules` the channels `widths[k]`, ascending
+    in k. `hidden` is the same for every width of the input, so that its cost is proportional to it.
 
     `head` "scalar" is the paper's other design: a sigmoid that says where between the narrowest (0) and the widest (1).
     With `shared` False the slimming head has a reduction of its own (Table 7). Raises S72, S73.
@@ -130,9 +131,10 @@ class Gate(nn.Module):
         self.register_buffer("slots", None, persistent=False)  # (choices, slots): whose statistics a choice takes
 
     def _check_widths(self) -> None:
-        if len(self.widths) < 2 or any(len(row) != len(self.rules) for row in self.widths):
+        if not 2 <= len(self.widths) <= MOST_CHOICES or any(len(row) != len(self.rules) for row in self.widths):
             raise SlimnbError("S72", f"{len(self.widths)} choices for {len(self.rules)} channel units",
-                              "a gate has two choices or more, each with one width per unit", "Mend the grid.", "")
+                              f"a gate has 2 to {MOST_CHOICES} choices, each with one width per unit", "Mend the grid.",
+                              "")
         for column in zip(*self.widths, strict=True):
             if list(column) != sorted(set(column)):
                 raise SlimnbError("S73", f"widths {', '.join(map(str, column))}"[:60], "a gate's choices ascend",
@@ -149,7 +151,7 @@ class Gate(nn.Module):
 
     @torch.no_grad()
     def reset(self, rng: torch.Generator) -> None:
-        """He's start for reductions, N(0, .01) for the slimming head, zeros for attention: identity, but for a sigmoid."""
+        """He's start for reductions, N(0, .01) for the slimming head, zeros for attention with a tanh: the identity."""
         for name, p in self.named_parameters():
             std = {"slim_weight": 0.01}.get(name, math.sqrt(2 / self.channels))
             if name.endswith("reduce_weight") or name == "slim_weight":

@@ -34,7 +34,8 @@ def measure(net: SlimmableNet, data: ImageData, subnets: list[Subnet], *, images
     top1_val, ce (nats), n, and where the data know difficulty top1_easy, top1_medium, top1_hard: the thirds of the
     test images. With a process `group` all but these thirds are of all ranks.
     """
-    return [row for row, _ in measured(net, data, subnets, images=images, calibrate=calibrate, device=device, group=group)]
+    return [row for row, _ in measured(net, data, subnets, images=images, calibrate=calibrate, device=device,
+                                       group=group)]
 
 
 def measured(net: SlimmableNet, data: ImageData, subnets: list[Subnet], *, images: int, calibrate: bool = False,

@@ -1,4 +1,4 @@
-"""What gates do to images, as tables for chapter 06: shares of paths, against blind and clairvoyant routers; throughput."""
+"""What gates do to images, as tables for chapter 06: shares of paths, other routers beside them, throughput."""
 
 from __future__ import annotations
 
@@ -28,10 +28,11 @@ DIGITS = string.digits + string.ascii_uppercase
 
 
 def accuracies(results: Iterable[Result]) -> pd.DataFrame:
-    """Rows of net, arm, method, seed, run_id, name, macs, top1, top1_val: one per path of a supernet or set of gates."""
+    """Rows of net, arm, method, seed, run_id, name, macs, top1, top1_val: one per path of a supernet, or of gates."""
     columns = ["net", "arm", "method", "seed", "run_id", "name", "macs", "top1", "top1_val"]
-    return pd.DataFrame([(r.recipe.net, r.recipe.arm, r.recipe.method, r.recipe.seed, r.run_id, row["name"], row["macs"],
-                          row["top1"], row["top1_val"]) for r in results for row in r.rows], columns=columns)
+    rows = [(r.recipe.net, r.recipe.arm, r.recipe.method, r.recipe.seed, r.run_id,
+             *(row[name] for name in columns[5:])) for r in results for row in r.rows]
+    return pd.DataFrame(rows, columns=columns)
 
 
 def one(results: Iterable[Result], net: str, arm: str, seed: int) -> Result:
@@ -40,7 +41,7 @@ def one(results: Iterable[Result], net: str, arm: str, seed: int) -> Result:
 
 
 def static_paths(supernet: Result) -> pd.DataFrame:
-    """The supernet's paths of one choice throughout, cheapest first: name, macs, top1. Not the largest, if no path is."""
+    """The supernet's paths of one choice throughout, cheapest first: name, macs, top1, top1_val."""
     rows = [row for row in supernet.rows if row["name"] != "largest"]
     return pd.DataFrame(rows)[["name", "macs", "top1", "top1_val"]].sort_values("macs").reset_index(drop=True)
 
@@ -78,7 +79,7 @@ def bits(labels: np.ndarray) -> float:
 
 
 def information(a: np.ndarray, b: np.ndarray) -> float:
-    """Mutual information of two samples of labels (N,), bits; biased upwards by about (|a| - 1)(|b| - 1) / (2 N ln 2)."""
+    """Mutual information of two samples of labels (N,), bits; biased up by about (|a| - 1)(|b| - 1) / (2 N ln 2)."""
     joint = crosstab(a, b).count
     return bits(a) + bits(b) - float(entropy(joint.ravel(), base=2))
 
@@ -142,7 +143,7 @@ def easy_images(supernet: Result, count: int) -> np.ndarray:
 
 
 def agreement(routed: Result, supernet: Result) -> dict[str, float]:
-    """Of one gate and SGS's own labels on test images: shares that agree, and the mean choice of easy and of other images."""
+    """Of one gate and SGS's own labels on test images: shares that agree, the mean choice of easy and other images."""
     choices = chosen(routed)[:, 0]
     easy = easy_images(supernet, len(choices))
     widest = int(routed.recipe.lowest or len(routed.found["path_macs"])) - 1
@@ -187,11 +188,11 @@ def throughput(routed: Result, supernet: Result, data: ImageData, store: RunStor
                batches: Sequence[int] = (1, 16, 64, 256), rounds: int = 9, device: str = "cpu") -> dict:
     """How fast each way to run a trained net of one gate is, on test images, at several batch sizes.
 
-    Modes: Grouped (rows of a path together, packed layers), Sliced (the same on the supernet's own weights), Masked (full
-    width), Indexed is left out (chapter 01 has it), Widest and Static: stand-alone nets with folded norms, of the widest
-    path and of the cheapest with no fewer MACs than the gate spends. Measured once per store, settings and run. Keys:
-    rows (mode, batch, ms, ratio: images per second over those of Widest), difference (largest, of Grouped's logits from
-    Masked's), static (name of that path), about, run_id.
+    Modes: Grouped (rows of a path together, packed layers), Sliced (the same on the supernet's own weights), Masked
+    (full width), Indexed is left out (chapter 01 has it), Widest and Static: stand-alone nets with folded norms, of the
+    widest path and of the cheapest with no fewer MACs than the gate spends. Measured once per store, settings and run.
+    Keys: rows (mode, batch, ms, ratio: images per second over those of Widest), difference (largest, of Grouped's
+    logits from Masked's), static (name of that path), about, run_id.
     """
     settings = {"paper": "ds_net", "arm": f"{routed.recipe.arm} throughput", "scale": routed.recipe.scale,
                 "of": routed.run_id, "batches": list(batches), "rounds": rounds, "device": torch.device(device).type}
@@ -211,7 +212,8 @@ def throughput(routed: Result, supernet: Result, data: ImageData, store: RunStor
             difference = (ways["Grouped"](x[:256]) - ways["Masked"](x[:256])).abs().max().item()
         for batch in batches:
             part = x[:batch].contiguous(memory_format=torch.channels_last)
-            timed = compare_latency({way: lambda run=run, part=part: run(part) for way, run in ways.items()}, part, rounds)
+            calls = {way: lambda run=run, part=part: run(part) for way, run in ways.items()}
+            timed = compare_latency(calls, part, rounds)
             widest = timed["Widest"]["median_ms"]
             rows += [{"mode": way, "batch": batch, "ms": round(each["median_ms"], 4),
                       "ratio": round(widest / each["median_ms"], 4)} for way, each in timed.items()]

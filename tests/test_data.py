@@ -159,6 +159,8 @@ def test_a_public_set_that_is_absent_still_names_its_finished_runs(tmp_path):
     for name, code in (("cifar10", "D01"), ("cifra100", "P10")):  # not published here; misspelt
         with pytest.raises(SlimnbError, match=f"SNB-{code}"):
             load_or_absent(name, tmp_path)
+    part = load_or_absent("cifar10", tmp_path, like=(10, 32, "ab" * 32))  # a copy that is not the whole published one
+    assert (part.num_classes, part.size, part.fingerprint) == (10, 32, "ab" * 32)
 
 
 def test_enlarged_images_are_the_middle_of_the_small_ones():

@@ -12,7 +12,8 @@ from types import SimpleNamespace
 import numpy as np
 import pytest
 import torch
-from gated_nets import KINDS, build, pictures, ready
+from gated_nets import _centre as centre
+from gated_nets import build, pictures, ready
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from training import Memory, NoSync, everything, same_bits
@@ -40,6 +41,7 @@ from slimnb.methods.ds_net import (
     routed_macs,
     unpacked_bits,
 )
+from slimnb.methods.ds_net import results as results_of
 from slimnb.methods.slimmable import InplaceDistillation, Sandwich, Switches
 from slimnb.nets.ds_mbnet import DSMobileNet
 from slimnb.nets.ds_resnet import DSResNet50
@@ -371,7 +373,7 @@ def macs_of(gates: int, path: tuple[int, ...]) -> int:
 @pytest.mark.parametrize(("kind", "options"), GATES, ids=["1 gate", "2 gates", "3 gates"])
 def test_the_loss_of_every_image_by_hand(kind, options, head, lowest):
     net, x = ready(kind, head=head, **options)
-    x = x[:9]
+    x = x[:6]
     y, slim, _ = labelled(net, x, 0)
     made, top = Pass(Gated(lowest, 1.0, seed=2, step=1)), (lowest or 4) - 1
     with torch.no_grad():
@@ -414,9 +416,10 @@ def test_complexity_is_of_each_image_not_of_the_batch():
     assert float(loss.detach().mean()) > macs.mean() ** 2 + 1e-3
 
 
-@pytest.mark.parametrize("weights", [(1.0, 0.5, 1.0), (1.0, 0.0, 0.0), (0.0, 0.5, 0.0), (0.0, 0.0, 1.0)])
-@pytest.mark.parametrize(("kind", "options"), [(DSMobileNet, {}), (DSMobileNet, {"head": "scalar"}),
-                                               (DSMobileNet, {"shared": False}), (DSResNet50, {})])
+@pytest.mark.parametrize(("kind", "options", "weights"), [
+    (DSMobileNet, {}, (1.0, 0.0, 0.0)), (DSMobileNet, {}, (0.0, 0.5, 0.0)), (DSMobileNet, {}, (0.0, 0.0, 1.0)),
+    *((kind, options, (1.0, 0.5, 1.0)) for kind, options in ((DSMobileNet, {"head": "scalar"}),
+                                                             (DSMobileNet, {"shared": False}), (DSResNet50, {})))])
 def test_only_slimming_heads_move_in_stage_two(kind, options, weights):
     net, x = ready(kind, **options)
     prepare(SimpleNamespace(method="gates"), net)
@@ -456,11 +459,12 @@ MB, RES = study.LAPTOP["smoke"]
 def test_a_recipe_makes_what_it_describes():
     net = experiment.build(MB.supernet, 10)
     base = replace(MB.supernet, seed=3, temperature=4.0, dropout=0.2, n_random=3)
-    for method, ensemble, kind in (("in-place", False, InplaceDistillation), ("bootstrapping", False, EnsembleBootstrapping),
-                                   ("bootstrapping", True, EnsembleBootstrapping)):
+    kinds = {"in-place": InplaceDistillation, "bootstrapping": EnsembleBootstrapping}
+    for method, ensemble in (("in-place", False), ("bootstrapping", False), ("bootstrapping", True)):
         sampler, objective = plan(replace(base, method=method, ensemble=ensemble), net, 10)
         largest, smallest, *others = sampler.plan(2)
-        assert type(objective) is kind and objective.temperature == 4 and sampler.seed == 3 and len(others) == 3
+        assert type(objective) is kinds[method] and objective.temperature == 4 and sampler.seed == 3
+        assert len(others) == 3
         assert [made.dropout for made in (largest, smallest, *others)] == [0.2, 0, 0, 0, 0]
         assert (largest.route, smallest.route) == (net.largest, net.slimmest)
         assert (largest.target, smallest.target) == ("labels", "ensemble" if ensemble else "teacher")
@@ -480,7 +484,8 @@ def test_a_recipe_makes_what_it_describes():
 def test_looks_are_spread_over_the_training():
     net = experiment.build(MB.supernet, 10)
     made = probe(replace(MB.supernet, looks=4, epochs=3), net, 20, None, None)
-    assert {step for step in range(60) if made.at(step)} == {0, 15, 30, 45} and made.subnets == {"slimmest": net.slimmest}
+    assert {step for step in range(60) if made.at(step)} == {0, 15, 30, 45}
+    assert made.subnets == {"slimmest": net.slimmest}
     assert probe(MB.gates, net, 20, None, None) is None
 
 
@@ -502,8 +507,7 @@ def test_stage_two_takes_everything_but_slimming_heads(family, options):
     load(recipe, net, lambda run_id: dict(runs[run_id]))
     loaded = tensors_of(net)
     heads = {name for name in loaded if ".slim_" in name}
-    assert same_bits({n: loaded[n] for n in heads}, {n: fresh[n] for n in heads})
-    assert same_bits({n: loaded[n] for n in loaded.keys() - heads}, {n: runs["super"][n] for n in loaded.keys() - heads})
+    assert same_bits(loaded, {name: (fresh if name in heads else runs["super"])[name] for name in loaded})
     x, old = pictures(2).float(), experiment.build(family.supernet, 10)
     old.load_state_dict({**runs["super"], "_extra_state": old.get_extra_state()})
     old.mark_calibrated(list(old.slots))
@@ -611,11 +615,27 @@ def test_what_is_stored_of_routing_is_what_the_trained_net_does(results, data, s
         assert rows == stored.tolist() and right == correct.tolist()
         assert row["ce"] == pytest.approx(np.mean(ce), rel=1e-4)
         assert stored.max() < (result.recipe.lowest or 4)
-        validated = [dynamic.route(x) + (y,) for x, y in plain_batches(data, data.val, 32, "cpu")]
+        validated = [(*dynamic.route(x), y) for x, y in plain_batches(data, data.val, 32, "cpu")]
         seen = np.concatenate([chosen.numpy() for _, chosen, _ in validated])
         hits = np.concatenate([(logits.argmax(1) == y).numpy() for logits, _, y in validated])
         assert row["macs_val"] == pytest.approx(np.mean([macs[tuple(path)] for path in seen]))
         assert row["top1_val"] == pytest.approx(100 * hits.mean())
+
+
+@pytest.mark.parametrize("lowest", [None, 2])
+def test_images_are_routed_within_the_open_choices(data, lowest):
+    net = ready(DSMobileNet)[0].float()
+    ((x, y),) = plain_batches(data, data.test, 32, "cpu")
+    centre(net, x, 0, net.gates[0])
+    (row,), stored = results_of(SimpleNamespace(method="gates", lowest=lowest), net, data, images=9, device="cpu")
+    chosen = [int(digit, 36) for digit in stored["choices"][0]]
+    assert (max(chosen) < 2) == (lowest == 2) and len(set(chosen)) > 1
+    assert row["macs"] == pytest.approx(np.mean(path_macs(net)[chosen]))
+    with torch.no_grad():
+        route = Gated(lowest)
+        right = (net(x, route).argmax(1) == y).numpy()
+    assert route.seen[0].weights.argmax(1).tolist() == chosen
+    assert unpacked_bits(stored["correct"]["routed"], 40).tolist() == right.tolist()
 
 
 def test_gates_change_nothing_but_slimming_heads_in_a_study(results, store):
@@ -637,6 +657,6 @@ def test_a_supernet_and_its_gates_move_to_other_data(results, store):
     assert without.recipe.start == transferred.recipe.start == supernet.run_id
     assert (without.recipe.gate, transferred.recipe.gate) == (None, old.run_id)
     begun = tensors_of(experiment.begin(transferred.recipe, 10, store))
-    for name, value in begun.items():
-        assert torch.equal(value, experiment.weights_of(store, old.run_id if ".slim_" in name else supernet.run_id)[name])
+    heads, body = (experiment.weights_of(store, run_id) for run_id in (old.run_id, supernet.run_id))
+    assert same_bits(begun, {name: (heads if ".slim_" in name else body)[name] for name in begun})
     assert all(len(r.rows) == 1 and len(r.found["choices"]) == 3 for r in moved[1:])

@@ -52,7 +52,7 @@ def test_an_image_s_path_and_logits_do_not_depend_on_its_batch(kind):
 @settings(max_examples=15, deadline=None)
 @given(rows=st.lists(st.integers(0, 31), min_size=1, max_size=60), kind=st.sampled_from(list(KINDS)))
 def test_any_batch_is_put_back_in_order(rows, kind):
-    net, x, dynamic, logits, chosen = _kept(kind)
+    _, x, dynamic, logits, chosen = _kept(kind)
     again, same = dynamic.route(x[rows])
     assert torch.equal(same, chosen[rows])
     torch.testing.assert_close(again, logits[rows], atol=1e-6, rtol=1e-6)

@@ -334,3 +334,11 @@ def test_pruning_counts_as_code_only_of_what_starts_from_a_base(pruned, monkeypa
     for arm in (named(pruned, "Base", mults=(1.0,)), named(pruned, "SP-Net")):
         experiment.code_of(arm.recipe)
     assert "slimnb.pruning" not in named_modules[0] and "slimnb.pruning" in named_modules[1]
+
+
+def test_all_runs_of_a_paper_are_committed_whatever_their_data(us_net, looks, data, store, tmp_path):
+    paths = experiment.commit_all("slimmable", US_NET.scale, store, tmp_path / "all")
+    ids = {record["run_id"] for record in store.records() if record["recipe"]["paper"] == "slimmable"}
+    assert {path.stem for path in paths} == ids and us_net.run_id in ids
+    assert experiment.commit_all("slimmable", "full", store, tmp_path / "all") == []
+    assert experiment.commit_all("deps", US_NET.scale, store, tmp_path / "all") == []

@@ -58,14 +58,14 @@ def test_every_arm_is_trained_once_and_gates_after_the_supernet_of_their_net(sca
 @pytest.mark.parametrize(("scale", "data"), EVERY[2:], ids=["small-32", "small-224", "full-32", "full-224"])
 def test_the_arms_of_every_table_are_there(scale, data):
     mbnet, resnet = (arms_of(net, scale, data) for net in ("ds_mbnet", "ds_resnet"))
-    # Table 5: neither, the average, the average and the ensemble; Table 10: temperature 4 beside 1.
-    schemes = {arm: mbnet[arm] for arm in ("In-place distillation", "EMA target", "IEB", "Temperature 4")}
-    told = [(r.method, r.ensemble, r.temperature) for r in schemes.values()]
-    assert told == [("in-place", False, 1), ("bootstrapping", False, 1), ("bootstrapping", True, 1), ("bootstrapping", True, 4)]
-    same = [replace(r, arm="", method="", ensemble=False, temperature=1, looks=0) for r in schemes.values()]
+    # Table 5: neither, the average, the average and the ensemble. Table 10: temperature 4 beside the first.
+    schemes = [mbnet[arm] for arm in ("In-place distillation", "EMA target", "IEB", "Temperature 4")]
+    assert [(r.method, r.ensemble, r.temperature) for r in schemes] == [
+        ("in-place", False, 1), ("bootstrapping", False, 1), ("bootstrapping", True, 1), ("in-place", False, 4)]
+    same = [replace(r, arm="", method="", ensemble=False, temperature=1, looks=0) for r in schemes]
     assert same == same[:1] * 4, "one thing differs"
     # Table 6, by the losses that are ticked: target, complexity, SGS; all three are DS-Net's own.
-    ticked = {arm: (tuple(weight > 0 for weight in r.losses), r.strategy) for arm, r in resnet.items() if r.method == "gates"}
+    ticked = {arm: (tuple(weight > 0 for weight in r.losses), r.strategy) for arm, r in resnet.items()}
     assert {arm: ticked[arm] for arm in (*ds_net.LOSSES, "DS-Net-L")} == {
         "Target": ((True, False, False), TRY_BEST), "Complexity": ((False, True, False), TRY_BEST),
         "SGS, give up": ((False, False, True), GIVE_UP), "SGS, try best": ((False, False, True), TRY_BEST),
@@ -77,7 +77,7 @@ def test_the_arms_of_every_table_are_there(scale, data):
     plain, scalar, unshared = (resnet[arm] for arm in ("SGS, try best", "Scalar head", "Unshared reduction"))
     assert replace(scalar, arm=plain.arm, head=None) == plain and scalar.head == "scalar"
     assert replace(unshared, arm=plain.arm, shared=None) == plain and unshared.shared is False
-    assert "Plain" in mbnet.keys() & resnet.keys()
+    assert resnet["Plain"].method == "plain"
 
 
 def test_smoke_tries_some_of_the_same_arms():
@@ -95,7 +95,8 @@ def test_full_recipes_are_section_4(data):
     rates = {"ds_mbnet": 0.08, "ds_resnet": 0.2, "ds_effnet": 0.2}
     for net, arms in nets.items():
         for r in arms.values():
-            assert (r.batch_size, r.input_size, r.momentum, r.weight_decay, r.decay) == (512, data.size, 0.9, 1e-4, "weights")
+            assert (r.batch_size, r.input_size, r.momentum) == (512, data.size, 0.9)
+            assert (r.weight_decay, r.decay) == (1e-4, "weights")
             assert r.bn == ("group" if net == "ds_resnet" else "shared_affine") and r.layout is None
             assert r.calibration_images == (1001 * 256 if data is IMAGENET else 10_000)
             rate = Schedule.of(r, 100)
@@ -136,8 +137,8 @@ def test_spaces_of_routing_are_nested_and_open_in_every_gate(scale):
 
 @every_scale
 def test_gates_are_evaluated_on_the_net_that_their_supernet_trained(scale, data):
-    free = {"arm", "method", "epochs", "lr", "schedule", "gamma", "floor", "looks", "dropout", "dtype", "lowest", "losses",
-            "strategy", "start", "head", "shared", "ensemble", "temperature"}
+    free = {"arm", "method", "epochs", "lr", "schedule", "gamma", "floor", "looks", "dropout", "dtype", "lowest",
+            "losses", "strategy", "start", "head", "shared", "ensemble", "temperature"}
     results = chained(ds_net.STAGES, scale, data)
     supernets = {r.run_id: r.recipe for r in results}
     for r in results:
@@ -160,7 +161,8 @@ def test_recipes_survive_json(scale, data):
 def test_what_is_evaluated():
     mbnet, resnet = ds_net.LAPTOP["small"]
     net = experiment.build(mbnet.supernet, 10)
-    assert list(mbnet.supernet.named(net)) == [str(k) for k in range(8)] and mbnet.supernet.named(net)["7"] == net.widest
+    assert list(mbnet.supernet.named(net)) == [str(k) for k in range(8)]
+    assert mbnet.supernet.named(net)["7"] == net.widest
     assert list(replace(mbnet.supernet, method="plain").named(net).values()) == [net.widest]
     assert list(resnet.supernet.named(on_meta(resnet.supernet))) == [f"{k}-{k}-{k}-{k}" for k in range(4)]
     released = on_meta(ds_net.CIFAR[0].supernet)
@@ -171,19 +173,21 @@ def test_what_is_evaluated():
 @pytest.mark.parametrize("scale", ["small", "full"])
 def test_generated_images_have_a_study_of_their_own(scale):
     data = SimpleNamespace(num_classes=10, size=32)
-    supernet, gates = chained(ds_net.KNOWN_STAGES, scale, data, 2)
+    supernet, *gates = results = chained(ds_net.KNOWN_STAGES, scale, data, 2)
     assert (supernet.recipe.arm, supernet.recipe.method, supernet.recipe.ensemble) == ("IEB", "bootstrapping", True)
-    assert (gates.recipe.arm, gates.recipe.method, gates.recipe.start) == ("DS-Net-L", "gates", supernet.run_id)
-    assert {(r.recipe.scale, r.recipe.seed) for r in (supernet, gates)} == {(scale, 2)}
+    assert "DS-Net-L" in {r.recipe.arm for r in gates} and len({r.recipe.arm for r in results}) == len(results)
+    assert {(r.recipe.method, r.recipe.start) for r in gates} == {("gates", supernet.run_id)}
+    assert {(r.recipe.scale, r.recipe.seed) for r in results} == {(scale, 2)}
     names = {(r.recipe.net, r.recipe.arm, r.recipe.grid) for r in chained(ds_net.STAGES, scale, data)}
-    assert not {(r.recipe.net, r.recipe.arm, r.recipe.grid) for r in (supernet, gates)} & names
+    assert not {(r.recipe.net, r.recipe.arm, r.recipe.grid) for r in results} & names
 
 
 @pytest.mark.parametrize("scale", ["smoke", "small", "full"])
 def test_what_moves_to_other_data(scale):
     results = chained(ds_net.STAGES, scale, CIFAR100)
     cifar10 = SimpleNamespace(num_classes=10, size=32)
-    moved = [r.recipe for r in chained(ds_net.transfer_stages(results, "cifar100"), scale, cifar10, name="moved {0.arm}")]
+    stages = ds_net.transfer_stages(results, "cifar100")
+    moved = [r.recipe for r in chained(stages, scale, cifar10, name="moved {0.arm}")]
     plain = [] if scale == "smoke" else ["Plain"]
     assert [r.arm for r in moved] == ["IEB", *plain, "Without gate transfer", "Gate transfer"]
     epochs, gate_epochs, lr = ds_net.FINE_TUNING[scale]

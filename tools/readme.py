@@ -7,6 +7,7 @@ import re
 import sys
 from pathlib import Path
 
+import numpy as np
 import pandas as pd
 
 from slimnb.markets import weighted
@@ -55,7 +56,22 @@ def markets_table() -> str:
     return "\n".join(lines) + "\n"
 
 
-TABLES = {"results": widths_table, "markets": markets_table}
+def gates_table() -> str:
+    """Markdown: what the gates of chapter 06 spend and reach, beside their supernet's static paths, mean over seeds."""
+    frame = frame_of("ds_net")
+    frame = frame[(frame["net"] == "ds_mbnet") & (frame["augment"] == "crop_flip")]  # not those on generated images
+    static = frame[(frame["arm"] == "IEB") & (frame["name"] != "largest")].groupby("name")[["macs", "top1"]].mean()
+    static = static.sort_values("macs")
+    routed = frame[frame["name"] == "routed"].groupby("arm")[["macs", "top1"]].mean().sort_values("macs")
+    lines = [about(frame, "one supernet, a gate choosing among its 3, 5 or 8 narrowest paths."), "",
+             "| | M MACs per image | DS-Net | static paths of equal MACs |", "|---|---:|---:|---:|"]
+    for arm, row in routed.iterrows():
+        equal = np.interp(row["macs"], static["macs"], static["top1"])
+        lines.append(f"| {arm} | {row['macs'] / 1e6:.2f} | {row['top1']:.1f} | {equal:.1f} |")
+    return "\n".join(lines) + "\n"
+
+
+TABLES = {"results": widths_table, "markets": markets_table, "gates": gates_table}
 """What stands between the marks of the same name in README.md."""
 
 

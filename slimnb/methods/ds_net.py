@@ -1,4 +1,4 @@
-"""DS-Net: in-place ensemble bootstrapping trains a supernet (stage I), sandwich gate sparsification its gates (stage II).
+"""DS-Net: in-place ensemble bootstrapping trains a supernet (stage I), sandwich gate sparsification its gates (II).
 
 Li et al., Dynamic Slimmable Network. Both stages run in `slimnb.train`; in the second only slimming heads move.
 """
@@ -36,8 +36,8 @@ from slimnb.train import Labels, Objective, Pass, Probe, Sampler
 class Ema:
     """A copy of a net whose parameters and batch-norm statistics follow it: t <- decay t + (1 - decay) net (eq. 3).
 
-    Integers are copied, not averaged. The copy is frozen, in eval mode, and has statistics for every subnet that the net
-    keeps some for. Raises P04 for a decay outside [0, 1).
+    Integers are copied, not averaged. The copy is frozen, in eval mode, and has statistics for every subnet that the
+    net keeps some for. Raises P04 for a decay outside [0, 1).
     """
 
     def __init__(self, net: SlimmableNet, decay: float = 0.997):
@@ -51,6 +51,9 @@ class Ema:
     @torch.no_grad()
     def update(self, net: SlimmableNet) -> None:
         """One step towards `net`."""
+        if len(net.slots) != len(self.net.slots):
+            raise SlimnbError("P08", f"{len(net.slots)} subnets with statistics, {len(self.net.slots)} in the average",
+                              "the copy is made of the net as it will be", "Call net.reserve([...]) before.", "")
         ours, theirs = [], []
         for mine, other in zip(self.tensors().values(), _tensors(net).values(), strict=True):
             if mine.is_floating_point():
@@ -73,12 +76,14 @@ def _tensors(net: SlimmableNet) -> dict[str, Tensor]:
 class EnsembleBootstrapping:
     """In-place ensemble bootstrapping: soft labels come from an `Ema` of the net in training (eqs. 4 and 5).
 
-    Passes with target "teacher" learn what the average's largest subnet makes of the batch; those with target "ensemble"
-    the mean probabilities of that subnet and of the "teacher" passes' own, as the average has them: the very subnets of
-    this step. (The released code draws others.) Soft labels only; loss = T^2 CE(softmax(z' / T), z / T).
+    Passes with target "teacher" learn what the average's largest subnet makes of the batch; those with target
+    "ensemble" the mean probabilities of that subnet and of the "teacher" passes' own, as the average has them: the
+    very subnets of this step. (The released code draws others.) Soft labels only: T^2 CE(softmax(z' / T), z / T).
     """
 
     def __init__(self, net: SlimmableNet, decay: float = 0.997, temperature: float = 1.0):
+        if not 0 < temperature < float("inf"):
+            raise SlimnbError("P04", f"temperature = {temperature!r}"[:60], "it is above 0", "Set 1.0, the paper's.")
         self.ema, self.temperature = Ema(net, decay), temperature
         self.soft: dict[str, Tensor] = {}
 
@@ -87,7 +92,10 @@ class EnsembleBootstrapping:
         self.ema.update(net)
         wanted = {made.target for made in passes}
         taught = [made.route for made in passes if made.target == "teacher"] if "ensemble" in wanted else []
-        largest = next(made.route for made in passes if made.target == "labels")
+        largest = next((made.route for made in passes if made.target == "labels"), None)
+        if largest is None:
+            raise SlimnbError("P08", "a step without a pass from the labels", "the largest subnet's average teaches",
+                              "Plan a pass with target='labels' first.", "")
         with torch.no_grad():
             soft = [(self.ema.net(x, route) / self.temperature).softmax(1) for route in (largest, *taught)]
         self.soft = {"teacher": soft[0], "ensemble": torch.stack(soft).mean(0)}
@@ -106,10 +114,21 @@ class EnsembleBootstrapping:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Put the average back."""
-        for name, mine in self.ema.tensors().items():
-            with torch.no_grad():
-                mine.copy_(state[name])
+        _copy_(self.ema.net, state)
         self.ema.net.mark_calibrated(list(self.ema.net.slots))
+
+
+@torch.no_grad()
+def _copy_(net: SlimmableNet, given: dict[str, Tensor]) -> None:
+    """Copy tensors into all of a net's parameters and buffers. Raises C10 (one is missing), C11 (another shape)."""
+    for name, mine in _tensors(net).items():
+        if name not in given:
+            raise SlimnbError("C10", f"tensor {name[:60]!r} is missing", "weights fit one architecture",
+                              "Start from a run of the same net, gates and training.", "")
+        if given[name].shape != mine.shape:
+            raise SlimnbError("C11", f"{name[:60]} is {tuple(given[name].shape)}", f"the net has {tuple(mine.shape)}",
+                              "Start from a run of the same net, gates and classes.", "")
+        mine.copy_(given[name])
 
 
 def any_path(net: GatedNet) -> Draw:
@@ -143,10 +162,10 @@ TRY_BEST, GIVE_UP = "try best", "give up"
 class SandwichGateSparsification:
     """Classification, complexity and SGS losses of a routed pass (eqs. 10 to 12), `weights` in this order.
 
-    An image that the slimmest path classifies rightly is easy, and its target in every gate is the narrowest choice; any
-    other's is the widest of the open ones. With `strategy` "give up", an image that the widest path gets wrong, too, is
-    sent to the narrowest. Complexity is per image: (MACs / MACs of the widest path)^2. SGS is cross-entropy of the
-    scores themselves, a mean over gates. Raises P10, P04.
+    An image that the slimmest path classifies rightly is easy, and its target in every gate is the narrowest choice;
+    any other's is the widest of the open ones. With `strategy` "give up", an image that the widest path gets wrong,
+    too, is sent to the narrowest. Complexity is per image: (MACs / MACs of the widest path)^2. SGS is cross-entropy of
+    the scores themselves, a mean over gates. Raises P10, P04.
     """
 
     def __init__(self, net: GatedNet, weights: tuple[float, float, float] = (1.0, 0.5, 1.0), strategy: str = TRY_BEST,
@@ -157,8 +176,11 @@ class SandwichGateSparsification:
         if len(weights) != 3 or min(weights) < 0 or not sum(weights) > 0:
             raise SlimnbError("P04", f"weights = {weights!r}"[:60], "they are three, none negative, not all zero",
                               "Set (1, 0.5, 1), the paper's.")
+        if lowest is None and len(set(net.choices)) > 1:
+            raise SlimnbError("P08", f"gates of {' and '.join(map(str, sorted(set(net.choices))))} choices",
+                              "SGS has one label for all gates of an image", "Set lowest to the smaller number.")
         self.weights, self.strategy = tuple(weights), strategy
-        self.top = (min(net.choices) if lowest is None else lowest) - 1  # index of the widest open choice
+        self.top = (net.check_lowest(lowest) or net.choices[0]) - 1  # index of the widest open choice
         macs = path_macs(net)
         device = next(net.parameters()).device
         self.macs = torch.tensor(macs / macs.max(), dtype=torch.float32, device=device)  # an axis per gate
@@ -194,7 +216,8 @@ class SandwichGateSparsification:
 
     def _sgs(self, scores: Tensor, asked: Tensor) -> Tensor:
         if scores.shape[1] == 1:  # a scalar head: 0 is the narrowest choice, 1 the widest
-            return F.binary_cross_entropy_with_logits(scores[:, 0], asked.to(scores.dtype) / self.top, reduction="none")
+            return F.binary_cross_entropy_with_logits(scores[:, 0], asked.to(scores.dtype) / max(self.top, 1),
+                                                      reduction="none")
         return F.cross_entropy(scores, asked, reduction="none")
 
 
@@ -240,9 +263,9 @@ def load(recipe, net: GatedNet, weights_of: Callable[[str], dict[str, Tensor]]) 
         given |= {name: value for name, value in net.state_dict().items() if name.startswith("classifier.")}
         load_first_channels_(net, given)
         return
-    heads = weights_of(recipe.gate) if recipe.gate else net.state_dict()
-    own = {name: (heads if ".slim_" in name else given)[name] for name in _tensors(net)}
-    net.load_state_dict({**own, "_extra_state": net.get_extra_state()})
+    heads = weights_of(recipe.gate) if recipe.gate else _tensors(net)
+    given = {name: value for name, value in given.items() if ".slim_" not in name}
+    _copy_(net, given | {name: value for name, value in heads.items() if ".slim_" in name})
     net.mark_calibrated(list(net.slots))
 
 
@@ -271,8 +294,8 @@ def found(recipe, net: GatedNet, sampler: Sampler) -> dict:
 def results(recipe, net: GatedNet, data: ImageData, *, images: int, device: str, group=None) -> tuple[list[dict], dict]:
     """Rows of a finished training, and what is stored beside them: of paths, or of the gates' routes.
 
-    A supernet's paths are calibrated together, validated and tested. Gates route all validation and test images; nothing
-    is calibrated, for only slimming heads have moved.
+    A supernet's paths are calibrated together, validated and tested. Gates route all validation and test images;
+    nothing is calibrated, for only slimming heads have moved.
     """
     if recipe.method == "gates":
         return routed_results(recipe, net, data, device)

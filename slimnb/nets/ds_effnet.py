@@ -10,13 +10,13 @@ from slimnb.subnet import make_divisible
 
 LAYOUT = ((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 40, 2, 2, 5), (6, 80, 3, 2, 3), (6, 112, 3, 1, 5), (6, 192, 4, 2, 5),
           (6, 320, 1, 1, 3))
-"""EfficientNet-B0 (Tan and Le 2019, table 1): expansion, channels, blocks, stride of the first, kernel of each stage."""
+"""EfficientNet-B0 (Tan and Le 2019, table 1): expansion, channels, blocks, first stride, kernel of each stage."""
 
 LAYOUT_32 = (LAYOUT[0], (6, 24, 2, 1, 3), *LAYOUT[2:])  # with a stem of stride 1, for 32 pixels
 
 
 class DSEfficientNet(GatedNet):
-    """Dynamic slimmable EfficientNet-B0: stem and first `fixed_blocks` blocks at `fixed_ratio`, the others at the gate's.
+    """Dynamic slimmable EfficientNet-B0: stem and first `fixed_blocks` at `fixed_ratio`, the others at the gate's.
 
     Squeeze-and-excitation is the attention head of a gate in every block, with a sigmoid; its hidden width is a quarter
     of the block's input, in the largest net. The slimming head sits in the first ruled block, before its projection.

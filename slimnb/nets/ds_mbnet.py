@@ -16,24 +16,26 @@ Grid = tuple[tuple[int, int, int], ...]
 VARIANTS = {
     "released": ((16, 32, 48, 48, 96, 96), ((224, 32, 6), (736, 32, 2)), 14,
                  (24, 88, 168, 168, 264, 264, *(640,) * 6, *(1152,) * 2)),
-    "printed": ((16, 32, 64, 64, 128, 128), tuple((*spaced(c, 0.35, 0.05, 18)[:2], n) for c, n in ((512, 6), (1024, 2))),
-                18, None),
+    "printed": ((16, 32, 64, 64, 128, 128),
+                tuple((*spaced(c, 0.35, 0.05, 18)[:2], n) for c, n in ((512, 6), (1024, 2))), 18, None),
 }
-"""Widths of stem and fixed blocks, grid, number of choices, and the net that is trained as the largest (None: the widest
-path): as the code has them, where the largest net is wider than any path in the fixed blocks, too, and as the paper says."""
+"""Widths of stem and fixed blocks, grid, number of choices, and the net that is trained as the largest (None: the
+widest path): as the code has them, where the largest net is wider than any path in the fixed blocks, too, and as the
+paper says."""
 
 
 class DSMobileNet(GatedNet):
     """Dynamic slimmable MobileNetV1: the stem and first blocks have one width, the others that of the gate's choice.
 
-    `variant` "released" or "printed" gives all widths; `fixed`, `grid`, `choices` and `largest` replace them. Each block
-    has attention between its depthwise and its pointwise convolution, with a hidden width a quarter of the largest
-    net's; the gate is that of the first ruled block. `head` and `shared`: see `slimnb.gates.Gate`.
+    `variant` "released" or "printed" gives all widths; `fixed`, `grid`, `choices` and `largest` replace them. Each
+    block has attention between its depthwise and its pointwise convolution, with a hidden width a quarter of the
+    largest net's; the gate is that of the first ruled block. `head` and `shared`: see `slimnb.gates.Gate`.
     """
 
     def __init__(self, num_classes: int = 1000, input_size: int = 224, largest: float | tuple[int, ...] = 1.0, *,
-                 variant: str = "released", strides: tuple[int, ...] | None = None, fixed: tuple[int, ...] | None = None,
-                 grid: Grid | None = None, choices: int | None = None, head: str = "one-hot", shared: bool = True,
+                 variant: str = "released", strides: tuple[int, ...] | None = None,
+                 fixed: tuple[int, ...] | None = None, grid: Grid | None = None, choices: int | None = None,
+                 head: str = "one-hot", shared: bool = True,
                  bn: str = "shared_affine", activation: str = "swish", seed: int = 0):
         super().__init__(num_classes, input_size, bn, activation, seed)
         if variant not in VARIANTS:

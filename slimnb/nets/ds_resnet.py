@@ -17,9 +17,10 @@ class DSResNet50(GatedNet):
     """Dynamic slimmable ResNet-50: in each stage all widths are those of the stage's gate, at any of `ratios`.
 
     Attention acts on the input of every block; the gate of a stage is that of its first block. The projection follows
-    its block's width, other blocks that of the first. Group norm with a fixed number of channels per group, which divides
-    the steps between widths. `strides` are those of the stem and of each stage's first block. The paper leaves three things open: here the stem is `stem` channels wide in every path,
-    a group has `channels_per_group`, and the gates' hidden width is a sixteenth of their input's.
+    its block's width, other blocks that of the first. Group norm with a fixed number of channels per group, which
+    divides the steps between widths. `strides` are those of the stem and of each stage's first block. The paper leaves
+    three things open: here the stem is `stem` channels wide in every path, a group has `channels_per_group`, and the
+    gates' hidden width is a sixteenth of their input's.
     """
 
     def __init__(self, num_classes: int = 1000, input_size: int = 224, largest: float = 1.0, *, stem: int = 64,

@@ -40,10 +40,10 @@ def spaced(channels: int, low: float, step: float, count: int, divisor: int = 8)
 class GatedNet(SlimmableNet):
     """A supernet whose gates can choose widths for each sample; `net.path(k)` is the subnet of given choices.
 
-    `net(x, net.path(3))` runs that path for all samples, `net(x, Gated())` lets the gates decide: evaluated on masks, at
-    full width, which is for training; `slimnb.dynamic.DynamicNet` runs the same decisions sliced. Batch-norm statistics
-    of the channels before the first gate must not depend on the path: calibrate all paths together. Subclasses build
-    `features` with gates in it and call `finish_gates`.
+    `net(x, net.path(3))` runs that path for all samples, `net(x, Gated())` lets the gates decide: evaluated on masks,
+    at full width, which is for training; `slimnb.dynamic.DynamicNet` runs the same decisions sliced. Batch-norm
+    statistics of the channels before the first gate must not depend on the path: calibrate all paths together.
+    Subclasses build `features` with gates in it and call `finish_gates`.
     """
 
     def finish_gates(self, widths: tuple[int, ...], fixed: dict[int, int]) -> None:
@@ -130,6 +130,13 @@ class GatedNet(SlimmableNet):
                    zip(gate.rules, zip(*gate.widths, strict=True), strict=True)}
         tied = tuple(home.get(unit, len(self.gates) + unit) for unit in units)
         return SearchSpace(tuple(columns.get(unit) or (self.fixed[unit],) for unit in units), tied)
+
+    def check_lowest(self, lowest: int | None) -> int | None:
+        """`lowest` itself if every gate has as many choices, or None. Raises S70."""
+        if lowest is not None and not (type(lowest) is int and 1 <= lowest <= min(self.choices)):
+            raise SlimnbError("S70", f"lowest = {lowest!r}"[:60], f"the gates have {min(self.choices)} choices or more",
+                              "Give a whole number from 1 on, or None for all.", "")
+        return lowest
 
     # -- routing -----------------------------------------------------------------------------------------
 

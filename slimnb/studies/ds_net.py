@@ -1,6 +1,7 @@
 """Chapter 06: dynamic slimmable nets. Stage I trains supernets, stage II their gates; then both move to other data.
 
-Arms of a net are named alike; `Recipe.net` tells nets apart. A run of stage II starts from the weights of a run of stage I.
+Arms of a net are named alike; `Recipe.net` tells nets apart. A run of stage II starts from the weights of a run of
+stage I.
 """
 
 from __future__ import annotations
@@ -11,6 +12,7 @@ from dataclasses import dataclass, replace
 from slimnb.experiment import Result
 from slimnb.methods.ds_net import GIVE_UP, TRY_BEST
 from slimnb.recipes import SMALL, SMOKE, Recipe, check_scale
+from slimnb.runs import RunStore
 
 SUPERNET = "IEB"
 """The arm of stage I that gates are trained on."""
@@ -47,7 +49,7 @@ class GatedRecipe(Recipe):
         return 1.0
 
     def named(self, net) -> dict[str, object]:
-        """What is evaluated: paths by their choices, "3" or "0-2-3-1", and the largest net where no path is as large."""
+        """What is evaluated: paths by their choices, "3" or "0-2-3-1", and the largest net where no path is it."""
         if self.method == "plain":
             return {"widest": net.widest}
         chosen = self.shown or [(k,) for k in range(net.choices[0])]
@@ -79,8 +81,8 @@ _ML = (("DS-Net-L", None),)
 
 # Section 4 and appendix A; dropout and the number of random paths are the released code's.
 _MBNET = GatedRecipe(**{**vars(SMOKE), "paper": "ds_net", "arm": "", "net": "ds_mbnet", "method": "bootstrapping",
-                        "bn": "shared_affine", "mults": (), "scale": "full", "epochs": 150, "batch_size": 512, "lr": 0.08,
-                        "floor": 0.0008, "augment": "resized_crop", "input_size": 224, "layout": None,
+                        "bn": "shared_affine", "mults": (), "scale": "full", "epochs": 150, "batch_size": 512,
+                        "lr": 0.08, "floor": 0.0008, "augment": "resized_crop", "input_size": 224, "layout": None,
                         "calibration_images": 1001 * 256, "dropout": 0.2, "dtype": "bfloat16", "looks": 30})
 _RESNET = replace(_MBNET, net="ds_resnet", bn="group", lr=0.2, floor=0.002, shown=_UNIFORM)
 _EFFNET = replace(_MBNET, net="ds_effnet", lr=0.2, floor=0.002)
@@ -97,7 +99,7 @@ IMAGENET = _paper(_MBNET, _RESNET, _EFFNET)
 CIFAR = _paper(*(replace(recipe, augment="crop_flip", input_size=32, calibration_images=10_000)
                  for recipe in (_MBNET, _RESNET, _EFFNET)))
 
-# Ours, for two CPU cores: MobileNetV1 of half depth, 0.9 to 3.7 M MACs, and a ResNet of one block a stage, 3.3 M.
+# Ours, for two CPU cores: MobileNetV1 of half depth, 0.8 to 3.7 M MACs, and a ResNet of one block a stage, 3.0 M.
 _SMALL_MB = replace(
     _MBNET, **{name: getattr(SMALL, name) for name in ("scale", "batch_size", "augment", "calibration_images")},
     dtype="float32", input_size=32, strides=(2, 2, 1, 1, 2, 1, 1, 1), fixed=(16, 32, 48, 48),
@@ -116,13 +118,13 @@ SMOKE_IMAGES = {"train": 1_100, "test": 400}
 LAPTOP = {
     "smoke": (_family(_SMOKE_MB, 1, 4.0, spaces=(("DS-Net-S", 2), ("DS-Net-L", None)), plain=False),
               _family(_SMOKE_RES, 1, 4.0, spaces=_ML, schemes=False, ablations=True, plain=False)),
-    "small": (_family(_SMALL_MB, 2, 1.0, spaces=(("DS-Net-S", 3), ("DS-Net-M", 5), ("DS-Net-L", None))),
+    "small": (_family(_SMALL_MB, 2, 1.0, spaces=(("DS-Net-S", 3), ("DS-Net-M", 5), ("DS-Net-L", None)), plain=False),
               _family(_SMALL_RES, 1, 1.0, spaces=_ML, schemes=False, ablations=True)),
 }
 
 KNOWN = _family(replace(_SMOKE_MB, scale="small", epochs=6, ema=0.99, looks=0, calibration_images=512), 4, 4.0,
                 spaces=_ML, schemes=False, ablations=True, plain=False)
-"""A small net for generated images, whose difficulty is known: at every scale but smoke, where all nets see such images."""
+"""A small net for generated images, whose difficulty is known; not at smoke, where all nets see such images."""
 
 
 def families(scale: str, data) -> tuple[Family, ...]:
@@ -138,7 +140,7 @@ def supernets(family: Family, seed: int) -> list[GatedRecipe]:
     arms = [replace(base, arm=SUPERNET, ensemble=True)]
     if family.schemes:
         arms = [replace(base, arm="In-place distillation", method="in-place"), replace(base, arm="EMA target"), *arms,
-                replace(base, arm="Temperature 4", ensemble=True, temperature=4.0, looks=0)]
+                replace(base, arm="Temperature 4", method="in-place", temperature=4.0, looks=0)]
         arms = arms[: -1] if base.scale == "smoke" else arms
     return arms + ([replace(base, arm="Plain", method="plain", looks=0)] if family.plain else [])
 
@@ -154,8 +156,8 @@ def gated(family: Family, seed: int, supernet: str) -> list[GatedRecipe]:
     arms = [replace(base, arm=name, lowest=lowest) for name, lowest in family.spaces]
     if family.ablations:
         tried = list(LOSSES)[:4] if base.scale == "smoke" else LOSSES
-        arms += [replace(base, arm=name, losses=LOSSES[name], strategy=GIVE_UP if name.endswith("give up") else TRY_BEST)
-                 for name in tried]
+        arms += [replace(base, arm=name, losses=LOSSES[name],
+                         strategy=GIVE_UP if name.endswith("give up") else TRY_BEST) for name in tried]
         sgs = replace(base, losses=LOSSES["SGS, try best"])
         arms += [replace(sgs, arm="Scalar head", head="scalar"), replace(sgs, arm="Unshared reduction", shared=False)]
     return arms
@@ -197,6 +199,13 @@ FINE_TUNING = {"smoke": (1, 1, 0.05), "small": (2, 1, 0.05), "full": (70, 10, 0.
 """Epochs of supernet and of gates, and the learning rate of the supernet, on the data that is moved to."""
 
 
+def moved_to(scale: str, store: RunStore) -> tuple[int, int, str] | None:
+    """Classes, side and fingerprint of the data that finished runs of Table 3 are of, if there are any at `scale`."""
+    found = [r["data"] for r in store.records() if r["recipe"].get("paper") == "ds_net" and r["recipe"].get("source")
+             and r["recipe"]["scale"] == scale]
+    return (10, 32, found[-1]) if found else None
+
+
 def transfer_stages(results: Sequence[Result], source: str) -> tuple:
     """Stages that move the DS-ResNet of `results` to other data.
 
@@ -205,14 +214,15 @@ def transfer_stages(results: Sequence[Result], source: str) -> tuple:
     """
     def tuned(scale: str, seed: int, data, mine: Sequence[Result] = (), store=None) -> list[Recipe]:
         epochs, _, lr = FINE_TUNING[scale]
+        as_printed = {"warmup_epochs": 15, "batch_size": 1024} if scale == "full" else {}
         return [replace(r.recipe, epochs=epochs, lr=lr, floor=lr / 100, start=r.run_id, source=source, looks=0,
-                        warmup_epochs=15 if scale == "full" else 0)
+                        **as_printed)
                 for r in results if r.recipe.seed == seed and r.recipe.net == "ds_resnet"
                 and r.recipe.arm in (SUPERNET, "Plain")]
 
     def gates(scale: str, seed: int, data, mine: Sequence[Result] = (), store=None) -> list[Recipe]:
         supernet = [r.run_id for r in mine if r.recipe.arm == SUPERNET]
-        old = [r for r in results if r.recipe.seed == seed and r.recipe.net == "ds_resnet" and r.recipe.arm == "DS-Net-L"]
+        old = [r for r in results if (r.recipe.net, r.recipe.arm, r.recipe.seed) == ("ds_resnet", "DS-Net-L", seed)]
         if not supernet or not old:
             return []
         base = replace(old[0].recipe, epochs=FINE_TUNING[scale][1], start=supernet[0], source=source)
