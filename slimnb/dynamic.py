@@ -70,10 +70,10 @@ class DynamicNet(nn.Module):
 
     At each gate rows are grouped by its choice and every group is run sliced, on its own; behind the first block of a
     stage groups of equal width are joined again, so that several gates do not split a batch ever further. An image's
-    path does not depend on its batch. It is a snapshot: layers are extracted from the net when a width is first
-    met, packed (`pack_`) and kept; make another one after training. With `packed` False every call slices the
-    supernet's own weights, which costs time and no memory. `lowest` as in `Gated`. Raises S70; N15 where statistics before
-    the first gate depend on the path.
+    path does not depend on its batch. It is a snapshot: layers are extracted from the net when a width is first met,
+    packed (`pack_`) and kept; make another one after training. With `packed` False every call slices the supernet's
+    own weights, which costs time and no memory. `lowest` as in `Gated`. Raises S70; N15 where statistics before the
+    first gate depend on the path.
     """
 
     def __init__(self, net: GatedNet, lowest: int | None = None, packed: bool = True):
