@@ -36,6 +36,7 @@ NETS = {"mobilenet_v1": "MobileNetV1", "mobilenet_v2": "MobileNetV2", "vgg": "VG
         "ds_resnet": "DSResNet50", "ds_effnet": "DSEfficientNet"}
 OPTIONS = ("layout", "stem", "first", "tail", "head", "rounding", "depths", "expands", "kernels", "variant", "strides",
            "fixed", "grid", "choices", "channels_per_group", "shared")  # of a net
+NO_BFLOAT16 = ("DEFAULT", "NO AVX", "AVX2")  # capabilities of processors, as PyTorch names them
 NO_DATA = "none"  # data fingerprint of what was measured once, not trained
 PATIENCE = 600.0  # seconds that a process waits for what another one measures
 NO_TRAINING = "SLIMNB_NO_TRAINING"  # in the environment: an unfinished run is an error, not a reason to train
@@ -226,12 +227,21 @@ def label(recipe: Recipe) -> str:
     return f"{recipe.arm}{width} (seed {recipe.seed})"
 
 
+def training_dtype(wanted: str, device: str) -> torch.dtype:
+    """The dtype of activations while training: `wanted`, but float32 for bfloat16 on processors without AVX-512.
+
+    There PyTorch has no bfloat16 convolution but a reference loop, tens of times as slow.
+    """
+    slow = torch.device(device).type == "cpu" and torch.backends.cpu.get_cpu_capability() in NO_BFLOAT16
+    return torch.float32 if wanted == "bfloat16" and slow else getattr(torch, wanted)
+
+
 def batches(recipe: Recipe, data: ImageData, device: str, group=None) -> Batches:
     """Shuffled, augmented training batches of a recipe; this rank's rows of them."""
     wanted = {name: getattr(recipe, name) for name in ("reflect", "auto_augment", "jitter", "lighting", "erasing")}
     augment = Augmentation(recipe.augment, **{name: value for name, value in wanted.items() if value is not None})
     return Batches(data.train, recipe.batch_size, seed=recipe.seed, augment=augment, mean=data.mean, std=data.std,
-                   size=recipe.input_size, dtype=getattr(torch, recipe.dtype), device=device, shuffle=True,
+                   size=recipe.input_size, dtype=training_dtype(recipe.dtype, device), device=device, shuffle=True,
                    rank=rank_of(group), world=world_of(group))
 
 
@@ -264,6 +274,9 @@ def _train(recipe: Recipe, data: ImageData, store: RunStore, stored: Run, device
     rows, found = _measured(recipe, net, sampler, data, device, group)
     if probe is not None:
         found["probed"] = probe.rows
+    made_in = training_dtype(recipe.dtype, device)
+    if made_in != getattr(torch, recipe.dtype):
+        found["dtype"] = str(made_in).removeprefix("torch.")  # not the recipe's: see `training_dtype`
     stored.finish({"rows": rows, "history": history, "seconds": round(seconds, 1),
                    **method.found(recipe, net, sampler), **found}, net_state(net)[0])
 

@@ -342,3 +342,11 @@ def test_all_runs_of_a_paper_are_committed_whatever_their_data(us_net, looks, da
     assert {path.stem for path in paths} == ids and us_net.run_id in ids
     assert experiment.commit_all("slimmable", "full", store, tmp_path / "all") == []
     assert experiment.commit_all("deps", US_NET.scale, store, tmp_path / "all") == []
+
+
+@pytest.mark.parametrize(("capability", "made"), [("AVX2", torch.float32), ("AVX512", torch.bfloat16)])
+def test_bfloat16_is_left_to_processors_that_have_it(monkeypatch, capability, made):
+    monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
+    assert experiment.training_dtype("bfloat16", "cpu") == made
+    assert experiment.training_dtype("bfloat16", "cuda") == torch.bfloat16
+    assert experiment.training_dtype("float32", "cpu") == torch.float32
