@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import importlib
+import inspect
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -65,9 +66,11 @@ def build(recipe: Recipe, num_classes: int) -> SlimmableNet:
         raise SlimnbError("P10", f"net = {recipe.net!r}", f"it is one of {', '.join(NETS)}", "Set net='mobilenet_v1'.")
     module = importlib.import_module(f"slimnb.nets.{recipe.net}")
     bn = "shared_affine" if recipe.bn == "one" else recipe.bn
-    given = {name: getattr(recipe, name, None) for name in OPTIONS}
-    net = getattr(module, NETS[recipe.net])(num_classes, recipe.input_size, recipe.largest, bn=bn, seed=recipe.seed,
-                                            **{name: value for name, value in given.items() if value or value is False})
+    kind = getattr(module, NETS[recipe.net])
+    # A field may mean something else to another paper's recipes: `choices` are OFA's there, a gate's here.
+    given = {name: getattr(recipe, name, None) for name in OPTIONS if name in inspect.signature(kind).parameters}
+    net = kind(num_classes, recipe.input_size, recipe.largest, bn=bn, seed=recipe.seed,
+               **{name: value for name, value in given.items() if value or value is False})
     if recipe.bn != "calibrated":
         net.reserve(list(recipe.named(net).values()), shared=recipe.bn == "one")
     return net
