@@ -233,7 +233,7 @@ def label(recipe: Recipe) -> str:
 def training_dtype(wanted: str, device: str) -> torch.dtype:
     """The dtype of activations while training: `wanted`, but float32 for bfloat16 on processors without AVX-512.
 
-    There PyTorch has no bfloat16 convolution but a reference loop, tens of times as slow.
+    There PyTorch has no bfloat16 convolution but a reference loop, several times as slow.
     """
     slow = torch.device(device).type == "cpu" and torch.backends.cpu.get_cpu_capability() in NO_BFLOAT16
     return torch.float32 if wanted == "bfloat16" and slow else getattr(torch, wanted)

@@ -186,7 +186,7 @@ def simulated(schemes: int = 20, points: int = 40) -> pd.DataFrame:
 
 def throughput(routed: Result, supernet: Result, data: ImageData, store: RunStore, *,
                batches: Sequence[int] = (1, 16, 64, 256), rounds: int = 9, device: str = "cpu") -> dict:
-    """How fast each way to run a trained net of one gate is, on test images, at several batch sizes.
+    """How fast each way to run a trained net of one gate is, on validation images, at several batch sizes.
 
     Modes: Grouped (rows of a path together, packed layers), Sliced (the same on the supernet's own weights), Masked
     (full width), Indexed is left out (chapter 01 has it), Widest and Static: stand-alone nets with folded norms, of the
