@@ -10,13 +10,11 @@ import os
 import time
 from dataclasses import dataclass, replace
 
-import torch
-
 from slimnb import detection
 from slimnb.calibrate import calibrate_bn
 from slimnb.detection import DetectionLoss, Detector, detector_macs
 from slimnb.errors import SlimnbError
-from slimnb.experiment import NO_TRAINING, Result, as_result, build, label, weights_of
+from slimnb.experiment import Result, as_result, build, finished, label, made_in, training_dtype, weights_of
 from slimnb.fingerprint import code_fingerprint, machine_fingerprint
 from slimnb.layers import CALIBRATED
 from slimnb.methods.slimmable import Switches
@@ -53,7 +51,7 @@ class DetectionRecipe(Recipe):
     strides: tuple[int, ...] | None = None
     fixed: tuple[int, ...] | None = None
     grid: tuple[tuple[int, int, int], ...] | None = None
-    choices: int | None = None
+    num_choices: int | None = None
 
     @property
     def largest(self) -> float | tuple[int, ...]:
@@ -83,9 +81,9 @@ _SMOKE = replace(_SMALL, scale="smoke", epochs=4, batch_size=8, lr=0.03, schedul
 TABLE_4 = {
     "full": (_FULL, replace(_FULL, **_PATHS, paths=(("S", 1), ("M", 7), ("L", 13)))),
     "small": (_SMALL, replace(_SMALL, **_PATHS, paths=(("S", 1), ("M", 4), ("L", 7)), strides=(2, 1, 2, 1, 2, 1, 1, 1),
-                              fixed=(16, 32, 64, 64), grid=((64, 32, 2), (128, 64, 2)), choices=8)),
+                              fixed=(16, 32, 64, 64), grid=((64, 32, 2), (128, 64, 2)), num_choices=8)),
     "smoke": (_SMOKE, replace(_SMOKE, **_PATHS, paths=(("S", 0), ("L", 4)), strides=(2, 1, 2, 2, 1), taps=(3, 4),
-                              fixed=(8, 16, 24), grid=((16, 16, 1), (24, 24, 1)), choices=5)),
+                              fixed=(8, 16, 24), grid=((16, 16, 1), (24, 24, 1)), num_choices=5)),
 }
 GENERATED = {"small": {"train": 1_000, "test": 300, "side": 96, "hardest": 0.8},
              "smoke": {"train": 200, "test": 100, "hardest": 0.3}}
@@ -116,16 +114,7 @@ def run_detection(recipe: DetectionRecipe, scenes: Scenes, store: RunStore | Non
     parts = ("train", "precision", "methods.slimmable", f"nets.{recipe.net}")
     code = code_fingerprint([f"slimnb.{part}" for part in parts])
     stored = store.open(recipe.to_json(), code, scenes.fingerprint, machine_fingerprint(device), allow_drift)
-    found = stored.result()
-    if found is None:
-        if os.environ.get(NO_TRAINING):
-            raise SlimnbError("B08", f"run {stored.id}", "it is not finished, and training is switched off",
-                              f"Run the chapter at scale={recipe.scale!r} first.")
-        with stored.lock():
-            if stored.result() is None:  # another process may have finished it while we waited
-                _train(recipe, scenes, store, stored, device, quiet)
-        found = stored.result()
-    return as_result(recipe, found)
+    return as_result(recipe, finished(stored, lambda: _train(recipe, scenes, store, stored, device, quiet)))
 
 
 def build_detector(recipe: DetectionRecipe, num_classes: int, store: RunStore | None = None) -> tuple[Detector, dict]:
@@ -143,7 +132,7 @@ def _train(recipe: DetectionRecipe, scenes: Scenes, store: RunStore, stored: Run
     net, named = build_detector(recipe, scenes.num_classes, store)
     net = net.to(device)
     feed = SceneBatches(scenes.train, recipe.batch_size, mean=scenes.mean, std=scenes.std, seed=recipe.seed,
-                        crop=recipe.crop, dtype=getattr(torch, recipe.dtype), device=device)
+                        crop=recipe.crop, dtype=training_dtype(recipe.dtype, device), device=device)
     rates = Schedule.of(recipe, feed.steps_per_epoch)
     optimizer = make_optimizer(net, recipe.momentum, recipe.weight_decay, recipe.decay)
     began = time.perf_counter()
@@ -155,4 +144,5 @@ def _train(recipe: DetectionRecipe, scenes: Scenes, store: RunStore, stored: Run
         calibrate_bn(net, subnets, feed.images(recipe.calibration_images))
     rows = [{"name": name, "macs": detector_macs(net, subnet)} | row for (name, subnet), row in
             zip(named.items(), evaluate_detector(net, subnets, scenes), strict=True)]
-    stored.finish({"rows": rows, "history": history, "seconds": round(seconds, 1)}, net_state(net)[0])
+    found = {"rows": rows, "history": history, "seconds": round(seconds, 1), **made_in(recipe, device)}
+    stored.finish(found, net_state(net)[0])

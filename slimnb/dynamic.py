@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -17,6 +17,11 @@ from slimnb.gates import Gate
 from slimnb.layers import GROUP, Selection, SwitchableBatchNorm2d
 from slimnb.nets.blocks import Chain
 from slimnb.nets.gated import GatedNet
+
+OVERHEAD = 4.0
+"""What a group costs beside its images, in images on the widest path: on a CPU core, at 32 pixels."""
+MIXING = 1.1
+"""Cost of an image in a group of several paths over that of the widest of them: its norms are not folded."""
 
 
 def path_macs(net: GatedNet, convention: str = "D") -> np.ndarray:
@@ -35,7 +40,8 @@ class Pointwise(nn.Module):
 
     def __init__(self, conv: nn.Conv2d):
         super().__init__()
-        self.weight, self.bias = nn.Parameter(conv.weight.detach().flatten(1).clone()), conv.bias
+        self.weight = nn.Parameter(conv.weight.detach().flatten(1).clone())
+        self.bias = conv.bias
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, I, H, W) -> (B, O, H, W)."""
@@ -49,10 +55,57 @@ def pack_(plain: nn.Module) -> nn.Module:
             layers = list(parent)
             for i, (conv, norm) in enumerate(zip(layers, layers[1:], strict=False)):  # noqa: RUF007
                 if isinstance(conv, nn.Conv2d) and isinstance(norm, nn.BatchNorm2d):
-                    folded = fuse_conv_bn_eval(conv.eval(), norm.eval())
-                    plain_1x1 = conv.kernel_size == (1, 1) and conv.stride == (1, 1) and conv.groups == 1
-                    parent[i], parent[i + 1] = Pointwise(folded) if plain_1x1 else folded, nn.Identity()
+                    parent[i], parent[i + 1] = fuse_conv_bn_eval(conv.eval(), norm.eval()), nn.Identity()
+    for name, conv in list(plain.named_modules()):
+        if isinstance(conv, nn.Conv2d) and (conv.kernel_size, conv.stride, conv.groups) == ((1, 1), (1, 1), 1):
+            plain.set_submodule(name, Pointwise(conv))
     return plain.to(memory_format=torch.channels_last)
+
+
+class PathNorm(nn.Module):
+    """Batch norms of several paths as one, for rows of which each has its own path.
+
+    A row's channels beyond the width of its path become zero, as under a mask. `norms` are those of the paths, the
+    narrowest first; `paths` (B,) says which one each row takes, and is set before a call.
+    """
+
+    def __init__(self, norms: Sequence[nn.BatchNorm2d]):
+        super().__init__()
+        most = norms[-1].num_features
+        scales = [norm.weight * (norm.running_var + norm.eps).rsqrt() for norm in norms]
+        shifts = [norm.bias - norm.running_mean * scale for norm, scale in zip(norms, scales, strict=True)]
+        for name, rows in (("scale", scales), ("shift", shifts)):
+            table = torch.stack([F.pad(row.detach(), (0, most - len(row))) for row in rows])
+            self.register_buffer(name, table[:, :, None, None])  # (paths, C, 1, 1)
+        self.paths: Tensor | None = None
+
+    def forward(self, x: Tensor) -> Tensor:
+        """(B, C, H, W) -> the same shape."""
+        return torch.addcmul(self.shift[self.paths], x, self.scale[self.paths])
+
+
+class Mixed(nn.Module):
+    """One step of a net for rows of several paths, at the width of the widest: see `PathNorm`."""
+
+    def __init__(self, plains: Sequence[nn.Module]):
+        super().__init__()
+        self.plain = plains[-1]
+        norms = zip(*(_named_norms(plain) for plain in plains), strict=True)
+        made = {same[-1][0]: PathNorm([norm for _, norm in same]) for same in norms}
+        for name, norm in made.items():
+            self.plain.set_submodule(name, norm)
+        self.norms = list(made.values())
+        pack_(self.plain)
+
+    def forward(self, x: Tensor, paths: Tensor) -> Tensor:
+        """(B, C, H, W), and which of the paths each row takes, (B,) -> (B, O, H', W')."""
+        for norm in self.norms:
+            norm.paths = paths
+        return self.plain(x)
+
+
+def _named_norms(plain: nn.Module) -> list[tuple[str, nn.BatchNorm2d]]:
+    return [(name, m) for name, m in plain.named_modules() if isinstance(m, nn.BatchNorm2d)]
 
 
 @dataclass
@@ -62,7 +115,8 @@ class Group:
     rows: Tensor  # (n,) int64: which rows of the batch
     x: Tensor  # (n, C, H, W)
     widths: list[int]  # per channel unit; 0 where no gate has decided yet
-    last: int = 0  # choice of the last gate passed
+    last: int = 0  # choice of the last gate passed; of several that are run as one, the widest
+    choices: Tensor | None = None  # (n,) int64 where they are several
 
 
 class DynamicNet(nn.Module):
@@ -72,12 +126,19 @@ class DynamicNet(nn.Module):
     stage groups of equal width are joined again, so that several gates do not split a batch ever further. An image's
     path does not depend on its batch. It is a snapshot: layers are extracted from the net when a width is first met,
     packed (`pack_`) and kept; make another one after training. With `packed` False every call slices the supernet's
-    own weights, which costs time and no memory. `lowest` as in `Gated`. Raises S70; N15 where statistics before the
-    first gate depend on the path.
+    own weights, which costs time and no memory. `lowest` as in `Gated`.
+
+    A group costs something beside its images: its weights are read, its layers called. Behind a lone gate small groups
+    are therefore run as one where that is cheaper, at the width of the widest of them, with masks (`Mixed`). `overhead`
+    is that cost in images on the widest path: 0 never merges. Not for several threads at once. Raises S70; P04 for a
+    negative overhead; N15 where statistics before the first gate depend on the path.
     """
 
-    def __init__(self, net: GatedNet, lowest: int | None = None, packed: bool = True):
+    def __init__(self, net: GatedNet, lowest: int | None = None, packed: bool = True, overhead: float = OVERHEAD):
         super().__init__()
+        if not 0 <= overhead < float("inf"):
+            raise SlimnbError("P04", f"overhead = {overhead!r}"[:60], "it is a finite number >= 0",
+                              f"Set {OVERHEAD}, or 0 to merge no groups.", "")
         self.net, self.lowest, self.packed = net, net.check_lowest(lowest), packed
         self.steps = list(_flat(net.features))
         self.splits = [i for i, step in enumerate(self.steps) if isinstance(step, Gate) and step.rules]
@@ -85,6 +146,8 @@ class DynamicNet(nn.Module):
         # Nets of several gates have group norm, which has no statistics. Before a lone gate all paths have the same.
         self.slots = [] if net.bn == GROUP else [net.slot_of(path) for path in net.paths]
         self._check_statistics()
+        self.overhead = overhead if packed and self.slots else 0.0
+        self.costs = path_macs(net).ravel() / path_macs(net).max() if self.overhead else None
 
     def _check_statistics(self) -> None:
         before = [m for step in self.steps[: self.splits[0]] for m in step.modules()
@@ -129,9 +192,20 @@ class DynamicNet(nn.Module):
         counts = torch.bincount(best, minlength=wide).tolist()  # the one wait for the device
         if max(counts) < len(best):
             order = best.argsort(stable=True)
-            x, rows = x[order], rows[order]
-        return [Group(own, part, self._ruled(group.widths, gate, k), k) for k, (part, own) in
-                enumerate(zip(x.split(counts), rows.split(counts), strict=True)) if len(own)]
+            x, rows, best = x[order], rows[order], best[order]
+        parts, at = [], 0
+        for run in self._runs([k for k in range(wide) if counts[k]], counts):
+            part = slice(at, at := at + sum(counts[k] for k in run))
+            parts.append(Group(rows[part], x[part], self._ruled(group.widths, gate, run[-1]), run[-1],
+                               best[part] if len(run) > 1 else None))
+        return parts
+
+    def _runs(self, taken: list[int], counts: list[int]) -> list[list[int]]:
+        """The choices taken, in runs that go on as one group each."""
+        if not self.overhead:
+            return [[k] for k in taken]
+        ends = np.cumsum(cheapest_runs([counts[k] for k in taken], self.costs[taken], self.overhead))
+        return [taken[a:b] for a, b in zip([0, *ends], ends, strict=False)]
 
     @staticmethod
     def _ruled(widths: list[int], gate: Gate, choice: int) -> list[int]:
@@ -143,10 +217,37 @@ class DynamicNet(nn.Module):
         slot = self.slots[group.last] if self.slots else 0
         if not self.packed:
             return step(group.x, Selection(group.widths, slot=slot))
-        key = i, group.x.shape[1], group.last
+        key = i, group.x.shape[1], group.last, group.choices is None
         if key not in self.kept:
-            self.kept[key] = pack_(step.extract(Selection(group.widths, slot=slot)).eval())
-        return self.kept[key](group.x)
+            self.kept[key] = self._packed(step, group)
+        layers = self.kept[key]
+        return layers(group.x) if group.choices is None else layers(group.x, group.choices)
+
+    def _packed(self, step: nn.Module, group: Group) -> nn.Module:
+        """The layers of `step` for the group's path, or for all up to the widest of its paths."""
+        def plain(choice: int, widths: Sequence[int]) -> nn.Module:
+            return step.extract(Selection(widths, slot=self.slots[choice] if self.slots else 0)).eval()
+
+        if group.choices is None:
+            return pack_(plain(group.last, group.widths))
+        return Mixed([plain(k, self.net.path(k).widths) for k in range(group.last + 1)])
+
+
+def cheapest_runs(counts: Sequence[int], costs: Sequence[float], overhead: float) -> list[int]:
+    """Lengths of the runs of neighbours in which groups of `counts` images are cheapest, by dynamic programming.
+
+    An image costs `costs` of its group, ascending; in a run of several, `MIXING` times what the dearest does. Each run
+    costs `overhead` more.
+    """
+    best: list[tuple[float, list[int]]] = [(0.0, [])]
+    for end in range(1, len(counts) + 1):
+        options = []
+        for start in range(end):
+            each = costs[end - 1] * (MIXING if end - start > 1 else 1.0)
+            cost, lengths = best[start]
+            options.append((cost + overhead + sum(counts[start:end]) * each, [*lengths, end - start]))
+        best.append(min(options))
+    return best[-1][1]
 
 
 def _flat(chain: Chain) -> Iterator[nn.Module]:

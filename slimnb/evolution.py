@@ -192,12 +192,3 @@ def reach(table: ElasticTable) -> tuple[float, float]:
         for end, pick in enumerate((np.min, np.max)):
             ends[end] += pick(np.append(0, pick(blocks, axis=1).cumsum())[list(choices)])
     return float(ends[0]), float(ends[1])
-
-
-def exhaustive(table: ElasticTable, target: float, score: Callable[[np.ndarray], np.ndarray],
-               least: float = 0.0) -> np.ndarray:
-    """Structures that cost `least` to `target`, best first by `score` of (N, stages + blocks): of small spaces."""
-    rows = all_structures(table.space)
-    costs = table.predict(rows)
-    rows = rows[(costs >= least) & (costs <= target)]
-    return rows[np.argsort(-np.asarray(score(rows)), kind="stable")] if len(rows) else rows

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import importlib
-import inspect
 import os
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -36,7 +35,7 @@ NETS = {"mobilenet_v1": "MobileNetV1", "mobilenet_v2": "MobileNetV2", "vgg": "VG
         "mobilenet_v3": "MobileNetV3", "proxyless_nas": "ProxylessNAS", "ds_mbnet": "DSMobileNet",
         "ds_resnet": "DSResNet50", "ds_effnet": "DSEfficientNet"}
 OPTIONS = ("layout", "stem", "first", "tail", "head", "rounding", "depths", "expands", "kernels", "variant", "strides",
-           "fixed", "grid", "choices", "channels_per_group", "shared")  # of a net
+           "fixed", "grid", "num_choices", "channels_per_group", "shared")  # of a net
 NO_BFLOAT16 = ("DEFAULT", "NO AVX", "AVX2")  # capabilities of processors, as PyTorch names them
 NO_DATA = "none"  # data fingerprint of what was measured once, not trained
 PATIENCE = 600.0  # seconds that a process waits for what another one measures
@@ -67,8 +66,7 @@ def build(recipe: Recipe, num_classes: int) -> SlimmableNet:
     module = importlib.import_module(f"slimnb.nets.{recipe.net}")
     bn = "shared_affine" if recipe.bn == "one" else recipe.bn
     kind = getattr(module, NETS[recipe.net])
-    # A field may mean something else to another paper's recipes: `choices` are OFA's there, a gate's here.
-    given = {name: getattr(recipe, name, None) for name in OPTIONS if name in inspect.signature(kind).parameters}
+    given = {name: getattr(recipe, name, None) for name in OPTIONS}
     net = kind(num_classes, recipe.input_size, recipe.largest, bn=bn, seed=recipe.seed,
                **{name: value for name, value in given.items() if value or value is False})
     if recipe.bn != "calibrated":
@@ -162,18 +160,27 @@ def run(recipe: Recipe, data: ImageData, store: RunStore | None = None, *, devic
     stored = share(store.open(recipe.to_json(), code_of(recipe), data.fingerprint, machine_fingerprint(device),
                               allow_drift), group)
     quiet = quiet or rank_of(group) > 0
+    found = finished(stored, lambda: _train(recipe, data, store, stored, device, quiet, group))
+    if found.get("stale_code") and not quiet:
+        print(f"{label(recipe)}: result of an earlier version of the code, run {found['run_id']}")
+    return as_result(recipe, found)
+
+
+def finished(stored: Run, work: Callable[[], None], wait: float = 0.0) -> dict:
+    """The result of a stored run; if it has none, `work` finishes it first, in one process at a time.
+
+    Another process is waited for `wait` seconds (K01). With SLIMNB_NO_TRAINING in the environment: B08, no work.
+    """
     found = stored.result()
     if found is None:
         if os.environ.get(NO_TRAINING):
             raise SlimnbError("B08", f"run {stored.id}", "it is not finished, and training is switched off",
-                              f"Run the chapter at scale={recipe.scale!r} first.")
-        with stored.lock():
+                              f"Run the chapter at scale={stored.recipe.get('scale')!r} first.")
+        with stored.lock(wait=wait):
             if stored.result() is None:  # another process may have finished it while we waited
-                _train(recipe, data, store, stored, device, quiet, group)
+                work()
         found = stored.result()
-    if found.get("stale_code") and not quiet:
-        print(f"{label(recipe)}: result of an earlier version of the code, run {found['run_id']}")
-    return as_result(recipe, found)
+    return found
 
 
 def as_result(recipe: Recipe, found: dict) -> Result:
@@ -239,6 +246,12 @@ def training_dtype(wanted: str, device: str) -> torch.dtype:
     return torch.float32 if wanted == "bfloat16" and slow else getattr(torch, wanted)
 
 
+def made_in(recipe: Recipe, device: str) -> dict[str, str]:
+    """What a result says of its dtype: nothing where it is the recipe's, else `training_dtype` by name."""
+    dtype = training_dtype(recipe.dtype, device)
+    return {} if dtype == getattr(torch, recipe.dtype) else {"dtype": str(dtype).removeprefix("torch.")}
+
+
 def batches(recipe: Recipe, data: ImageData, device: str, group=None) -> Batches:
     """Shuffled, augmented training batches of a recipe; this rank's rows of them."""
     wanted = {name: getattr(recipe, name) for name in ("reflect", "auto_augment", "jitter", "lighting", "erasing")}
@@ -277,11 +290,8 @@ def _train(recipe: Recipe, data: ImageData, store: RunStore, stored: Run, device
     rows, found = _measured(recipe, net, sampler, data, device, group)
     if probe is not None:
         found["probed"] = probe.rows
-    made_in = training_dtype(recipe.dtype, device)
-    if made_in != getattr(torch, recipe.dtype):
-        found["dtype"] = str(made_in).removeprefix("torch.")  # not the recipe's: see `training_dtype`
     stored.finish({"rows": rows, "history": history, "seconds": round(seconds, 1),
-                   **method.found(recipe, net, sampler), **found}, net_state(net)[0])
+                   **method.found(recipe, net, sampler), **found, **made_in(recipe, device)}, net_state(net)[0])
 
 
 def _seen(recipe: Recipe, data: ImageData) -> ImageData:
@@ -351,17 +361,12 @@ def latencies(scale: str, mult: float, rounds: int, store: RunStore, device: str
 def once(store: RunStore, settings: dict, code: str, take: Callable[[], dict]) -> dict:
     """What `take` gives, stored under its settings and code; a second call loads it, one meanwhile waits for it."""
     stored = store.open(settings, code, NO_DATA)
-    found = stored.result()
-    if found is None:
-        if os.environ.get(NO_TRAINING):
-            raise SlimnbError("B08", f"run {stored.id}", "it is not finished, and measuring is switched off",
-                              "Run the chapter first.")
-        with stored.lock(wait=PATIENCE):
-            if stored.result() is None:
-                stored.load()
-                stored.finish(take())
-        found = stored.result()
-    return found
+
+    def measure_it() -> None:
+        stored.load()
+        stored.finish(take())
+
+    return finished(stored, measure_it, PATIENCE)
 
 
 def _latencies(mult: float, rounds: int, repeats: int, device: str) -> dict:

@@ -116,7 +116,6 @@ class Gate(nn.Module):
         self.reduce_bias = nn.Parameter(torch.zeros(hidden))
         self.attend_weight = nn.Parameter(torch.zeros(channels, hidden))
         self.attend_bias = nn.Parameter(torch.zeros(channels))
-        self.masks: list[str] = []
         if not self.rules:
             return
         self._check_widths()

@@ -6,6 +6,7 @@ from bisect import bisect_right
 from collections.abc import Sequence
 from dataclasses import dataclass
 
+import numpy as np
 import torch
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,6 +15,7 @@ from slimnb.errors import SlimnbError
 from slimnb.layers import Selection
 from slimnb.nets.base import SlimmableNet
 from slimnb.nets.blocks import resize
+from slimnb.pareto import pareto_front
 from slimnb.subnet import Subnet
 
 
@@ -64,19 +66,17 @@ class SubnetSwitcher:
         self._table = self._made(choices)
 
     def _made(self, choices: Sequence[Choice]) -> _Table:
-        kept: list[Choice] = []
-        for choice in sorted(choices, key=lambda each: (each.cost, -each.top1_val)):
+        for choice in choices:
             if not (0 < choice.cost < float("inf") and 0 <= choice.top1_val <= 100):
                 raise SlimnbError("S56", f"cost {choice.cost}, accuracy {choice.top1_val} %",
                                   "a cost is finite and > 0, an accuracy is 0 to 100",
                                   "Measure that subnet again.", "")
-            if not kept or choice.top1_val > kept[-1].top1_val:
-                kept.append(choice)
-        if not kept:
+            self.net.slot_of(choice.subnet)
+        if not choices:
             raise SlimnbError("S56", "0 subnets", "a switcher has at least one to switch to",
                               "Give the best subnet of each pool.", "")
-        for choice in choices:
-            self.net.slot_of(choice.subnet)
+        front = pareto_front(np.array([c.cost for c in choices]), np.array([c.top1_val for c in choices]))
+        kept = [choices[i] for i in front]
         selections = tuple(self.net.select(choice.subnet, statistics="slot") for choice in kept)
         return _Table(tuple(choice.cost for choice in kept), tuple(kept), selections)
 

@@ -4,13 +4,17 @@ from __future__ import annotations
 
 import itertools
 import warnings
+from collections.abc import Callable
 
 import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
+import pytest
 from matplotlib.text import Text
 
 from slimnb import figures, style
+
+mpl.use("Agg")
 
 UNITS = ["(%)", "(millions)", "(nats)", "(ms)", "(full net = 1)", "(0 easiest", "(bars carry ms)", "Class",
          "Running mean", "Running variance", "Training step", "images", "multiplier", "channel",
@@ -73,3 +77,13 @@ def _ticks(axis):
 
 
 CHECKS = [axes_carry_units, title_and_description, same_bytes_twice, no_text_overlaps]
+
+
+def holds_for(drawings: dict[str, Callable]) -> Callable:
+    """A test that every check passes for every one of the named drawings."""
+    @pytest.mark.parametrize("name", drawings)
+    @pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
+    def test(check, name, tmp_path):
+        check(drawings[name], tmp_path)
+
+    return test

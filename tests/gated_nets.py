@@ -12,10 +12,10 @@ from slimnb.nets.ds_mbnet import DSMobileNet
 from slimnb.nets.ds_resnet import DSResNet50
 
 KINDS = {
-    DSMobileNet: {"strides": (2, 1, 2, 2, 1), "fixed": (8, 16, 16), "grid": ((8, 8, 1), (16, 8, 1)), "choices": 4},
+    DSMobileNet: {"strides": (2, 1, 2, 2, 1), "fixed": (8, 16, 16), "grid": ((8, 8, 1), (16, 8, 1)), "num_choices": 4},
     DSResNet50: {"layout": ((16, 2), (32, 1)), "stem": 8, "strides": (2, 1, 2), "channels_per_group": 4},
     DSEfficientNet: {"layout": ((1, 16, 1, 1, 3), (6, 24, 2, 2, 3), (6, 32, 2, 2, 5)), "stem": 16, "tail": 32,
-                     "fixed_blocks": 2, "choices": 4},
+                     "fixed_blocks": 2, "num_choices": 4},
 }
 
 

@@ -6,18 +6,24 @@ from pathlib import Path
 import nbformat
 import pytest
 
+from slimnb.notebook import END, content_key
+
 ROOT = Path(__file__).resolve().parents[1]
 
 
-@pytest.fixture(scope="module")
-def website():
-    spec = importlib.util.spec_from_file_location("website", ROOT / "tools/website.py")
+def tool(name):
+    spec = importlib.util.spec_from_file_location(name, ROOT / f"tools/{name}.py")
     module = importlib.util.module_from_spec(spec)
     spec.loader.exec_module(module)
     return module
 
 
-def notebook(title="A chapter", question="Does it build?", **metadata):
+@pytest.fixture(scope="module")
+def website():
+    return tool("website")
+
+
+def notebook(title="A chapter", question="Does it build?"):
     v4 = nbformat.v4
     stream = v4.new_output("stream", text="57 <b>bold</b>\n")
     return v4.new_notebook(
@@ -63,6 +69,22 @@ def test_a_request_to_elsewhere_is_found(website, tmp_path, planted):
 def test_a_font_from_elsewhere_is_found(website, tmp_path):
     (tmp_path / "a.css").write_text("@font-face { src: url('https://fonts.example/a.woff2') }")
     assert website.external_requests(tmp_path) == ["a.css: https://fonts.example/a.woff2"]
+
+
+def test_executed_chapters_of_older_text_or_code_are_executed_again(tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    for folder in ("notebooks", "build/smoke"):
+        Path(folder).mkdir(parents=True)
+    for name in ("00_current", "01_older", "02_never_executed"):
+        Path(f"notebooks/{name}.py").write_text("# %%\nprint(57)\n")
+    key = content_key("notebooks/00_current.py", {"scale": "smoke"})
+    for name, of in (("00_current", key), ("01_older", key[::-1])):
+        done = notebook()
+        done.metadata["slimnb"] = {"key": of}
+        ended = nbformat.v4.new_output("display_data", metadata={END: True})
+        done.cells = [nbformat.v4.new_code_cell("chapter.end()", outputs=[ended], execution_count=1)]
+        nbformat.write(done, f"build/smoke/{name}.ipynb")
+    assert tool("book").outdated() == ["build/smoke/01_older.ipynb"]
 
 
 def test_unchanged_sources_keep_their_dates(website, tmp_path):

@@ -44,7 +44,7 @@ def detector(bn: str = "calibrated", side: int = 64, backbone=None) -> Detector:
 
 
 def gated() -> DSMobileNet:
-    return DSMobileNet(10, 32, strides=(2, 2, 2, 1), fixed=(8, 16), grid=((8, 8, 1), (16, 8, 1)), choices=3)
+    return DSMobileNet(10, 32, strides=(2, 2, 2, 1), fixed=(8, 16), grid=((8, 8, 1), (16, 8, 1)), num_choices=3)
 
 
 def noise(n: int, side: int = 64, seed: int = 0) -> torch.Tensor:

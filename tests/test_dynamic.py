@@ -1,5 +1,7 @@
 """Dynamic inference: a grouped batch equals masks and per-sample runs, whatever the batch; what paths cost."""
 
+import itertools
+
 import numpy as np
 import pytest
 import torch
@@ -8,20 +10,22 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slimnb.cost import count_macs
-from slimnb.dynamic import DynamicNet, Pointwise, pack_, path_macs
+from slimnb.dynamic import MIXING, DynamicNet, Pointwise, cheapest_runs, pack_, path_macs
 from slimnb.errors import SlimnbError
 from slimnb.gates import Gated
 from slimnb.layers import GROUP
+from slimnb.nets.ds_mbnet import DSMobileNet
+from slimnb.nets.ds_resnet import DSResNet50
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
 @each_kind
-@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("ways", [{"packed": False}, {"overhead": 0}, {"overhead": 3}, {"overhead": 1e9}], ids=str)
 @pytest.mark.parametrize("options", [{}, {"head": "scalar"}, {"shared": False}], ids=str)
-def test_grouped_equals_masked_and_per_sample(kind, packed, options):
+def test_grouped_equals_masked_and_per_sample(kind, ways, options):
     net, x = ready(kind, **options)
-    dynamic, route = DynamicNet(net, packed=packed), Gated()
+    dynamic, route = DynamicNet(net, **ways), Gated()
     with torch.no_grad():
         masked = net(x, route)
     logits, chosen = dynamic.route(x)
@@ -70,7 +74,6 @@ def _kept(kind):
 
 
 def test_groups_are_joined_again_so_that_gates_do_not_multiply_them():
-    from slimnb.nets.ds_resnet import DSResNet50
     net, x = ready(DSResNet50, layout=((16, 2), (32, 1), (32, 1)), strides=(2, 1, 2, 1))
     dynamic = DynamicNet(net)
     calls = []
@@ -81,6 +84,48 @@ def test_groups_are_joined_again_so_that_gates_do_not_multiply_them():
     last = int(np.flatnonzero(counts)[-1])  # the last block, a stage's first: one group per pair of widths at most
     pairs = len(chosen[:, 1:].unique(dim=0))
     assert counts[last] == pairs and len(chosen.unique(dim=0)) > pairs
+
+
+@pytest.mark.parametrize("kind", [kind for kind in KINDS if kind is not DSResNet50])
+@pytest.mark.parametrize("merging", [False, True])
+def test_small_groups_are_run_as_one_where_that_is_cheaper(kind, merging):
+    net, x = ready(kind)
+    dynamic = DynamicNet(net, overhead=1e9 if merging else 0)
+    calls = []
+    inner = dynamic._run
+    dynamic._run = lambda i, step, group: calls.append((i, group.last)) or inner(i, step, group)
+    _, chosen = dynamic.route(x)
+    paths = chosen.unique().tolist()
+    assert len(paths) > 2
+    assert [last for i, last in calls if i == len(dynamic.steps) - 1] == (paths[-1:] if merging else paths)
+    dynamic.route(x[:1])
+    assert calls[-1][1] == int(chosen[0])  # one path alone is not mixed with others
+
+
+@settings(max_examples=60, deadline=None)
+@given(st.lists(st.tuples(st.integers(1, 50), st.floats(0.1, 1)), min_size=1, max_size=7), st.floats(0, 20))
+def test_the_cheapest_runs_are_those_of_brute_force(groups, overhead):
+    counts = [count for count, _ in groups]
+    costs = sorted(cost for _, cost in groups)
+
+    def cost_of(lengths) -> float:
+        total, at = 0.0, 0
+        for n in lengths:
+            total += overhead + sum(counts[at: at + n]) * costs[at + n - 1] * (MIXING if n > 1 else 1)
+            at += n
+        return total
+
+    cuts = itertools.chain.from_iterable(itertools.combinations(range(1, len(counts)), k) for k in range(len(counts)))
+    least = min(cost_of(np.diff([0, *cut, len(counts)])) for cut in cuts)
+    found = cheapest_runs(counts, costs, overhead)
+    assert sum(found) == len(counts) and min(found) > 0
+    assert cost_of(found) == pytest.approx(least)
+
+
+@pytest.mark.parametrize("overhead", [-1, float("inf"), float("nan")])
+def test_an_overhead_that_is_none_is_refused(overhead):
+    with pytest.raises(SlimnbError, match="P04"):
+        DynamicNet(ready(DSMobileNet)[0], overhead=overhead)
 
 
 @each_kind
@@ -115,7 +160,6 @@ def test_packing_changes_nothing(kind):
 
 
 def test_statistics_that_depend_on_the_path_before_the_gate_are_refused():
-    from slimnb.nets.ds_mbnet import DSMobileNet
     net, _ = ready(DSMobileNet)
     net.norms()[0].running_mean[1] += 0.1
     with pytest.raises(SlimnbError, match="N15"):
@@ -123,7 +167,6 @@ def test_statistics_that_depend_on_the_path_before_the_gate_are_refused():
 
 
 def test_uncalibrated_paths_are_refused():
-    from slimnb.nets.ds_mbnet import DSMobileNet
     with pytest.raises(SlimnbError, match="N10"):
         DynamicNet(DSMobileNet(10, 32, **KINDS[DSMobileNet]))
     assert pictures(2).shape == (2, 3, 16, 16)

@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import itertools
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from figure_checks import CHECKS
+from figure_checks import holds_for
 from matplotlib.colors import to_rgb
 
 from slimnb import figures, style
 from slimnb.errors import SlimnbError
 
-mpl.use("Agg")
 MULTS = [0.25, 0.5, 1.0]
 
 
@@ -96,16 +93,7 @@ DRAW = {
 }
 
 
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
-
-
-@pytest.mark.parametrize("name", DRAW)
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_every_figure_holds(check, name, tmp_path):
-    check(DRAW[name], tmp_path)
+test_every_figure_holds = holds_for(DRAW)
 
 
 def test_a_method_keeps_its_colour_in_every_figure():

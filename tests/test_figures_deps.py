@@ -4,18 +4,16 @@ from __future__ import annotations
 
 import itertools
 
-import matplotlib as mpl
 import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from figure_checks import CHECKS
+from figure_checks import holds_for
 
 from slimnb import figures, style
 from slimnb.errors import SlimnbError
 from slimnb.pareto import PHASES
 
-mpl.use("Agg")
 SHARES, MACS = (0.3, 0.5, 1.0), np.array([45.2, 91.6, 179.8]) * 1e6
 
 
@@ -57,16 +55,7 @@ DRAW = {
 }
 
 
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
-
-
-@pytest.mark.parametrize("name", DRAW)
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_every_figure_holds(check, name, tmp_path):
-    check(DRAW[name], tmp_path)
+test_every_figure_holds = holds_for(DRAW)
 
 
 def test_the_boxes_of_figure_1_have_the_cost_as_their_area():

@@ -5,17 +5,14 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from figure_checks import CHECKS, no_text_overlaps
+from figure_checks import holds_for, no_text_overlaps
 
 from slimnb import figures, style
 from slimnb.errors import SlimnbError
 
-mpl.use("Agg")
 LITERATURE = Path(__file__).parents[1] / "data/literature/ds_net.csv"
 TRAINED = ("In-place distillation", "EMA target", "IEB", "Temperature 4")
 SHARED = [TRAINED, ("Static", "DS-Net", "Widest", "Oracle", "Blind router"), ("Static", "Try Best", "Give Up"),
@@ -97,16 +94,7 @@ DRAW = {
 }
 
 
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
-
-
-@pytest.mark.parametrize("name", DRAW)
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_every_figure_holds(check, name, tmp_path):
-    check(DRAW[name], tmp_path)
+test_every_figure_holds = holds_for(DRAW)
 
 
 def test_the_best_of_the_schemes_is_their_upper_envelope():

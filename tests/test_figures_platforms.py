@@ -4,18 +4,15 @@ from __future__ import annotations
 
 import itertools
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from figure_checks import CHECKS
+from figure_checks import holds_for
 from matplotlib.colors import to_hex
 
 from slimnb import figures, style
 from slimnb.errors import SlimnbError
 
-mpl.use("Agg")
 MARKETS = ["S", "RS", "U", "M", "L", "RL"]
 ARMS = ["Slim-U", "Slim-W", "OWS-U", "OWS-W", "AOWS-U", "AOWS-W"]
 SIZES = np.array([[10, 30, 60, 0], [100, 0, 0, 0], [20, 20, 20, 40]])
@@ -101,16 +98,7 @@ DRAW = {
 }
 
 
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
-
-
-@pytest.mark.parametrize("name", DRAW)
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_every_figure_holds(check, name, tmp_path):
-    check(DRAW[name], tmp_path)
+test_every_figure_holds = holds_for(DRAW)
 
 
 def test_shares_are_ranked_and_tables_that_are_missing_count_as_none():

@@ -5,17 +5,14 @@ from __future__ import annotations
 import itertools
 from pathlib import Path
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from figure_checks import CHECKS
+from figure_checks import holds_for
 
 from slimnb import figures, style
 from slimnb.errors import SlimnbError
 
-mpl.use("Agg")
 PRINTED = pd.read_csv(Path(__file__).parents[1] / "data/literature/pss_net.csv")
 ARMS = ["US-Net", "MutualNet", "PSS-F", "PSS-M"]
 
@@ -112,16 +109,7 @@ DRAW = {
 }
 
 
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
-
-
-@pytest.mark.parametrize("name", DRAW)
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_every_figure_holds(check, name, tmp_path):
-    check(DRAW[name], tmp_path)
+test_every_figure_holds = holds_for(DRAW)
 
 
 def test_a_bucket_where_nothing_was_accepted_has_no_dot():

@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import itertools
 
-import matplotlib as mpl
-import matplotlib.pyplot as plt
 import numpy as np
 import pandas as pd
 import pytest
-from figure_checks import CHECKS
+from figure_checks import holds_for
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.patches import StepPatch
 from nets import tiny
@@ -23,7 +21,6 @@ from slimnb.nets.zero_padding import places_of, streams
 from slimnb.pruning import gammas, importance_order
 from slimnb.studies.sp_net import ARMS
 
-mpl.use("Agg")
 WIDTHS = ["0.25×", "0.5×", "1×"]
 ORDER = [4, 1, 6, 0, 5, 2, 7, 3]
 MASKS = {name: [np.argsort(ORDER)[c] < n for c in range(8)] for name, n in zip(WIDTHS, (2, 5, 8), strict=True)}
@@ -88,16 +85,7 @@ DRAW = {
 }
 
 
-@pytest.fixture(autouse=True)
-def close_figures():
-    yield
-    plt.close("all")
-
-
-@pytest.mark.parametrize("name", DRAW)
-@pytest.mark.parametrize("check", CHECKS, ids=lambda check: check.__name__)
-def test_every_figure_holds(check, name, tmp_path):
-    check(DRAW[name], tmp_path)
+test_every_figure_holds = holds_for(DRAW)
 
 
 def _areas(ax) -> list[tuple[str, float]]:

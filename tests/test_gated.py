@@ -58,7 +58,7 @@ def test_resnet_50_has_256_paths_between_the_known_ends():
 
 
 def test_the_widest_efficientnet_at_the_paper_s_widths_is_b0():
-    b0 = on_meta(DSEfficientNet, fixed_ratio=1.0, low=1.0, choices=2)
+    b0 = on_meta(DSEfficientNet, fixed_ratio=1.0, low=1.0, num_choices=2)
     assert count_macs(b0, b0.path(0)) / 1e6 == pytest.approx(386, abs=0.5)  # Tan and Le print 0.39 B
     assert count_params(b0, [b0.path(0)]) / 1e6 == pytest.approx(5.3, abs=0.05)  # and 5.3 M
 

@@ -26,7 +26,7 @@ from slimnb.measure import measured, plain_batches
 from slimnb.methods.slimmable import Draw, InplaceDistillation, Sandwich, Stateless, Switches, any_of
 from slimnb.nets.base import SlimmableNet
 from slimnb.nets.gated import GatedNet
-from slimnb.state import load_first_channels_
+from slimnb.state import load_first_channels_, load_net
 from slimnb.subnet import Subnet
 from slimnb.train import Labels, Objective, Pass, Probe, Sampler
 
@@ -114,21 +114,8 @@ class EnsembleBootstrapping:
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
         """Put the average back."""
-        _copy_(self.ema.net, state)
+        load_net(self.ema.net, state, self.ema.net.get_extra_state())
         self.ema.net.mark_calibrated(list(self.ema.net.slots))
-
-
-@torch.no_grad()
-def _copy_(net: SlimmableNet, given: dict[str, Tensor]) -> None:
-    """Copy tensors into all of a net's parameters and buffers. Raises C10 (one is missing), C11 (another shape)."""
-    for name, mine in _tensors(net).items():
-        if name not in given:
-            raise SlimnbError("C10", f"tensor {name[:60]!r} is missing", "weights fit one architecture",
-                              "Start from a run of the same net, gates and training.", "")
-        if given[name].shape != mine.shape:
-            raise SlimnbError("C11", f"{name[:60]} is {tuple(given[name].shape)}", f"the net has {tuple(mine.shape)}",
-                              "Start from a run of the same net, gates and classes.", "")
-        mine.copy_(given[name])
 
 
 def any_path(net: GatedNet) -> Draw:
@@ -265,7 +252,8 @@ def load(recipe, net: GatedNet, weights_of: Callable[[str], dict[str, Tensor]]) 
         return
     heads = weights_of(recipe.gate) if recipe.gate else _tensors(net)
     given = {name: value for name, value in given.items() if ".slim_" not in name}
-    _copy_(net, given | {name: value for name, value in heads.items() if ".slim_" in name})
+    given |= {name: value for name, value in heads.items() if ".slim_" in name}
+    load_net(net, given, net.get_extra_state())
     net.mark_calibrated(list(net.slots))
 
 

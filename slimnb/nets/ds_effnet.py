@@ -26,14 +26,14 @@ class DSEfficientNet(GatedNet):
     def __init__(self, num_classes: int = 1000, input_size: int = 224, largest: float = 1.0, *,
                  layout: tuple[tuple[int, ...], ...] | None = None, stem: int = 32, tail: int = 1280,
                  fixed_blocks: int = 8, fixed_ratio: float = 0.5, low: float = 0.75, step: float = 0.05,
-                 choices: int = 20, head: str = "one-hot", shared: bool = True, bn: str = "shared_affine",
+                 num_choices: int = 20, head: str = "one-hot", shared: bool = True, bn: str = "shared_affine",
                  activation: str = "swish", seed: int = 0):
         super().__init__(num_classes, input_size, bn, activation, seed)
         self.layout = tuple(map(tuple, layout or (LAYOUT if input_size == 224 else LAYOUT_32)))
         blocks = [(expand, channels, stride if i == 0 else 1, kernel) for expand, channels, count, stride, kernel
                   in self.layout for i in range(count)]
         columns = self._columns(blocks, make_divisible(stem * fixed_ratio), fixed_blocks, fixed_ratio,
-                                (low, step, choices))
+                                (low, step, num_choices))
         widths = (*(column[-1] for column in columns), tail)
         ruled = tuple(unit for unit, column in enumerate(columns) if len(column) > 1)
         rules = {"rules": ruled, "widths": tuple(zip(*(columns[u] for u in ruled), strict=True)),

@@ -27,14 +27,14 @@ paper says."""
 class DSMobileNet(GatedNet):
     """Dynamic slimmable MobileNetV1: the stem and first blocks have one width, the others that of the gate's choice.
 
-    `variant` "released" or "printed" gives all widths; `fixed`, `grid`, `choices` and `largest` replace them. Each
+    `variant` "released" or "printed" gives all widths; `fixed`, `grid`, `num_choices` and `largest` replace them. Each
     block has attention between its depthwise and its pointwise convolution, with a hidden width a quarter of the
     largest net's; the gate is that of the first ruled block. `head` and `shared`: see `slimnb.gates.Gate`.
     """
 
     def __init__(self, num_classes: int = 1000, input_size: int = 224, largest: float | tuple[int, ...] = 1.0, *,
                  variant: str = "released", strides: tuple[int, ...] | None = None,
-                 fixed: tuple[int, ...] | None = None, grid: Grid | None = None, choices: int | None = None,
+                 fixed: tuple[int, ...] | None = None, grid: Grid | None = None, num_choices: int | None = None,
                  head: str = "one-hot", shared: bool = True,
                  bn: str = "shared_affine", activation: str = "swish", seed: int = 0):
         super().__init__(num_classes, input_size, bn, activation, seed)
@@ -43,9 +43,9 @@ class DSMobileNet(GatedNet):
                               "Set variant='released'.")
         given = VARIANTS[variant]
         supernet = given[3] if fixed is None and grid is None else None
-        fixed, grid, choices = tuple(fixed or given[0]), grid or given[1], choices or given[2]
+        fixed, grid, num_choices = tuple(fixed or given[0]), grid or given[1], num_choices or given[2]
         self.strides = tuple(strides or (STRIDES if input_size == 224 else (1, *STRIDES[1:])))
-        rows = side_by_side(*(equispaced(first, step, choices, blocks) for first, step, blocks in grid))
+        rows = side_by_side(*(equispaced(first, step, num_choices, blocks) for first, step, blocks in grid))
         units = len(fixed) + len(rows[0])
         if len(self.strides) != units:
             raise SlimnbError("S77", f"{len(self.strides)} strides for {units} layers",

@@ -29,7 +29,7 @@ class GatedRecipe(Recipe):
     strides: tuple[int, ...] | None = None
     fixed: tuple[int, ...] | None = None
     grid: tuple[tuple[int, int, int], ...] | None = None
-    choices: int | None = None
+    num_choices: int | None = None
     channels_per_group: int | None = None
     head: str | None = None  # design of the slimming heads; None: one-hot
     shared: bool | None = None  # False: slimming heads have reductions of their own
@@ -69,10 +69,10 @@ class Family:
     plain: bool = True  # the widest path alone
 
 
-def _family(base: GatedRecipe, epochs: int, lr: float, dtype: str = "float32", **more) -> Family:
+def _family(base: GatedRecipe, epochs: int, lr: float, **more) -> Family:
     """The gates of `base` learn for `epochs`, at a rate that falls to .9 of itself with each (section 4)."""
     gates = replace(base, method="gates", epochs=epochs, lr=lr, schedule="exponential", gamma=0.9, floor=None, looks=0,
-                    dropout=0.0, warmup_epochs=0, dtype=dtype)
+                    dropout=0.0, warmup_epochs=0)
     return Family(base, gates, **more)
 
 
@@ -103,12 +103,13 @@ CIFAR = _paper(*(replace(recipe, augment="crop_flip", input_size=32, calibration
 _SMALL_MB = replace(
     _MBNET, **{name: getattr(SMALL, name) for name in ("scale", "batch_size", "augment", "calibration_images")},
     dtype="float32", input_size=32, strides=(2, 2, 1, 1, 2, 1, 1, 1), fixed=(16, 32, 48, 48),
-    grid=((48, 16, 2), (96, 32, 2)), choices=8, epochs=4, lr=0.1, floor=0.001, ema=0.99, dropout=0.0, looks=16)
+    grid=((48, 16, 2), (96, 32, 2)), num_choices=8, epochs=4, lr=0.1, floor=0.001, ema=0.99, dropout=0.0, looks=16)
 _SMALL_RES = replace(_SMALL_MB, net="ds_resnet", bn="group", stem=16, layout=((16, 1), (32, 1), (64, 1), (128, 1)),
-                     strides=(2, 2, 2, 2, 1), channels_per_group=4, fixed=None, grid=None, choices=None, shown=_UNIFORM,
-                     looks=0)
+                     strides=(2, 2, 2, 2, 1), channels_per_group=4, fixed=None, grid=None, num_choices=None,
+                     shown=_UNIFORM, looks=0)
 _SMOKE_MB = replace(_SMALL_MB, scale="smoke", epochs=2, batch_size=64, augment="none", ema=0.5, fixed=(16, 24),
-                    strides=(2, 2, 1, 2, 1), grid=((8, 24, 1), (8, 40, 2)), choices=4, looks=3, calibration_images=256)
+                    strides=(2, 2, 1, 2, 1), grid=((8, 24, 1), (8, 40, 2)), num_choices=4, looks=3,
+                    calibration_images=256)
 _SMOKE_RES = replace(_SMALL_RES, scale="smoke", epochs=2, batch_size=64, augment="none", ema=0.5, stem=8,
                      layout=((8, 1), (16, 1), (32, 1)), strides=(2, 2, 2, 2), channels_per_group=2,
                      shown=tuple((k,) * 3 for k in range(4)), calibration_images=256)
