@@ -27,7 +27,7 @@ book: setup  ## Execute every chapter at smoke scale and build the book in build
 
 test: setup  ## Run all tests
 	@mkdir -p build/cache
-	@$(RUN) $(PY) -m pytest -n $(CORES) $(ARGS)
+	@$(RUN) $(PY) -m pytest -n $(CORES) --dist worksteal $(ARGS)
 
 bench: setup  ## Measure speed as ratios against baselines in one run; ARGS=--quick for a minute
 	@$(RUN) $(PY) -m benchmarks $(ARGS)

@@ -306,8 +306,8 @@ transfers = ahead("gate-transfer", "A gate that was trained elsewhere is better"
 
 # %%
 def load(name, like=None, **options):
-    """A data set; generated ones at smoke are small."""
-    options |= ds_net.SMOKE_IMAGES if chapter.scale == "smoke" else {}
+    """A data set; of generated images as many as the scale has."""
+    options |= ds_net.IMAGES[chapter.scale]
     return (load_data(name, device=chapter.device, **options) if name == "synthetic" else
             load_or_absent(name, chapter.data_root, chapter.device, chapter.root / "data/cache", like))
 

@@ -12,6 +12,7 @@ import numpy as np
 import torch
 from torch import nn
 from torch.func import functional_call
+from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
 from slimnb.errors import SlimnbError
@@ -58,6 +59,18 @@ _MAPPING = {key: _input_elements(times) for ops, times in _PER_ELEMENT.values() 
             for key in (op, *(getattr(op, overload) for overload in op.overloads()))}
 
 
+class _ShapesOnly(TorchDispatchMode):
+    """Answers norms and activations of meta tensors with empty ones: their own kernels there are Python, and slow."""
+
+    def __torch_dispatch__(self, func, types, args=(), kwargs=None):
+        kind = _KINDS.get(func.overloadpacket)
+        if kind == "norm":
+            return torch.empty_like(args[0]), *(args[0].new_empty(0) for _ in range(2))
+        if kind == "activation":
+            return args[0] if func.overloadpacket.__name__.endswith("_") else torch.empty_like(args[0])
+        return func(*args, **(kwargs or {}))
+
+
 def trace_macs(net: SlimmableNet, subnet: Subnet, resolution: int | None = None,
                fused: bool = False) -> dict[str, dict[str, int]]:
     """MACs of every module's own operations by kind, for one image; traced without computing anything.
@@ -70,7 +83,7 @@ def trace_macs(net: SlimmableNet, subnet: Subnet, resolution: int | None = None,
     side = subnet.resolution or resolution or net.input_size
     tensors = {name: t.to("meta") for name, t in [*net.named_parameters(), *net.named_buffers()]}
     counter = FlopCounterMode(display=False, custom_mapping=_MAPPING)
-    with counter, torch.no_grad():
+    with _ShapesOnly(), counter, torch.no_grad():
         image = torch.empty(1, 3, side, side, device="meta")
         functional_call(net, tensors, (image, subnet), {"statistics": "batch"})
     root = type(net).__name__

@@ -190,7 +190,7 @@ def _with(load, options: dict, *given) -> ImageData:
 # -------------------------------------------------------------------------------------------- the three kinds
 
 
-def _synthetic(val_fraction: float, train: int = 10_000, test: int = 2_000, seed: int = 0) -> ImageData:
+def _synthetic(val_fraction: float, train: int = 6_000, test: int = 1_200, seed: int = 0) -> ImageData:
     if min(train, test) < 10:
         what = f"synthetic train = {train}, test = {test}"
         raise SlimnbError("P04", what, "at least 10 images each", "Raise it.")

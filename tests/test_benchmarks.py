@@ -71,7 +71,7 @@ def test_every_gate_gives_readings_on_a_tiny_net(program):
     step = 0.05 * structures.priced(net).dearest
     readings += [structures.sampled("tiny", net, step, count, 1.0, 0.0) for count in (1, 5)]
     readings.append(structures.costed("tiny", net, 1000, 0.0))
-    gated = DSMobileNet(5, 32, strides=(2, 2, 2), fixed=(8, 8), grid=((8, 8, 1),), choices=3)
+    gated = DSMobileNet(5, 32, strides=(2, 2, 2), fixed=(8, 8), grid=((8, 8, 1),), num_choices=3)
     readings += dynamic.grouped("tiny", gated, (1, 64), 0.0)
     assert [reading.gate for reading in readings] == ["C1", "C1", "C1", "C5", "C1", "C8", "C8", "C12", "C13", "C11",
                                                       "C14", "C14", "C15", "C9", "C9", "C10", *["C16"] * 12]

@@ -348,7 +348,7 @@ def test_decay_spares_depthwise_filters_norms_and_biases():
 
 
 def test_decay_spares_gates():
-    net = DSMobileNet(10, 32, strides=(2, 2, 2), fixed=(8, 8), grid=((8, 8, 1),), choices=3)
+    net = DSMobileNet(10, 32, strides=(2, 2, 2), fixed=(8, 8), grid=((8, 8, 1),), num_choices=3)
     names = {id(p): name for name, p in net.named_parameters()}
     decayed, spared = ({names[id(p)] for p in group["params"]} for group in make_optimizer(net).param_groups)
     gates = {name for name in names.values() if any(part in name for part in (".reduce_", ".attend_", ".slim_"))}
