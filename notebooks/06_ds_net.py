@@ -181,7 +181,9 @@ source(method.EnsembleBootstrapping.begin, Gate.forward, method.SandwichGateSpar
 # %% [markdown]
 # `s` is the selection that travels through the net: the gate writes masks into it, and from there on every layer is as
 # wide as its image needs. For inference the same decisions are run sliced. Rows are grouped by path, each group runs on
-# its own channels, and the results are put back in order:
+# its own channels, and the results are put back in order. A group costs as much as about four images beside its own,
+# since its weights are read and its layers called; small groups are therefore run as one where that is cheaper, at the
+# width of the widest of them, each row with the norm of its own path, zero beyond that path's width:
 
 # %%
 source(DynamicNet.route)
@@ -374,7 +376,7 @@ both_ends.groupby("arm", sort=False)[["slimmest", "widest"]].mean().round(1)
 # smaller here than the paper's, whose average would span a quarter of a run.) The paper's numbers:
 
 # %%
-in_paper.set_index("table")
+in_paper.set_index("table").fillna("")
 
 # %% [markdown]
 # ## Stage II: dynamic against static, Figures 1 and 5, Table 9
@@ -389,7 +391,7 @@ gated = mbnet[mbnet["arm"].isin(spaces)].rename(columns={"arm": "setting"})
 gains = {arm: rows["top1"].mean() - routing.static_at(supernet, rows["macs"].mean())
          for arm, rows in gated.groupby("setting", sort=False)}
 title = "Gated less static, at equal MACs: " + ", ".join(f"{arm[-1]} {gain:+.1f}" for arm, gain in gains.items())
-chapter.save(figures.loss_ablation(gated[["setting", "macs", "top1", "seed"]], f"{title} points".replace("-", "−"),
+chapter.save(figures.loss_ablation(gated[["setting", "macs", "top1", "seed"]], f"{title} points".replace("-0.0", "+0.0").replace("-", "−"),
                                    routing.static_paths(supernet)), "dynamic")
 
 # %% tags=["hide-cell"]
@@ -435,8 +437,8 @@ chapter.save(figures.loss_ablation(named[["setting", "macs", "top1", "seed"]], t
 in_millions = of_resnet.assign(macs=of_resnet["macs"] / 1e6)
 print(*[chapter.claim(claim, *paired(in_millions, claim), ids(*claim.arms, among=resnet)) for claim in of_losses], sep="\n")
 ours = in_millions.groupby("arm", sort=False)[["macs", "top1"]].mean().round(2)
-paper = literature[literature["table"].isin(["6", "7"])][["table", "variant", "macs_m", "top1"]]
-print(paper.to_string(index=False))
+paper = literature[literature["table"].isin(["6", "7"])][["table", "method", "variant", "macs_m", "top1"]]
+print(paper.fillna("").to_string(index=False))
 ours
 
 # %% [markdown]

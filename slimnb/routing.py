@@ -90,14 +90,15 @@ def paths_of(choices: np.ndarray) -> np.ndarray:
 
 
 def collapses(results: Iterable[Result]) -> list[str]:
-    """A line for each gate that has collapsed: whose it is, which choice, how many images."""
+    """A line for each net some of whose gates have collapsed: which gates, to which choice, how many images."""
     lines = []
     for r in results:
         if "choices" in r.found:
             top = shares(r).sort_values("share").groupby("gate").last()
-            lines += [f"{r.recipe.net}, {r.recipe.arm} (seed {r.recipe.seed}): gate {gate} sends {row['share']:.1%} of "
-                      f"the images to choice {row['choice']:.0f}" for gate, row in top.iterrows()
-                      if row["share"] > COLLAPSED]
+            stuck = [f"gate {gate} to choice {row['choice']:.0f} ({row['share']:.1%})" for gate, row in top.iterrows()
+                     if row["share"] > COLLAPSED]
+            if stuck:
+                lines.append(f"{r.recipe.net}, {r.recipe.arm} (seed {r.recipe.seed}): {', '.join(stuck)}")
     return lines
 
 

@@ -24,8 +24,8 @@ ORDER = """
     errors durable fingerprint lock results checkpoint runs
     augment subnet depthwise layers gates nets.blocks nets.zero_padding nets.base nets.gated nets
     colour auto_augment synthetic batches sources cache data scenes voc scene_batches
-    calibrate pareto switcher cost elastic dynamic search random_subnets windows crp markets pruning latency latency_model
-    elastic_latency structures structure_samplers pools progress state train gradients evolution
+    calibrate pareto switcher cost elastic dynamic search random_subnets windows crp markets pruning latency
+    latency_model elastic_latency structures structure_samplers pools progress state train gradients evolution
     distributed measure methods.slimmable methods detection precision
     probes recipes experiment detection_runs studies routing unsorted pruned shrunk structure_tables tables style
     figures.common figures.deps figures.ds_net figures.slimmable figures.platforms figures.search figures.sp_net
