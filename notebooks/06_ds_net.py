@@ -391,8 +391,9 @@ gated = mbnet[mbnet["arm"].isin(spaces)].rename(columns={"arm": "setting"})
 gains = {arm: rows["top1"].mean() - routing.static_at(supernet, rows["macs"].mean())
          for arm, rows in gated.groupby("setting", sort=False)}
 title = "Gated less static, at equal MACs: " + ", ".join(f"{arm[-1]} {gain:+.1f}" for arm, gain in gains.items())
-chapter.save(figures.loss_ablation(gated[["setting", "macs", "top1", "seed"]], f"{title} points".replace("-0.0", "+0.0").replace("-", "−"),
-                                   routing.static_paths(supernet)), "dynamic")
+title = title.replace("-0.0", "+0.0").replace("-", "−") + " points"
+chapter.save(figures.loss_ablation(gated[["setting", "macs", "top1", "seed"]], title, routing.static_paths(supernet)),
+             "dynamic")
 
 # %% tags=["hide-cell"]
 table_2 = literature[literature["table"] == "2"].sort_values(["net", "macs_m"])
