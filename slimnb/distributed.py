@@ -162,7 +162,7 @@ class SharedRun:
 
     def __init__(self, run: Run, group):
         self.run, self.group = run, group
-        self.id, self.recipe_id = run.id, run.recipe_id
+        self.id, self.recipe_id, self.recipe = run.id, run.recipe_id, run.recipe
         self.first = rank_of(group) == 0
         self._preemption = Preemption()
 

@@ -124,9 +124,9 @@ class DynamicNet(nn.Module):
 
     At each gate rows are grouped by its choice and every group is run sliced, on its own; behind the first block of a
     stage groups of equal width are joined again, so that several gates do not split a batch ever further. An image's
-    path does not depend on its batch. It is a snapshot: layers are extracted from the net when a width is first met,
-    packed (`pack_`) and kept; make another one after training. With `packed` False every call slices the supernet's
-    own weights, which costs time and no memory. `lowest` as in `Gated`.
+    path does not depend on its batch. It is a snapshot, a copy of the net; its layers are extracted when a width is
+    first met, packed (`pack_`) and kept. Make another one after training. With `packed` False every call slices the
+    supernet's own weights, as they are then, which costs time and no memory. `lowest` as in `Gated`.
 
     A group costs something beside its images: its weights are read, its layers called. Behind a lone gate small groups
     are therefore run as one where that is cheaper, at the width of the widest of them, with masks (`Mixed`). `overhead`
@@ -139,24 +139,31 @@ class DynamicNet(nn.Module):
         if not 0 <= overhead < float("inf"):
             raise SlimnbError("P04", f"overhead = {overhead!r}"[:60], "it is a finite number >= 0",
                               f"Set {OVERHEAD}, or 0 to merge no groups.", "")
-        self.net, self.lowest, self.packed = net, net.check_lowest(lowest), packed
-        self.steps = list(_flat(net.features))
+        self.net, self.lowest, self.packed = net.frozen_copy() if packed else net, net.check_lowest(lowest), packed
+        self.steps = list(_flat(self.net.features))
         self.splits = [i for i, step in enumerate(self.steps) if isinstance(step, Gate) and step.rules]
         self.kept: dict[tuple, nn.Module] = {}
         # Nets of several gates have group norm, which has no statistics. Before a lone gate all paths have the same.
         self.slots = [] if net.bn == GROUP else [net.slot_of(path) for path in net.paths]
         self._check_statistics()
         self.overhead = overhead if packed and self.slots else 0.0
-        self.costs = path_macs(net).ravel() / path_macs(net).max() if self.overhead else None
+        macs = path_macs(net).ravel()
+        self.costs = macs / macs.max()
+
+    def _apply(self, fn, recurse: bool = True) -> DynamicNet:
+        self.kept.clear()  # they are made anew, where the net has moved to
+        return super()._apply(fn, recurse)
 
     def _check_statistics(self) -> None:
         before = [m for step in self.steps[: self.splits[0]] for m in step.modules()
                   if isinstance(m, SwitchableBatchNorm2d)]
         for norm in before if self.slots else ():
-            rows = norm.running_mean[self.slots, : self.net.fixed[norm.unit]]
-            if not torch.allclose(rows, rows[:1].expand_as(rows), atol=1e-6):
-                raise SlimnbError("N15", "statistics before the first gate differ from path to path",
-                                  "there the path is not known yet", "Call calibrate_bn(net, net.paths, images).", "")
+            for statistics in (norm.running_mean, norm.running_var):
+                rows = statistics[self.slots, : self.net.fixed[norm.unit]]
+                if not torch.allclose(rows, rows[:1].expand_as(rows), rtol=1e-4, atol=1e-6):
+                    raise SlimnbError("N15", "statistics before the first gate differ from path to path",
+                                      "there the path is not known yet", "Call calibrate_bn(net, net.paths, images).",
+                                      "")
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> logits (B, classes)."""
@@ -176,10 +183,10 @@ class DynamicNet(nn.Module):
                 for group in groups:
                     group.x = self._run(i, step, group)
                 groups = _joined(groups)
-        logits = x.new_empty(len(x), self.net.num_classes, dtype=torch.promote_types(x.dtype, torch.float32))
+        logits = x.new_empty(len(x), self.net.num_classes, dtype=torch.float32)
         for group in groups:
             pooled = F.adaptive_avg_pool2d(group.x, 1).flatten(1)
-            logits[group.rows] = self.net.classifier(pooled).to(logits.dtype)
+            logits[group.rows] = self.net.classifier(pooled).float()
         return logits, choices
 
     def _split(self, gate: Gate, group: Group, column: Tensor) -> list[Group]:
@@ -217,9 +224,9 @@ class DynamicNet(nn.Module):
         slot = self.slots[group.last] if self.slots else 0
         if not self.packed:
             return step(group.x, Selection(group.widths, slot=slot))
-        key = i, group.x.shape[1], group.last, group.choices is None
+        key = i, group.x.shape[1], group.last, group.choices is None, group.x.dtype
         if key not in self.kept:
-            self.kept[key] = self._packed(step, group)
+            self.kept[key] = self._packed(step, group).to(group.x.dtype)
         layers = self.kept[key]
         return layers(group.x) if group.choices is None else layers(group.x, group.choices)
 

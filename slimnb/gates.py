@@ -17,14 +17,14 @@ from slimnb.layers import Selection
 MARGIN = 1e-4
 """Scores that lie closer than this to the best count as equal, and the narrowest of equals is chosen.
 
-So a gate that has learnt nothing routes everything to the slimmest path, and rounding, which differs with batch size
-and device, does not decide.
+So where a gate does not care the slimmest path is taken, and not the one that rounding, which differs with batch size
+and device, happens to favour.
 """
 
 MOST_CHOICES = 36  # a digit each, in what is stored of routes
 LEAST_HIDDEN = 32
-"""Hidden width, at least, that nets give a gate that chooses: a quarter of 16 channels would say little. The paper's
-nets have more."""
+"""Hidden width, at least, that DS-MBNet and DS-ResNet give a gate that chooses: a quarter of 16 channels would say
+little. In DS-EffNet the gate is the squeeze-and-excitation of its block, whose width is the net's."""
 
 DELTAS = {"tanh": lambda z: 1 + torch.tanh(z), "sigmoid": torch.sigmoid}
 """Activations of the attention head: the paper's delta, and that of squeeze-and-excitation."""
@@ -128,6 +128,7 @@ class Gate(nn.Module):
             mask = torch.arange(channels_of) < torch.tensor(column)[:, None]
             self.register_buffer(f"mask{unit}", mask.float(), persistent=False)  # (choices, C)
         self.register_buffer("slots", None, persistent=False)  # (choices, slots): whose statistics a choice takes
+        self.slots_of: tuple[int, ...] = ()  # number of slots, and each choice's, that `slots` was made for
 
     def _check_widths(self) -> None:
         if not 2 <= len(self.widths) <= MOST_CHOICES or any(len(row) != len(self.rules) for row in self.widths):

@@ -239,7 +239,7 @@ class SwitchableBatchNorm2d(nn.Module):
         c = x.shape[1]
 
         def of_each(rows: Tensor) -> Tensor:  # (slots, C) -> (B, C)
-            return slot @ rows[:, :c] if slot.is_floating_point() else rows[slot, :c]
+            return slot.to(rows.dtype) @ rows[:, :c] if slot.is_floating_point() else rows[slot, :c]
 
         affine = of_each if self.policy == PRIVATE else lambda rows: rows[0, :c]
         scale = affine(self.weight) * (of_each(self.running_var) + self.eps).rsqrt()

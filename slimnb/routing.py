@@ -197,9 +197,8 @@ def throughput(routed: Result, supernet: Result, data: ImageData, store: RunStor
     """
     settings = {"paper": "ds_net", "arm": f"{routed.recipe.arm} throughput", "scale": routed.recipe.scale,
                 "of": routed.run_id, "batches": list(batches), "rounds": rounds, "device": torch.device(device).type}
-    static = static_paths(supernet)
-    name = static.loc[static["macs"] >= routed.rows[0]["macs"], "name"]
-    name = name.iloc[0] if len(name) else static["name"].iloc[-1]
+    spent = np.array(routed.found["path_macs"]) >= routed.rows[0]["macs"] - 1e-6 * max(routed.found["path_macs"])
+    name = str(int(spent.argmax()))
 
     def take() -> dict:
         net = trained(routed, data.num_classes, store).to(device)
@@ -208,7 +207,7 @@ def throughput(routed: Result, supernet: Result, data: ImageData, store: RunStor
             x = torch.cat([x, x])
         x = x.contiguous(memory_format=torch.channels_last)
         ways = execution_ways(net, net.path(*map(int, name.split("-"))), routed.recipe.lowest)
-        rows, difference = [], 0.0
+        rows = []
         with torch.inference_mode():
             difference = (ways["Grouped"](x[:256]) - ways["Masked"](x[:256])).abs().max().item()
         for batch in batches:

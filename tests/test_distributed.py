@@ -17,8 +17,9 @@ from safetensors.torch import load_file
 from test_sources import write_folder
 from torch.testing import assert_close
 
-from slimnb import distributed
+from slimnb import distributed, experiment
 from slimnb.errors import SlimnbError
+from slimnb.runs import RunStore
 
 HERE = Path(__file__).parent
 ROUNDED = {"rtol": 1e-5, "atol": 1e-7}  # nets compute in float64 here, but hand out float32 logits
@@ -193,6 +194,14 @@ def test_outside_torchrun_nothing_is_joined(monkeypatch):
     assert distributed.any_rank(True, None) and not distributed.any_rank(False, None)
     distributed.broadcast_weights(child.build("switches")[0], None)
     distributed.finish()
+
+
+def test_ranks_may_not_train_where_training_is_switched_off(tmp_path, monkeypatch):
+    run = RunStore(tmp_path / "runs", tmp_path / "none").open({"paper": "x", "scale": "smoke"}, "code", "data")
+    monkeypatch.setenv(experiment.NO_TRAINING, "1")
+    monkeypatch.setattr(distributed.SharedRun, "result", lambda self: None)  # nobody to ask: there is one process
+    with pytest.raises(SlimnbError, match=r"B08.*scale='smoke'"):
+        experiment.finished(distributed.SharedRun(run, None), lambda: pytest.fail("trained"))
 
 
 def test_ranks_that_cannot_meet_say_so_in_one_line(monkeypatch):

@@ -5,7 +5,7 @@ import itertools
 import numpy as np
 import pytest
 import torch
-from gated_nets import KINDS, pictures, ready
+from gated_nets import KINDS, ready
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
@@ -129,11 +129,12 @@ def test_an_overhead_that_is_none_is_refused(overhead):
 
 
 @each_kind
-def test_the_open_choices_are_those_of_the_masks(kind):
+@pytest.mark.parametrize("overhead", [0, 1e9])
+def test_the_open_choices_are_those_of_the_masks(kind, overhead):
     net, x = ready(kind)
     with torch.no_grad():
         masked = net(x, Gated(2))
-    logits, chosen = DynamicNet(net, lowest=2).route(x)
+    logits, chosen = DynamicNet(net, lowest=2, overhead=overhead).route(x)
     assert chosen.max() < 2
     torch.testing.assert_close(logits.float(), masked, atol=1e-5, rtol=1e-5)
 
@@ -166,7 +167,37 @@ def test_statistics_that_depend_on_the_path_before_the_gate_are_refused():
         DynamicNet(net)
 
 
+def test_variances_that_depend_on_the_path_before_the_gate_are_refused():
+    net, _ = ready(DSMobileNet)
+    net.norms()[0].running_var[1] *= 1.1
+    with pytest.raises(SlimnbError, match="N15"):
+        DynamicNet(net)
+
+
+@each_kind
+def test_it_is_a_snapshot_that_can_be_moved(kind):
+    net, x = ready(kind)
+    dynamic = DynamicNet(net)
+    logits = dynamic(x)
+    with torch.no_grad():
+        for p in net.parameters():
+            p += 1
+    assert torch.equal(dynamic(x), logits)
+    moved = dynamic.float()(x.float())  # after its layers were packed
+    torch.testing.assert_close(moved, logits, atol=1e-3, rtol=1e-3)
+    assert next(net.parameters()).dtype == torch.float64  # the net itself stays
+
+
+@each_kind
+@pytest.mark.parametrize("packed", [True, False])
+def test_images_may_be_of_another_dtype_and_none_at_all(kind, packed):
+    net, x = ready(kind)
+    dynamic = DynamicNet(net.float(), packed=packed)
+    logits, half = dynamic(x.float()), dynamic(x.bfloat16())
+    assert logits.dtype == half.dtype == torch.float32 and half.isfinite().all()
+    assert dynamic(x[:0].float()).shape == (0, net.num_classes)
+
+
 def test_uncalibrated_paths_are_refused():
     with pytest.raises(SlimnbError, match="N10"):
         DynamicNet(DSMobileNet(10, 32, **KINDS[DSMobileNet]))
-    assert pictures(2).shape == (2, 3, 16, 16)

@@ -5,6 +5,7 @@ import pytest
 import torch
 from gated_nets import KINDS, build, pictures, ready
 
+from slimnb.calibrate import calibrate_bn
 from slimnb.cost import CostTable, count_macs, count_params
 from slimnb.errors import SlimnbError
 from slimnb.gates import Gated
@@ -16,6 +17,7 @@ from slimnb.nets.gated import equispaced, side_by_side, spaced
 from slimnb.state import load_net, net_state
 
 RELEASED = (132.9, 152.9, 175.2, 199.6, 226.2, 255.1, 286.2, 319.4, 354.9, 392.6, 432.5, 474.6, 518.9, 565.4)
+BATCH_NORM = [DSMobileNet, DSEfficientNet]
 each_kind = pytest.mark.parametrize("kind", KINDS)
 
 
@@ -155,6 +157,38 @@ def test_a_gated_net_is_saved_and_loaded(kind):
     load_net(other, {name.removeprefix("net/"): value for name, value in tensors.items()}, rest)
     with torch.no_grad():
         assert torch.equal(net(x, Gated()), other.eval()(x, Gated()))
+
+
+@pytest.mark.parametrize("kind", BATCH_NORM)
+def test_a_routed_forward_follows_slots_that_were_loaded_in_another_order(kind):
+    net, x = ready(kind)
+    other, _ = ready(kind)
+    with torch.no_grad():
+        expected = net(x, Gated())
+        other(x, Gated())  # keeps whose statistics its choices take
+    again = build(kind)
+    again.load_state_dict(dict(net.named_parameters()), strict=False)
+    calibrate_bn(again, net.paths[::-1], [x])
+    tensors, rest = net_state(again)
+    load_net(other, {name.removeprefix("net/"): value for name, value in tensors.items()}, rest)
+    assert list(other.slots) != list(net.slots)
+    with torch.no_grad():
+        torch.testing.assert_close(other.eval()(x, Gated()), expected, atol=1e-5, rtol=1e-5)
+
+
+@pytest.mark.parametrize("kind", BATCH_NORM)
+def test_a_look_in_inference_mode_does_not_keep_the_gate_from_learning(kind):
+    net, x = ready(kind)
+    with torch.inference_mode():
+        net(x, Gated())
+    net(x, Gated(temperature=1.0)).sum().backward()
+    assert net.gates[0].slim_weight.grad.abs().sum() > 0
+
+
+@each_kind
+def test_a_net_in_bfloat16_routes(kind):
+    net, x = ready(kind)
+    assert net.bfloat16()(x.bfloat16(), Gated()).isfinite().all()
 
 
 def test_residual_blocks_start_as_their_shortcuts():

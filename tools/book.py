@@ -25,7 +25,7 @@ BUSY = "slimnb: error SNB-K02: another process is building the book. Wait for it
 def outdated() -> list[str]:
     """Executed chapters that are not of today's text and code.
 
-    Of outputs that something else has made, the tests say, snakemake has no record and would take any for current.
+    Of outputs that something else has made, such as the tests, snakemake has no record: it would take any for current.
     """
     pairs = [(path, Path("build/smoke") / f"{path.stem}.ipynb") for path in Path("notebooks").glob("[0-9][0-9]_*.py")]
     return [str(out) for path, out in pairs if out.exists() and not is_current(path, out, {"scale": "smoke"})]

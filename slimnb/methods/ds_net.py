@@ -5,7 +5,6 @@ Li et al., Dynamic Slimmable Network. Both stages run in `slimnb.train`; in the 
 
 from __future__ import annotations
 
-import copy
 from collections.abc import Callable, Sequence
 
 import numpy as np
@@ -44,8 +43,7 @@ class Ema:
         if not 0 <= decay < 1:
             raise SlimnbError("P04", f"decay = {decay!r}"[:60], "it lies in [0, 1)", "Set 0.997, the released code's.")
         self.decay = decay
-        groups = {id(norm.group): norm.group for norm in net.norms() if norm.group is not None}  # cannot be copied
-        self.net = copy.deepcopy(net, groups).requires_grad_(False).eval()
+        self.net = net.frozen_copy()
         self.net.mark_calibrated(list(self.net.slots))
 
     @torch.no_grad()

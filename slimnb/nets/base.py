@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import math
 from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import dataclass, replace
@@ -397,6 +398,11 @@ class SlimmableNet(nn.Module):
                             tuple(n for n, m in norms if m.unit == u),
                             tuple(n for n, m in readers if u in m.sources))
                 for u, name in enumerate(self.unit_names)]
+
+    def frozen_copy(self) -> SlimmableNet:
+        """A copy with tensors of its own, in eval mode, that takes no gradients; process groups are shared."""
+        groups = {id(norm.group): norm.group for norm in self.norms() if norm.group is not None}  # cannot be copied
+        return copy.deepcopy(self, groups).requires_grad_(False).eval()
 
     def get_extra_state(self) -> dict:
         """JSON-able: which slot is whose, the checksum of the weights its statistics belong to, scattered units."""

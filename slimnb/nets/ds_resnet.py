@@ -20,7 +20,7 @@ class DSResNet50(GatedNet):
     its block's width, other blocks that of the first. Group norm with a fixed number of channels per group, which
     divides the steps between widths. `strides` are those of the stem and of each stage's first block. The paper leaves
     three things open: here the stem is `stem` channels wide in every path, a group has `channels_per_group`, and the
-    gates' hidden width is a sixteenth of their input's.
+    hidden width of attention is a sixteenth of its input's, at least 4, and of a gate that chooses `LEAST_HIDDEN`.
     """
 
     def __init__(self, num_classes: int = 1000, input_size: int = 224, largest: float = 1.0, *, stem: int = 64,

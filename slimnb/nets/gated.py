@@ -156,8 +156,10 @@ def routed_selection(net: SlimmableNet, route: Gated) -> Selection:
         return Selection(widths, routing=route)
     slots = [net.slot_of(path) for path in net.paths]
     gate, rows = net.gates[0], max(net.slots.values()) + 1
-    if gate.slots is None or gate.slots.shape[1] != rows:
-        gate.slots = torch.eye(rows, device=gate.reduce_weight.device)[slots]
+    if gate.slots is None or gate.slots_of != (rows, *slots):
+        with torch.inference_mode(False):  # else no later call could train with it
+            gate.slots = torch.eye(rows, device=gate.reduce_weight.device)[slots]
+        gate.slots_of = (rows, *slots)
     return Selection(widths, slot=slots[0], routing=route)
 
 
