@@ -20,8 +20,8 @@
 # | | |
 # |---|---|
 # | Paper | Li et al., *Dynamic Slimmable Network*, CVPR 2021 |
-# | Regenerated | Figures 1, 2, 5, 6 and 7; Tables 1 and 3 to 10 in shape, at the scale that runs; Table 2's own rows as data |
-# | Not reproduced | the accuracies: ImageNet, CIFAR-10 at 224 pixels and PASCAL VOC are scale `full`, not run here; DS-EffNet's training (Table 8; its paths are counted); gates on detection; GPU latencies |
+# | Regenerated | Figures 1 (without US-Net's curve), 2, 5, 6 and 7; Tables 1 and 3 to 10 in shape, at the scale that runs; Table 2's own rows as data |
+# | Not reproduced | the accuracies: ImageNet, CIFAR-10 at 224 pixels and PASCAL VOC are scale `full`, not run here; DS-EffNet's training (Table 8; its paths are counted); gates on detection; GPU latencies; Figures 3 and 4 are diagrams |
 # | Cost | `smoke`: about a minute on two CPU cores. `small`: about two hours of training per seed on one CPU core. `full`: not run |
 #
 # So far a subnet was chosen for a device. DS-Net chooses one for every image: a small gate looks at early features and
@@ -79,11 +79,13 @@ pays = Claim("ds-simulation", chapter.name, "At every mean cost some dynamic sch
              "DS-Net, Figure 2", "top1", "exact", ("points lost by the best scheme", "none"), 0, seeds=1)
 title = f"At a quarter of the cost the best dynamic scheme gains {np.interp(0.25, best.index, best - static):.1f} points"
 chapter.save(figures.simulation(simulated, title), "simulation")
+print(f"largest gain: {(best - static).max():.1f} points, at {(best - static).idxmax():.2f} of the cost")
 chapter.claim(pays, np.maximum(static - best, 0), 0)
 
 # %% [markdown]
-# The gain is largest where cost is scarce, and it assumes two things: that somebody knows which images are easy, and
-# that switching width is free. Gates are to provide the first, slicing the second.
+# The gain is largest in the middle: with little cost hard images are lost either way, with much of it easy ones want no
+# more. It assumes that somebody knows which images are easy, and that switching width is free. Gates are to provide the
+# first, slicing the second.
 #
 # ## Five ways to run a quarter of the channels
 #
@@ -122,7 +124,8 @@ print("masks:", mask.detach().tolist())
 print("gradient of the scores:", *scores.grad.numpy().round(3))
 
 # %% [markdown]
-# Nobody runs channel 3 of the first image, yet its gate learns from what it would have changed.
+# In use nobody will run channel 3 of the first image. In training it is computed and multiplied by zero, so that its gate
+# learns from what it would have changed.
 #
 # ## The mathematics
 #
@@ -130,7 +133,7 @@ print("gradient of the scores:", *scores.grad.numpy().round(3))
 #
 # $$\theta'_t = \alpha \theta'_{t-1} + (1 - \alpha)\,\theta_t, \tag{3}$$
 #
-# over parameters and batch-norm statistics, $\alpha = 0.997$. In each step the widest subnet $L$ learns the labels, $n$
+# over parameters and batch-norm statistics, $\alpha = 0.997$ in the released code. In each step the widest subnet $L$ learns the labels, $n$
 # random ones $R$ what the target's widest makes of the images, and the slimmest $S$ an ensemble of the target's
 # $L$ and the very $R$ of this step:
 #
@@ -156,7 +159,8 @@ print("gradient of the scores:", *scores.grad.numpy().round(3))
 # $$\mathcal L = \lambda_1 \mathcal L_{cls} + \lambda_2 \Big(\frac{\text{MAdds}(\mathcal X)}{T}\Big)^2 + \lambda_3
 # \mathcal L_{SGS}, \qquad \lambda = (1, \tfrac12, 1). \tag{11, 12}$$
 #
-# The first term reaches $W_2$ through Gumbel-softmax; the second is per image, not of a batch's mean. The third is
+# The first two terms reach $W_2$ through Gumbel-softmax. The second is per image, not of a batch's mean; $T$ is the cost
+# of the widest path (the paper: of the supernet, which in the released code is wider than any path). The third is
 # *sandwich gate sparsification*: an image that the slimmest path classifies rightly is easy, its label for every gate is
 # the narrowest width, and any other's the widest:
 #
@@ -165,7 +169,8 @@ print("gradient of the scores:", *scores.grad.numpy().round(3))
 #
 # That is *Try Best*. *Give Up* also sends to the narrowest what even the widest gets wrong. The released code takes the
 # cross-entropy of a softmax of noisy scores, a second softmax; we take the scores. It also draws Gumbel noise at test
-# time, so that its routing is random: ours is an argmax, ties to the narrowest.
+# time, so that its routing is random: ours is an argmax, ties to the narrowest. Other differences of that code: attention
+# is a plain sigmoid, $T$ is $10^9$ and the batch's mean is squared, labels are smoothed.
 #
 # ## The smallest code
 
@@ -210,7 +215,7 @@ for name, other in (("masked", masked), ("one by one", alone)):
 # %% [markdown]
 # ## The nets
 #
-# DS-MBNet's first five blocks have one width, its gate rules the other eight. The code has 14 paths, and their MACs can
+# DS-MBNet's first five blocks have a fixed width each, its gate rules the other eight. The code has 14 paths, and their MACs can
 # be checked to the last digit that is printed; the paper speaks of 18, which is its grid $[0.35 : 0.05 : 1.25]$ read as
 # half-open. DS-ResNet-50 has a gate in each of its four stages, DS-EffNet-B0 one gate and 20 paths.
 
@@ -298,9 +303,9 @@ of_losses = [
     ahead("shared-beats-unshared", "A shared reduction beats one of its own", "top1",
           ("SGS, try best", "Unshared reduction"), "Table 7", 3.9),
     ahead("one-hot-beats-scalar", "A one-hot head beats a scalar", "top1", ("SGS, try best", "Scalar head"), "Table 7", 3.0)]
-of_gates = [ahead(f"gate-gain-{net}", f"Gates of {label} gain on static paths of equal MACs", "top1", ("Gate", "Static"),
-                  "Table 9", gain) for net, label, gain in (("mbnet", "DS-MBNet", 0.8), ("known", "a net for generated "
-                                                                                         "images", None))]
+of_gates = {net: ahead(f"gate-gain-{net}", f"Gates of {label} gain on static paths of equal MACs", "top1", ("Gate", "Static"),
+                       "Table 9", gain) for net, label, gain in (("mbnet", "DS-MBNet-S", 0.8), ("resnet", "DS-ResNet", 1.2),
+                                                                 ("known", "a net for generated images", None))}
 sees = ahead("gate-beats-blind", "The gate knows more than a blind router of its MACs", "top1", ("Gate", "Blind router"),
              "ours")
 transfers = ahead("gate-transfer", "A gate that was trained elsewhere is better", "top1",
@@ -349,6 +354,8 @@ epochs = ds_net.families(chapter.scale, images)[0].supernet.epochs
 looks["epoch"] = looks["step"] / steps * epochs
 last = looks[looks["step"] == looks["step"].max()].groupby("arm")["top1"].mean()
 title = "At the last look the slimmest path has {:.1f} % (in-place), {:.1f} % (EMA), {:.1f} % (IEB)".format(*last[SCHEMES])
+falls = -looks.sort_values("step").groupby(["arm", "seed"])["top1"].diff().groupby(looks["arm"]).min().clip(upper=0)
+print("largest fall between two looks:", ", ".join(f"{arm} {falls[arm]:.1f}" for arm in SCHEMES), "points")
 chapter.save(figures.slimmest_over_training(looks[["arm", "epoch", "top1", "seed"]], title), "slimmest")
 
 # %%
@@ -372,8 +379,10 @@ both_ends.groupby("arm", sort=False)[["slimmest", "widest"]].mean().round(1)
 # the slimmest path stays at chance for the first of four epochs, where in-place distillation has begun, and then
 # overtakes it: a teacher that does not fluctuate is worth 1.4 points at the slimmest path and 2.5 at the widest
 # (the paper: 1.6 and .3). The ensemble adds half a point at the widest and costs .3 at the slimmest: one seed cannot tell that
-# from chance. At smoke, with 30 steps, the average never gets over its start. (`alpha`, `ema` in the recipes, is
-# smaller here than the paper's, whose average would span a quarter of a run.) The paper's numbers:
+# from chance. (`alpha`, `ema` in the recipes, is smaller here than the code's, whose average would span a quarter of a
+# run.) The paper sees sudden falls in Figure 6 that the ensemble removes: the line above has the largest between two
+# looks. Its numbers; those of temperature are of "in-place distillation", it says, in a section on IEB, so that which of
+# the two was trained is open:
 
 # %%
 in_paper.set_index("table").fillna("")
@@ -381,8 +390,8 @@ in_paper.set_index("table").fillna("")
 # %% [markdown]
 # ## Stage II: dynamic against static, Figures 1 and 5, Table 9
 #
-# Gates on the IEB supernet, all else frozen. S, M and L differ in how many of the narrowest widths are open. The line is
-# what the supernet's own static paths do.
+# Gates on the IEB supernet, all else frozen. DS-MBNet-S, M and L differ in how many of the narrowest widths are open. The
+# line is what the supernet's own static paths do.
 
 # %%
 supernet = routing.one(results, "ds_mbnet", "IEB", chapter.seed)
@@ -396,21 +405,22 @@ chapter.save(figures.loss_ablation(gated[["setting", "macs", "top1", "seed"]], t
              "dynamic")
 
 # %% tags=["hide-cell"]
-table_2 = literature[literature["table"] == "2"].sort_values(["net", "macs_m"])
-table_2.set_index(["net", "method", "variant"])[["macs_m", "top1", "latency_ms"]]
+printed_rows = literature[literature["table"].isin(["2", "9"])].sort_values(["table", "net", "macs_m"])
+printed_rows.set_index(["table", "net", "method", "variant"])[["macs_m", "top1", "latency_ms"]]
 
 # %% [markdown]
-# The cell above holds the paper's Table 2, with the rivals it cites. Is a gain the gate's merit? For one gate it can be
-# told exactly. A *blind router* sends the same shares of images down the same paths, whatever they show; the *SGS
+# The cell above holds the paper's Table 2, with the rivals it cites, and Table 9. That one compares at unequal MACs
+# (DS-MBNet-S at 153 M with a static net of 140 M, which none of the released paths costs); we compare at equal ones. Is
+# a gain the gate's merit? For one gate it can be told exactly. A *blind router* sends the same shares of images down the same paths, whatever they show; the *SGS
 # labels* are what the gate is taught, read off the test labels; and an *oracle* takes the cheapest path that is right.
 
 # %%
 by_router = {arm: [routing.routers(routing.one(results, "ds_mbnet", arm, s), routing.one(results, "ds_mbnet", "IEB", s))
                    for s in chapter.all_seeds] for arm in spaces}
-for_claims = pd.concat([each.reset_index().rename(columns={"router": "arm"}).assign(seed=s)
-                        for s, each in zip(chapter.all_seeds, by_router[spaces[-1]], strict=True)])
-for claim in (of_gates[0], sees):
-    print(chapter.claim(claim, *paired(for_claims, claim), ids(spaces[-1], "IEB", among=mbnet)))
+for claim, arm in ((of_gates["mbnet"], spaces[0]), (sees, spaces[-1])):
+    rows = pd.concat([each.reset_index().rename(columns={"router": "arm"}).assign(seed=s)
+                      for s, each in zip(chapter.all_seeds, by_router[arm], strict=True)])
+    print(chapter.claim(claim, *paired(rows, claim), ids(arm, "IEB", among=mbnet)))
 table = pd.concat({arm: sum(each) / len(each) for arm, each in by_router.items()})
 table.assign(macs=table["macs"] / 1e6).rename(columns={"macs": "M MACs", "top1": "top-1, %"}).round(2)
 
@@ -421,7 +431,9 @@ table.assign(macs=table["macs"] / 1e6).rename(columns={"macs": "M MACs", "top1":
 #
 # ## Which losses: Table 6 and Figure 7 left
 #
-# On DS-ResNet, whose stages have a gate each.
+# On DS-ResNet, whose stages have a gate each. The paper's DS-ResNet-L, M and S are rows of its Table 6 (SGS alone, all
+# three, complexity and SGS), though its appendix A sets routing spaces for S, M and L. Here DS-Net-L is all three losses
+# with every width open.
 
 # %%
 everything = {"DS-Net-L": "All three", "SGS, try best": "SGS, try best", "SGS, give up": "SGS, give up", "Target": "Target",
@@ -437,7 +449,12 @@ chapter.save(figures.loss_ablation(named[["setting", "macs", "top1", "seed"]], t
 # %%
 in_millions = of_resnet.assign(macs=of_resnet["macs"] / 1e6)
 print(*[chapter.claim(claim, *paired(in_millions, claim), ids(*claim.arms, among=resnet)) for claim in of_losses], sep="\n")
-ours = in_millions.groupby("arm", sort=False)[["macs", "top1"]].mean().round(2)
+of_resnet = of_resnet.assign(static=[routing.static_at(routing.one(results, "ds_resnet", "IEB", row.seed), row.macs)
+                                     for row in of_resnet.itertuples()])
+gate = of_resnet[of_resnet["arm"] == "DS-Net-L"]
+rows = pd.concat([gate.assign(arm="Gate"), gate.assign(arm="Static", top1=gate["static"])])
+print(chapter.claim(of_gates["resnet"], *paired(rows, of_gates["resnet"]), ids("DS-Net-L", "IEB", among=resnet)))
+ours = in_millions.assign(static=of_resnet["static"]).groupby("arm", sort=False)[["macs", "top1", "static"]].mean().round(2)
 paper = literature[literature["table"].isin(["6", "7"])][["table", "method", "variant", "macs_m", "top1"]]
 print(paper.fillna("").to_string(index=False))
 ours
@@ -485,7 +502,7 @@ judge, base = (routing.one(known, "ds_mbnet", arm, chapter.seed) for arm in ("DS
 choices = routing.chosen(judge)[:, 0]
 difficulty = generated.test.difficulty.cpu().numpy()
 follows = pd.Series(choices).corr(pd.Series(difficulty), "spearman") if np.ptp(choices) else 0.0
-title = f"Routing follows a difficulty that the gate never saw: rank correlation {follows:.2f}"
+title = f"Choices and a difficulty that the gate never saw: rank correlation {follows:.2f}"
 chapter.save(figures.routing_by_difficulty(routing.by_difficulty(choices, difficulty), title), "difficulty")
 told = routing.agreement(judge, base)
 print(f"choice and SGS label agree on {told['agree']:.0%} of test images; mean choice of easy ones {told['easy']:.2f}, "
@@ -496,7 +513,8 @@ against = [routing.routers(routing.one(known, "ds_mbnet", "DS-Net-L", s), routin
            for s in chapter.all_seeds]
 rows = pd.concat([each.reset_index().rename(columns={"router": "arm"}).assign(seed=s)
                   for s, each in zip(chapter.all_seeds, against, strict=True)])
-print(chapter.claim(of_gates[1], *paired(rows, of_gates[1]), [judge.run_id, base.run_id]))
+print(chapter.claim(of_gates["known"], *paired(rows, of_gates["known"]), [judge.run_id, base.run_id]))
+print(*routing.collapses(known), sep="\n")
 table = sum(against) / len(against)
 table.assign(macs=table["macs"] / 1e6).rename(columns={"macs": "M MACs", "top1": "top-1, %"}).round(2)
 
@@ -530,7 +548,8 @@ rows = pd.DataFrame(measured["rows"])
 at = rows[rows["batch"] == batches[-1]].set_index("mode")["ratio"]
 title = f"At a batch of {batches[-1]}: grouped {at['Grouped']:.2f}, masked {at['Masked']:.2f} times the widest path's speed"
 chapter.save(figures.throughput(rows[rows["mode"] != "Widest"], title), "throughput")
-print(f"{measured['about']['device']}, {measured['about']['threads']} thread; logits differ by {measured['difference']:.0e}")
+print(f"{measured['about']['device']}, {measured['about']['threads']} thread; logits differ by {measured['difference']:.0e}",
+      "(measured with an earlier version of the code)" * measured.get("stale_code", False))
 rows.pivot_table("ms", "mode", "batch", sort=False).round(2)
 
 # %% [markdown]
@@ -602,16 +621,17 @@ boxes.groupby(["detector", "path"], sort=False).mean().round(1)
 # %% [markdown]
 # mAP is pycocotools'; the paper's is VOC's 2007 measure, 11 points of recall. Scenes hold one to three of chapter 00's
 # objects. At `small` (seed 0) DS-MBNet's narrowest path detects as well as its widest at a third of the cost.
-# MobileNetV1 is 18 points behind both: it has no attention and another activation, so that the backbones differ by more
-# than width.
+# MobileNetV1 is 18 points behind both, which is no verdict on width: it has no attention and another activation, and it
+# is trained in one pass a step, where DS-MBNet's three paths add up three gradients.
 #
 # ## DS-EffNet: Table 8
 #
 # The gate of an inverted-residual net sits where squeeze-and-excitation is: the attention head *is*
-# squeeze-and-excitation, and one of them chooses. We count its paths; it trains at `full` only.
+# squeeze-and-excitation, and one of them chooses. We count its paths; it trains at `full` only. The paper's 270 and
+# 400 M are none of them: these may be true averages.
 
 # %%
-effnet = nets["DS-EffNet-B0"]
+effnet = nets["DS-EffNet-B0"]  # convention A: attention without its pools
 costs = CostTable.macs(effnet, effnet.path_space).predict(np.array([path.widths for path in effnet.paths])) / 1e6
 print("M MACs of the 20 paths:", *costs.round().astype(int))
 literature[literature["table"] == "8"][["method", "variant", "macs_m", "top1"]]
@@ -631,8 +651,8 @@ print(f"easy test images, by the slimmest path of DS-MBNet: {share:.0%}")
 # %% [markdown]
 # - Try Best splits images in two, and what lies between the ends of the grid is never a label. The more accurate the
 #   middle of the static line, the less there is to win.
-# - A gate whose slimmest path is usually right learns to send everything there, and one whose slimmest path is usually
-#   wrong everything to the widest: SGS's labels are unbalanced unless the slimmest is right about half of the time.
+# - SGS's labels are as unbalanced as the slimmest path is right or wrong. Where it is mostly wrong (CIFAR-100) gates tend
+#   to send everything to the widest path, where it is mostly right (generated images) most to the narrowest.
 # - Temperature 4 hurts both ends at `small` (seed 0), the slimmest by 2.7 points and, against the paper, the widest by
 #   2.9.
 # - Table 4's and Table 2's MACs of "dynamic" nets are those of static paths, to the digit.
@@ -654,7 +674,7 @@ print(f"easy test images, by the slimmest path of DS-MBNet: {share:.0%}")
 # 2. *By hand.* A gate sends 60 % of images down a path of 100 M MACs and the rest down one of 500 M. What is the
 #    complexity loss, per image and of the mean?
 # 3. *By hand.* What does an ensemble of $n = 2$ weigh the target's widest path with?
-# 4. *Code.* How many groups can DS-ResNet-50 run at most in its last block's first convolution?
+# 4. *Code.* How many groups can DS-ResNet-50 run at most in the first block of its last stage, and in the block after?
 # 5. *Ablation.* Train gates with `losses=(0, 0, 1)` and labels from a middle path. What changes?
 # 6. *Open.* How would you teach a gate to use the middle of the grid?
 #
@@ -667,7 +687,7 @@ print(f"2. {per_image:.3f} per image, {of_mean:.3f} of the mean: squaring first 
 print("3. a third")
 
 # %% tags=["hide-cell"]
-print("4. 4 x 4 = 16: groups differ in the last stage's choice and, in a stage's first block, in the one before")
+print("4. 4 x 4 = 16: they differ in this stage's choice and in the input's width; then 4, for groups are joined again")
 print("5. replace(recipe, ...) has no field for it: SandwichGateSparsification.targets is where to start")
 print("6. E.g. the cheapest right path as label: the oracle's choice, known for every training image with one gate.")
 assert np.isclose(per_image, 0.424)

@@ -75,7 +75,7 @@ _SMALL = replace(  # ours, for two CPU cores: scenes of 96 pixels, and the nets 
     _FULL, scale="small", epochs=5, batch_size=16, lr=0.02, milestones=(3, 4), warmup_epochs=1, crop=False, side=96,
     input_size=32, layout=SMALL.layout, taps=(5, 7), channels=64, pyramid=(128, 64), scales=(0.25, 0.45, 0.6),
     ratios=((2,),) * 2, threshold=0.05, dtype="float32")
-_SMOKE = replace(_SMALL, scale="smoke", epochs=4, batch_size=8, lr=0.03, schedule="cosine", milestones=None,
+_SMOKE = replace(_SMALL, scale="smoke", epochs=3, batch_size=8, lr=0.03, schedule="cosine", milestones=None,
                  momentum=0.8, side=64, layout=((16, 2), (24, 2), (48, 2), (64, 1)), taps=(2, 3), channels=32,
                  pyramid=(48, 32))
 TABLE_4 = {
@@ -86,7 +86,7 @@ TABLE_4 = {
                               fixed=(8, 16, 24), grid=((16, 16, 1), (24, 24, 1)), num_choices=5)),
 }
 GENERATED = {"small": {"train": 1_000, "test": 300, "side": 96, "hardest": 0.8},
-             "smoke": {"train": 200, "test": 100, "hardest": 0.3}}
+             "smoke": {"train": 160, "test": 80, "hardest": 0.3}}
 """What scenes are generated at the scales that use them."""
 
 

@@ -113,7 +113,7 @@ _SMOKE_MB = replace(_SMALL_MB, scale="smoke", epochs=2, batch_size=64, augment="
 _SMOKE_RES = replace(_SMALL_RES, scale="smoke", epochs=2, batch_size=64, augment="none", ema=0.5, stem=8,
                      layout=((8, 1), (16, 1), (32, 1)), strides=(2, 2, 2, 2), channels_per_group=2,
                      shown=tuple((k,) * 3 for k in range(4)), calibration_images=256)
-IMAGES = {"smoke": {"train": 1_100, "test": 400}, "small": {"train": 10_000, "test": 2_000},
+IMAGES = {"smoke": {"train": 900, "test": 300}, "small": {"train": 10_000, "test": 2_000},
           "full": {"train": 10_000, "test": 2_000}}
 """How many generated images chapter 06 trains and tests on, by scale."""
 
