@@ -354,7 +354,7 @@ epochs = ds_net.families(chapter.scale, images)[0].supernet.epochs
 looks["epoch"] = looks["step"] / steps * epochs
 last = looks[looks["step"] == looks["step"].max()].groupby("arm")["top1"].mean()
 title = "At the last look the slimmest path has {:.1f} % (in-place), {:.1f} % (EMA), {:.1f} % (IEB)".format(*last[SCHEMES])
-falls = -looks.sort_values("step").groupby(["arm", "seed"])["top1"].diff().groupby(looks["arm"]).min().clip(upper=0)
+falls = looks.sort_values("step").groupby(["arm", "seed"])["top1"].diff().clip(upper=0).abs().groupby(looks["arm"]).max()
 print("largest fall between two looks:", ", ".join(f"{arm} {falls[arm]:.1f}" for arm in SCHEMES), "points")
 chapter.save(figures.slimmest_over_training(looks[["arm", "epoch", "top1", "seed"]], title), "slimmest")
 
@@ -385,7 +385,7 @@ both_ends.groupby("arm", sort=False)[["slimmest", "widest"]].mean().round(1)
 # the two was trained is open:
 
 # %%
-in_paper.set_index("table").fillna("")
+in_paper.set_index("table").astype(object).fillna("")
 
 # %% [markdown]
 # ## Stage II: dynamic against static, Figures 1 and 5, Table 9
@@ -526,6 +526,8 @@ cost, reached = labels["macs"].mean(), labels["top1"].mean()
 title = f"{labels['setting'].iloc[0]}: {reached:.1f} % at {cost / 1e6:.2f} M MACs, static {routing.static_at(base, cost):.1f} %"
 chapter.save(figures.loss_ablation(tried[["setting", "macs", "top1", "seed"]], title, routing.static_paths(base)),
              "losses-known")
+tried = tried.assign(static=[routing.static_at(base, macs) for macs in tried["macs"]], macs=tried["macs"] / 1e6)
+tried.groupby("setting", sort=False)[["macs", "top1", "static"]].mean().round(2)
 
 # %% [markdown]
 # Knowing what is hard is not enough. Paths between the ends may buy nearly all of the accuracy for a fraction of the
@@ -548,7 +550,8 @@ rows = pd.DataFrame(measured["rows"])
 at = rows[rows["batch"] == batches[-1]].set_index("mode")["ratio"]
 title = f"At a batch of {batches[-1]}: grouped {at['Grouped']:.2f}, masked {at['Masked']:.2f} times the widest path's speed"
 chapter.save(figures.throughput(rows[rows["mode"] != "Widest"], title), "throughput")
-print(f"{measured['about']['device']}, {measured['about']['threads']} thread; logits differ by {measured['difference']:.0e}",
+print(f"{measured['about']['device']}, {measured['about']['threads']} thread; logits differ by {measured['difference']:.0e};",
+      f"a group costs {measured['overhead']:.0f} images",
       "(measured with an earlier version of the code)" * measured.get("stale_code", False))
 rows.pivot_table("ms", "mode", "batch", sort=False).round(2)
 
@@ -571,6 +574,10 @@ moved = study(ds_net.transfer_stages(results, images.name), chapter.scale, chapt
               device=chapter.device, quiet=True)
 there = routing.accuracies(moved)
 there = there[there["name"].isin(["routed", "widest"]) | (there["macs"] == there.groupby("run_id")["macs"].transform("max"))]
+for r in moved:
+    if r.recipe.arm == "IEB":
+        print("static paths:", ", ".join(f"{row.top1:.1f} % at {row.macs / 1e6:.2f} M" for row in
+                                         routing.static_paths(r).itertuples()))
 if there["arm"].eq(transfers.arms[0]).any():
     print(chapter.claim(transfers, *paired(there, transfers), ids(*transfers.arms, among=there)))
 print(f"from {images.name} to {other.name}, {len(other.train):,} training images" if hasattr(other, "notes") else other)

@@ -10,9 +10,10 @@ import pandas as pd
 import torch
 from scipy.stats import entropy
 from scipy.stats.contingency import crosstab
+from torch import Tensor
 
 from slimnb.data import ImageData
-from slimnb.dynamic import DynamicNet, pack_
+from slimnb.dynamic import OVERHEAD, DynamicNet, pack_
 from slimnb.experiment import Result, once, trained
 from slimnb.gates import Gated
 from slimnb.latency import compare_latency, conditions
@@ -20,6 +21,7 @@ from slimnb.measure import plain_batches
 from slimnb.methods.ds_net import unpacked_bits
 from slimnb.nets.gated import GatedNet
 from slimnb.runs import RunStore, code_fingerprint
+from slimnb.subnet import Subnet
 
 COLLAPSED = 0.99
 """A gate that sends more than this share of all images one way has collapsed."""
@@ -189,11 +191,12 @@ def throughput(routed: Result, supernet: Result, data: ImageData, store: RunStor
                batches: Sequence[int] = (1, 16, 64, 256), rounds: int = 9, device: str = "cpu") -> dict:
     """How fast each way to run a trained net of one gate is, on validation images, at several batch sizes.
 
-    Modes: Grouped (rows of a path together, packed layers), Sliced (the same on the supernet's own weights), Masked
+    Modes: Grouped (rows of a path together, packed layers, small groups merged by `measured_overhead`), Sliced (the
+    same on the supernet's own weights, nothing merged), Masked
     (full width), Indexed is left out (chapter 01 has it), Widest and Static: stand-alone nets with folded norms, of the
     widest path and of the cheapest with no fewer MACs than the gate spends. Measured once per store, settings and run.
     Keys: rows (mode, batch, ms, ratio: images per second over those of Widest), difference (largest, of Grouped's
-    logits from Masked's), static (name of that path), about, run_id.
+    logits from Masked's), static (name of that path), overhead, about, run_id.
     """
     settings = {"paper": "ds_net", "arm": f"{routed.recipe.arm} throughput", "scale": routed.recipe.scale,
                 "of": routed.run_id, "batches": list(batches), "rounds": rounds, "device": torch.device(device).type}
@@ -206,7 +209,8 @@ def throughput(routed: Result, supernet: Result, data: ImageData, store: RunStor
         while len(x) < max(batches):
             x = torch.cat([x, x])
         x = x.contiguous(memory_format=torch.channels_last)
-        ways = execution_ways(net, net.path(*map(int, name.split("-"))), routed.recipe.lowest)
+        overhead = measured_overhead(net, x[: max(2, *batches)], rounds)
+        ways = execution_ways(net, net.path(int(name)), routed.recipe.lowest, overhead)
         rows = []
         with torch.inference_mode():
             difference = (ways["Grouped"](x[:256]) - ways["Masked"](x[:256])).abs().max().item()
@@ -217,17 +221,28 @@ def throughput(routed: Result, supernet: Result, data: ImageData, store: RunStor
             widest = timed["Widest"]["median_ms"]
             rows += [{"mode": way, "batch": batch, "ms": round(each["median_ms"], 4),
                       "ratio": round(widest / each["median_ms"], 4)} for way, each in timed.items()]
-        return {"rows": rows, "difference": difference, "static": name, "about": conditions(x[:1])}
+        return {"rows": rows, "difference": difference, "static": name, "overhead": round(overhead, 2),
+                "about": conditions(x[:1])}
 
     code = code_fingerprint(["slimnb.dynamic", "slimnb.latency", f"slimnb.nets.{routed.recipe.net}"],
                             alone=["slimnb.routing"])
     return once(store, settings, code, take)
 
 
-def execution_ways(net: GatedNet, static, lowest: int | None = None) -> dict:
+@torch.inference_mode()
+def measured_overhead(net: GatedNet, x: Tensor, rounds: int = 9) -> float:
+    """What a group costs beside its images, for `DynamicNet`: in images of x (B > 1, 3, H, W) on the widest path."""
+    widest = pack_(net.eval().extract(net.widest))
+    timed = compare_latency({count: lambda part=x[:count]: widest(part) for count in (1, len(x))}, x, rounds)
+    one, many = (timed[count]["median_ms"] for count in (1, len(x)))
+    each = (many - one) / (len(x) - 1)
+    return max(0.0, one / each - 1) if each > 0 else OVERHEAD
+
+
+def execution_ways(net: GatedNet, static: Subnet, lowest: int | None = None, overhead: float = OVERHEAD) -> dict:
     """Callables of x (B, 3, H, W), by mode: see `throughput`."""
     net = net.eval()
-    return {"Grouped": DynamicNet(net, lowest), "Sliced": DynamicNet(net, lowest, packed=False),
+    return {"Grouped": DynamicNet(net, lowest, overhead=overhead), "Sliced": DynamicNet(net, lowest, packed=False),
             "Masked": lambda x: net(x, Gated(lowest)),
             "Widest": pack_(net.extract(net.widest if lowest is None else net.path(lowest - 1))),
             "Static": pack_(net.extract(static))}
