@@ -106,7 +106,7 @@ _SMALL = replace(_CIFAR, **{name: getattr(SMALL, name) for name in ("scale", "ba
 _SMOKE = replace(_SMALL, scale="smoke", epochs=1, batch_size=64, lr=0.1, dtype="float32", augment="none", tail=64,
                  head=64, layout=((8, 2, 2, "relu", False), (16, 2, 2, "hswish", True)), depths=(1, 2), expands=(2, 4),
                  shown=((1, 2), (2, 2), (1, 4), (2, 4)), calibration_images=200)
-SMOKE_IMAGES = {"train": 1_600, "test": 500}
+SMOKE_IMAGES = {"train": 1_300, "test": 400}
 """How many generated images chapter 05 trains and tests on at smoke."""
 
 
