@@ -186,9 +186,10 @@ source(method.EnsembleBootstrapping.begin, Gate.forward, method.SandwichGateSpar
 # %% [markdown]
 # `s` is the selection that travels through the net: the gate writes masks into it, and from there on every layer is as
 # wide as its image needs. For inference the same decisions are run sliced. Rows are grouped by path, each group runs on
-# its own channels, and the results are put back in order. A group costs as much as about four images beside its own,
-# since its weights are read and its layers called; small groups are therefore run as one where that is cheaper, at the
-# width of the widest of them, each row with the norm of its own path, zero beyond that path's width:
+# its own channels, and the results are put back in order. A group costs as much as some images beside its own (four on
+# the full DS-MBNet, at 32 pixels on this CPU), since its weights are read and its layers called; small groups are
+# therefore run as one where that is cheaper, at the width of the widest of them, each row with the norm of its own path,
+# zero beyond that path's width:
 
 # %%
 source(DynamicNet.route)
@@ -381,8 +382,8 @@ both_ends.groupby("arm", sort=False)[["slimmest", "widest"]].mean().round(1)
 # (the paper: 1.6 and .3). The ensemble adds half a point at the widest and costs .3 at the slimmest: one seed cannot tell that
 # from chance. (`alpha`, `ema` in the recipes, is smaller here than the code's, whose average would span a quarter of a
 # run.) The paper sees sudden falls in Figure 6 that the ensemble removes: the line above has the largest between two
-# looks, and there are none here. Its numbers; those of temperature are of "in-place distillation", it says, in a section on IEB, so that which of
-# the two was trained is open:
+# looks, and there are none here. Its numbers follow; those of temperature are of "in-place distillation", it says, in a
+# section on IEB, so that which of the two was trained is open:
 
 # %%
 in_paper.set_index("table").astype(object).fillna("")
@@ -411,8 +412,8 @@ printed_rows.set_index(["table", "net", "method", "variant"])[["macs_m", "top1",
 # %% [markdown]
 # The cell above holds the paper's Table 2, with the rivals it cites, and Table 9. That one compares at unequal MACs
 # (DS-MBNet-S at 153 M with a static net of 140 M, which none of the released paths costs); we compare at equal ones. Is
-# a gain the gate's merit? For one gate it can be told exactly. A *blind router* sends the same shares of images down the same paths, whatever they show; the *SGS
-# labels* are what the gate is taught, read off the test labels; and an *oracle* takes the cheapest path that is right.
+# a gain the gate's merit? For one gate it can be told exactly. A *blind router* sends the same shares of images down the
+# same paths, whatever they show; the *SGS labels* are what the gate is taught, read off the test labels; and an *oracle* takes the cheapest path that is right.
 
 # %%
 by_router = {arm: [routing.routers(routing.one(results, "ds_mbnet", arm, s), routing.one(results, "ds_mbnet", "IEB", s))
@@ -433,8 +434,8 @@ table.assign(macs=table["macs"] / 1e6).rename(columns={"macs": "M MACs", "top1":
 # ## Which losses: Table 6 and Figure 7 left
 #
 # On DS-ResNet, whose stages have a gate each. The paper's DS-ResNet-L, M and S are rows of its Table 6 (SGS alone, all
-# three, complexity and SGS), though its appendix A sets routing spaces for S, M and L. Here DS-Net-L is all three losses
-# with every width open.
+# three, complexity and SGS), though its appendix A says that targets are reached by adjusting the routing space. Here
+# DS-Net-L is all three losses with every width open.
 
 # %%
 everything = {"DS-Net-L": "All three", "SGS, try best": "SGS, try best", "SGS, give up": "SGS, give up", "Target": "Target",
