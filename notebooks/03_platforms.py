@@ -589,7 +589,7 @@ chapter.claim(forecast_matters, per_seed, np.zeros(len(per_seed)), ids("platform
 settings = {"paper": "platforms", "arm": "latency model", "scale": chapter.scale,
             "device": chapter.device.partition(":")[0], "classes": images.num_classes,
             "subnets": latency_subnets, "rounds": latency_rounds}
-code = code_fingerprint(["slimnb.latency_model", "slimnb.nets.mobilenet_v1"])
+code = code_fingerprint([time_random, type(net)])
 timed = once(store, settings, code, lambda: time_random(
     net.to(chapter.device), space, latency_subnets, rounds=latency_rounds))
 tried, ms, about = np.array(timed["widths"]), np.array(timed["ms"]), timed["about"]

@@ -14,7 +14,7 @@ from slimnb import detection
 from slimnb.calibrate import calibrate_bn
 from slimnb.detection import DetectionLoss, Detector, detector_macs
 from slimnb.errors import SlimnbError
-from slimnb.experiment import Result, as_result, build, finished, label, made_in, training_dtype, weights_of
+from slimnb.experiment import Result, as_result, build, finished, label, made_in, net_name, training_dtype, weights_of
 from slimnb.fingerprint import code_fingerprint, machine_fingerprint
 from slimnb.layers import CALIBRATED
 from slimnb.methods.slimmable import Switches
@@ -111,8 +111,8 @@ def run_detection(recipe: DetectionRecipe, scenes: Scenes, store: RunStore | Non
         raise SlimnbError("P04", f"scenes of {scenes.side} pixels", f"the recipe is for {recipe.side}",
                           "Load them at that size.")
     store = store or RunStore()
-    parts = ("train", "precision", "methods.slimmable", f"nets.{recipe.net}")
-    code = code_fingerprint([f"slimnb.{part}" for part in parts])
+    code = code_fingerprint([train, make_optimizer, Schedule, Switches, DetectionLoss, Detector, SceneBatches,
+                             net_name(recipe)])
     stored = store.open(recipe.to_json(), code, scenes.fingerprint, machine_fingerprint(device), allow_drift)
     return as_result(recipe, finished(stored, lambda: _train(recipe, scenes, store, stored, device, quiet)))
 

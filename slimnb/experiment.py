@@ -61,9 +61,7 @@ class Result:
 
 def build(recipe: Recipe, num_classes: int) -> SlimmableNet:
     """The untrained supernet of a recipe, its batch-norm slots reserved."""
-    if recipe.net not in NETS:
-        raise SlimnbError("P10", f"net = {recipe.net!r}", f"it is one of {', '.join(NETS)}", "Set net='mobilenet_v1'.")
-    module = importlib.import_module(f"slimnb.nets.{recipe.net}")
+    module = importlib.import_module(net_name(recipe).rpartition(".")[0])
     bn = "shared_affine" if recipe.bn == "one" else recipe.bn
     kind = getattr(module, NETS[recipe.net])
     given = {name: getattr(recipe, name, None) for name in OPTIONS}
@@ -87,10 +85,28 @@ def method_of(recipe: Recipe) -> ModuleType:
 
 
 def code_of(recipe: Recipe) -> str:
-    """Fingerprint of the code that can change this recipe's result."""
-    embeds = ["slimnb.pruning"] if recipe.start else []
-    return code_fingerprint(["slimnb.train", "slimnb.measure", method_of(recipe).__name__, f"slimnb.nets.{recipe.net}",
-                             *embeds])
+    """Fingerprint of the code that can change what this recipe's training leaves."""
+    starts = [load_first_channels_, *([embed_counts_, "slimnb.pruning.SCORES"] if hasattr(recipe, "score") else [])]
+    return code_fingerprint(["slimnb.train.train", make_optimizer, Schedule, batches, net_name(recipe),
+                             *_hooks(recipe, "plan", "load", "prepare", "penalty", "probe"),
+                             *(starts if recipe.start else [])])
+
+
+def measuring_code_of(recipe: Recipe) -> str:
+    """Fingerprint of the code that measures a trained net: it makes no training stale."""
+    return code_fingerprint([measure, choose, chosen, *_hooks(recipe, "found", "results", "candidates")])
+
+
+def _hooks(recipe: Recipe, *names: str) -> list[Callable]:
+    method = method_of(recipe)
+    return [getattr(method, name) for name in names if hasattr(method, name)]
+
+
+def net_name(recipe: Recipe) -> str:
+    """The dotted name of the class of a recipe's net. Raises P10 if there is none."""
+    if recipe.net not in NETS:
+        raise SlimnbError("P10", f"net = {recipe.net!r}", f"it is one of {', '.join(NETS)}", "Set net='mobilenet_v1'.")
+    return f"slimnb.nets.{recipe.net}.{NETS[recipe.net]}"
 
 
 def begin(recipe: Recipe, num_classes: int, store: RunStore) -> SlimmableNet:
@@ -185,7 +201,7 @@ def finished(stored: Run, work: Callable[[], None], wait: float = 0.0) -> dict:
 
 def as_result(recipe: Recipe, found: dict) -> Result:
     """A stored result as a `Result`."""
-    plain = {"rows", "history", "seconds", "run_id", "stale_code", "resumed_with_drift"}
+    plain = {"rows", "history", "seconds", "run_id", "measured_by", "stale_code", "resumed_with_drift"}
     return Result(recipe, found["rows"], found["history"], found["seconds"], found["run_id"],
                   found.get("stale_code", False), {k: v for k, v in found.items() if k not in plain})
 
@@ -291,7 +307,8 @@ def _train(recipe: Recipe, data: ImageData, store: RunStore, stored: Run, device
     if probe is not None:
         found["probed"] = probe.rows
     stored.finish({"rows": rows, "history": history, "seconds": round(seconds, 1),
-                   **method.found(recipe, net, sampler), **found, **made_in(recipe, device)}, net_state(net)[0])
+                   "measured_by": measuring_code_of(recipe), **method.found(recipe, net, sampler), **found,
+                   **made_in(recipe, device)}, net_state(net)[0])
 
 
 def _seen(recipe: Recipe, data: ImageData) -> ImageData:
@@ -342,7 +359,7 @@ def probe(result: Result, data: ImageData, mults: Sequence[float], store: RunSto
         load_net(net, weights_of(store, result.run_id), net.get_extra_state())
         return probes.take(net.to(device), data, mults, images=recipe.calibration_images, device=device)
 
-    return once(store, settings, code_fingerprint(["slimnb.probes", f"slimnb.nets.{recipe.net}"]), take)
+    return once(store, settings, code_fingerprint([probes.take, net_name(recipe)]), take)
 
 
 def latencies(scale: str, mult: float, rounds: int, store: RunStore, device: str = "cpu", repeats: int = 5) -> dict:
@@ -354,7 +371,7 @@ def latencies(scale: str, mult: float, rounds: int, store: RunStore, device: str
     """
     settings = {"paper": "slimmable", "arm": "latency", "scale": scale, "net": "resnet", "mult": mult, "rounds": rounds,
                 "repeats": repeats, "device": torch.device(device).type}
-    code = code_fingerprint(["slimnb.latency", "slimnb.nets.resnet"])
+    code = code_fingerprint([_latencies])
     return once(store, settings, code, lambda: _latencies(mult, rounds, repeats, device))
 
 

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from slimnb.data import ImageData
 from slimnb.dynamic import OVERHEAD, DynamicNet, pack_
-from slimnb.experiment import Result, once, trained
+from slimnb.experiment import Result, net_name, once, trained
 from slimnb.gates import Gated
 from slimnb.latency import compare_latency, conditions
 from slimnb.measure import plain_batches
@@ -224,8 +224,7 @@ def throughput(routed: Result, supernet: Result, data: ImageData, store: RunStor
         return {"rows": rows, "difference": difference, "static": name, "overhead": round(overhead, 2),
                 "about": conditions(x[:1])}
 
-    code = code_fingerprint(["slimnb.dynamic", "slimnb.latency", f"slimnb.nets.{routed.recipe.net}"],
-                            alone=["slimnb.routing"])
+    code = code_fingerprint([measured_overhead, execution_ways, net_name(routed.recipe)])
     return once(store, settings, code, take)
 
 

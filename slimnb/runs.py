@@ -143,7 +143,8 @@ class Run:
         if record is not None:
             return results.payload(record)
         for record in self._committed():
-            return results.payload(record) | {"stale_code": True}
+            same = record.get("definitions") == self.code  # of records from before code was told by definitions
+            return results.payload(record) | ({} if same else {"stale_code": True})
         return None
 
     def _committed(self) -> list[dict[str, Any]]:

@@ -12,7 +12,7 @@ from slimnb.data import ImageData
 from slimnb.elastic import ElasticTable
 from slimnb.elastic_latency import check_latency, elastic_latency
 from slimnb.evolution import Found, Validated, evolve, random_search, reach
-from slimnb.experiment import Result, build, once, trained
+from slimnb.experiment import Result, build, net_name, once, trained
 from slimnb.measure import measure, plain_batches
 from slimnb.pareto import mean_pareto_accuracy
 from slimnb.runs import RunStore, code_fingerprint
@@ -149,7 +149,7 @@ def latency_table(result: Result, num_classes: int, store: RunStore, *, batch: i
     settings = {"paper": "deps", "arm": "latency", "scale": result.recipe.scale, "net": result.recipe.net,
                 "classes": num_classes, "batch": batch, "rounds": rounds, "subnets": subnets,
                 "device": torch.device(device).type}
-    code = code_fingerprint(["slimnb.elastic_latency", f"slimnb.nets.{result.recipe.net}"], alone=["slimnb.shrunk"])
+    code = code_fingerprint([elastic_latency, check_latency, net_name(result.recipe)])
 
     def take() -> dict:
         timed = net.to(device).eval()
@@ -181,8 +181,7 @@ def deploy(result: Result, data: ImageData, store: RunStore, table: ElasticTable
     settings = {"paper": "deps", "arm": f"search by {table.unit}", "scale": recipe.scale, "of": result.run_id,
                 "share": share, "target": target, "evaluations": evaluations, "images": recipe.calibration_images,
                 "seed": recipe.seed}
-    code = code_fingerprint(["slimnb.evolution", "slimnb.measure", f"slimnb.nets.{recipe.net}"],
-                            alone=["slimnb.shrunk"])
+    code = code_fingerprint([Validated, evolve, random_search, measure, net_name(recipe)])
 
     def take() -> dict:
         net = trained(result, data.num_classes, store).to(device)

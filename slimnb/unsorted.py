@@ -101,7 +101,7 @@ def sorting_latencies(scale: str, rounds: int, store: RunStore, device: str = "c
     settings = {"paper": "sp_net", "arm": "sorting latency", "scale": scale, "rounds": rounds, "repeats": REPEATS,
                 "nets": {name: list(widths) for name, (_, widths) in tables.items()},
                 "device": torch.device(device).type}
-    code = code_fingerprint(["slimnb.latency", "slimnb.pruning"], alone=["slimnb.unsorted"])
+    code = code_fingerprint([_timed])
 
     def take() -> dict:
         found = [_timed(name, kind, widths, rounds, device) for name, (kind, widths) in tables.items()]

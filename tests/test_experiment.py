@@ -11,7 +11,7 @@ from slimnb.calibrate import evaluate
 from slimnb.cost import count_macs
 from slimnb.data import Augmentation, load_data
 from slimnb.errors import SlimnbError
-from slimnb.pruning import gammas
+from slimnb.pruning import embed_counts_, gammas
 from slimnb.runs import RunStore
 from slimnb.state import net_state
 from slimnb.studies import pss_net, slimmable_networks, sp_net
@@ -334,11 +334,11 @@ def test_committed_results_serve_chapter_02_without_weights(pruned, data, store,
 
 
 def test_pruning_counts_as_code_only_of_what_starts_from_a_base(pruned, monkeypatch):
-    named_modules = []
-    monkeypatch.setattr(experiment, "code_fingerprint", lambda modules: named_modules.append(modules) or "0")
+    roots = []
+    monkeypatch.setattr(experiment, "code_fingerprint", lambda names: roots.append(names) or "0")
     for arm in (named(pruned, "Base", mults=(1.0,)), named(pruned, "SP-Net")):
         experiment.code_of(arm.recipe)
-    assert "slimnb.pruning" not in named_modules[0] and "slimnb.pruning" in named_modules[1]
+    assert embed_counts_ not in roots[0] and embed_counts_ in roots[1]
 
 
 def test_all_runs_of_a_paper_are_committed_whatever_their_data(us_net, looks, data, store, tmp_path):

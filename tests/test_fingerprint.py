@@ -3,11 +3,11 @@
 import os
 import socket
 import sys
-from pathlib import Path
 
 import pytest
 import torch
 
+from slimnb.definitions import reached
 from slimnb.errors import SlimnbError
 from slimnb.fingerprint import code_fingerprint, machine_fingerprint
 
@@ -28,13 +28,13 @@ SOURCES = {
 def book(tmp_path):
     """Writes a small package, some of its files changed, and returns a function's fingerprint."""
 
-    def fingerprint(modules=("book.a",), by_itself=(), **changes):
+    def fingerprint(roots=("book.a.f",), **changes):
         root = tmp_path / "book"
         changed = {name.replace("__", "/") + ".py": text for name, text in changes.items()}
         for name, text in (SOURCES | changed).items():
             (root / name).parent.mkdir(parents=True, exist_ok=True)
             (root / name).write_text(text)
-        return code_fingerprint(modules, root, by_itself)
+        return code_fingerprint(roots, {"book": root})
 
     return fingerprint
 
@@ -46,8 +46,10 @@ def book(tmp_path):
         ("a", SOURCES["a.py"].replace('    """Doc."""\n', "")),
         ("a", "# a comment\n" + SOURCES["a.py"].replace("g(x)", "g(  # why\n        x\n    )")),
         ("a", SOURCES["a.py"].replace("import os\n", "import os\n'said of os'\n")),
+        ("a", SOURCES["a.py"].replace("def f(x)", "def f(x: Unknown) -> int")),
+        ("a", SOURCES["a.py"].replace("return", "if x is None:\n        raise E('a')\n    return")),
+        ("a", SOURCES["a.py"] + "UNUSED = 1\n"),
         ("alone", "raise RuntimeError('changed')\n"),
-        ("errors", "MESSAGE = 'mended'\n"),
     ],
 )
 def test_what_changes_nothing_does_not_count(book, name, text):
@@ -74,7 +76,7 @@ def test_what_runs_counts_at_any_depth(book, name, old, new):
 
 
 def test_f_strings_count_by_what_they_say(book):
-    same = [book(["d"], d=f"K = {text}\n") for text in ("f'a{x}b{y}c'", "'a' f'{x}b' f'{y}' 'c'")]
+    same = [book(["book.d"], d=f"K = {text}\n") for text in ("f'a{x}b{y}c'", "'a' f'{x}b' f'{y}' 'c'")]
     assert same[0] == same[1]
     others = (
         "f'A{x}b{y}c'",
@@ -84,24 +86,66 @@ def test_f_strings_count_by_what_they_say(book):
         "f'a{x}b{y!r}c'",
         "f'a{x}b{y:3}c'",
     )
-    assert same[0] not in [book(["d"], d=f"K = {text}\n") for text in others]
+    assert same[0] not in [book(["book.d"], d=f"K = {text}\n") for text in others]
 
 
-def test_order_and_naming_of_modules_do_not_count(book):
-    assert book(["book.a", "book.d"]) == book(["d", "a", "book.b"])
+def test_moving_a_definition_to_another_file_changes_nothing(book):
+    before = book(["book.a.f"])
+    moved = {"a": "from book.new import f\n",
+             "new": "import book.d as dd\nfrom book.b import g\n\ndef f(x):\n    return g(x)\n"}
+    assert book(["book.new.f"], **moved) == book(["book.a.f"], **moved) == before
 
 
-def test_init_counts_only_when_a_name_is_taken_from_it(book, tmp_path):
-    before = [book([name]) for name in ("a", "taker", "loner")]
-    (tmp_path / "book" / "__init__.py").write_text("from book.a import f\nX = 1\n")
-    after = [code_fingerprint([name], tmp_path / "book") for name in ("a", "taker", "loner")]
-    assert [x == y for x, y in zip(before, after, strict=True)] == [True, False, True]
+def test_of_a_module_only_what_is_reached_counts(book):
+    before = book(["book.a.f"])
+    assert book(["book.a.f"], d="K = 2\nOTHER = 3\n") == before
+    assert book(["book.a.f"], d="K = 2\nprint('at import')\n") != before
+    assert book(["book.a"], a=SOURCES["a.py"] + "def other():\n    pass\n") != book(["book.a"])
 
 
-def test_module_alone_counts_without_its_imports(book):
-    before = book(["d"], ["book.a"])
-    assert book(["d"], ["book.a"], deep__c="K = 1\n") == before != book(["d"])
-    assert book(["d"], ["book.a"], a=SOURCES["a.py"] + "X = 1\n") != before
+def test_a_module_that_is_passed_on_counts_whole(book):
+    user = "from book import d\n\ndef f(x):\n    return x(d)\n"
+    assert book(["book.a.f"], a=user) != book(["book.a.f"], a=user, d="K = 2\nL = 1\n")
+    user = user.replace("x(d)", "x(d.K)")
+    assert book(["book.a.f"], a=user) == book(["book.a.f"], a=user, d="K = 2\nL = 1\n")
+
+
+METHODS = """
+class Base:
+    lr: float = .1
+    def plan(self):
+        return self.half()
+    def half(self):
+        return K
+    def other(self):
+        return 1
+
+class Derived(Base):
+    def half(self):
+        return 2 * super().half() + self.extra()
+    def extra(self):
+        return 3
+
+K = 2
+"""
+
+
+@pytest.mark.parametrize(("old", "new", "counts"), [
+    ("lr: float = .1", "lr: float = .2", False), ("return 1", "return 0", False), ("return 3", "return 0", True),
+    ("K = 2", "K = 1", True), ("return self.half()", "return 1", True), ("return K", "return 1", True)])
+def test_a_method_counts_with_what_it_calls_on_itself(book, old, new, counts):
+    roots = ["book.d.Derived.plan", "book.d.Derived.half"]
+    assert (book(roots, d=METHODS) != book(roots, d=METHODS.replace(old, new))) == counts
+
+
+def test_names_of_a_package_that_are_imported_on_first_use_are_read_from_its_stub(book, tmp_path):
+    book()
+    (tmp_path / "book" / "__init__.py").write_text("def __getattr__(name): ...\n")
+    (tmp_path / "book" / "__init__.pyi").write_text("from .d import K as K\n")
+    found = reached(["book.taker"], {"book": tmp_path / "book"})
+    assert not any(":K" in name for name in found)
+    (tmp_path / "book" / "taker.py").write_text("from book import K\nTWICE = 2 * K\n")
+    assert "book.d:K" in reached(["book.taker"], {"book": tmp_path / "book"})
 
 
 def test_nothing_is_imported(book):
@@ -110,7 +154,7 @@ def test_nothing_is_imported(book):
 
 
 def test_unknown_module_is_one_line(book):
-    with pytest.raises(SlimnbError, match=r"SNB-P10: module book\.nowhere"):
+    with pytest.raises(SlimnbError, match=r"SNB-P10: book\.nowhere"):
         book(["book.nowhere"])
 
 
@@ -125,16 +169,15 @@ def test_same_on_every_python(book):
         "try: pass\nexcept* (A, B): x[1:2, ...] = -1, 1e10, 2j, b'b', u'u'\n"
         "lambda *, q=None: {**q, 'a': (yield)}\n"
     )
-    expected = "e836af3c4014044f1f6184a74a5b02c29c9413b2c92019ed54871b5c8704243a"
-    assert book(["d"], d=text) == expected
+    expected = "d8fefa9840ade5c5a4ec2d14c44edf55d65ebee75d36acb5dbfd12c2a8c6c38d"
+    assert book(["book.d"], d=text) == expected
 
 
-def test_package_itself_can_be_fingerprinted():
-    import slimnb.errors
-
-    folder = Path(slimnb.errors.__file__).parent
-    names = sorted(path.stem for path in folder.glob("*.py") if path.stem != "__init__")
-    assert len(code_fingerprint(names)) == 64
+def test_every_recipe_of_the_package_can_be_fingerprinted():
+    found = reached(["slimnb.train.train", "slimnb.nets.vgg.VGG"])
+    assert {"slimnb.train:train_step", "slimnb.layers:SlimmableConv2d", "slimnb.nets.vgg:VGG"} <= found.keys()
+    assert not any(name.startswith(("torch", "slimnb.nets.resnet")) for name in found)
+    assert len(code_fingerprint([reached])) == 64
 
 
 def test_machine_is_json_and_stable():

@@ -15,7 +15,7 @@ from torch import Tensor
 
 from slimnb.cost import macs_function
 from slimnb.data import Batches, ImageData
-from slimnb.experiment import Result, build, once, trained
+from slimnb.experiment import Result, build, net_name, once, trained
 from slimnb.latency import conditions
 from slimnb.latency_model import compare_predicted
 from slimnb.methods.pss_net import structures_of
@@ -185,7 +185,7 @@ def latency(recipe: StructureRecipe, num_classes: int, store: RunStore, device: 
         net = build(recipe, num_classes).to(device).eval()
         return Resource.latency(net, structures_of(recipe, net), batch, rounds=7).to_json()
 
-    return once(store, settings, code_fingerprint(["slimnb.structures", f"slimnb.nets.{recipe.net}"]), take)
+    return once(store, settings, code_fingerprint([Resource, structures_of, net_name(recipe)]), take)
 
 
 def predictions(recipe: StructureRecipe, num_classes: int, store: RunStore, device: str = "cpu",
@@ -203,7 +203,7 @@ def predictions(recipe: StructureRecipe, num_classes: int, store: RunStore, devi
         predicted = Resource.from_json(tables).predict(space.widths(index), space.resolutions(index))
         return compare_predicted(net, space.subnets(index), predicted, batch, rounds=rounds)
 
-    return once(store, settings, code_fingerprint(["slimnb.latency_model", f"slimnb.nets.{recipe.net}"]), take)
+    return once(store, settings, code_fingerprint([compare_predicted, net_name(recipe)]), take)
 
 
 def switching(result: Result, data: ImageData, budgets: Sequence[float], store: RunStore, images: int = 50,
@@ -224,7 +224,7 @@ def switching(result: Result, data: ImageData, budgets: Sequence[float], store: 
                        device=device)
         return serve(SubnetSwitcher(net, choices), [feed.batch(step) for step in range(len(budgets))], budgets)
 
-    return once(store, settings, code_fingerprint(["slimnb.switcher", f"slimnb.nets.{result.recipe.net}"]), take)
+    return once(store, settings, code_fingerprint([serve, SubnetSwitcher, net_name(result.recipe)]), take)
 
 
 def serve(switcher: SubnetSwitcher, batches: Sequence[tuple[Tensor, Tensor]], budgets: Sequence[float]) -> dict:

@@ -9,7 +9,7 @@ from itertools import pairwise
 import torch
 
 from slimnb.cost import count_macs
-from slimnb.experiment import Result, build, once, trained
+from slimnb.experiment import Result, build, net_name, once, trained
 from slimnb.pruning import SCORES, prune
 from slimnb.recipes import SMALL, SMOKE, Recipe, check_scale
 from slimnb.runs import RunStore, code_fingerprint
@@ -274,7 +274,7 @@ class Pruning:
                           padding=padding)
             return asdict(found)
 
-        code = code_fingerprint(["slimnb.pruning", f"slimnb.nets.{recipe.net}"])
+        code = code_fingerprint([prune, "slimnb.pruning.SCORES", net_name(recipe)])
         return once(self.store, settings, code, take)
 
 
@@ -287,7 +287,7 @@ def scores(result: Result, data, store: RunStore) -> dict:
         units = SCORES["gammas"](trained(result, data.num_classes, store))
         return {"gammas": [[[float(f"{value:.6g}") for value in layer] for layer in unit] for unit in units]}
 
-    return once(store, settings, code_fingerprint(["slimnb.pruning", f"slimnb.nets.{recipe.net}"]), take)
+    return once(store, settings, code_fingerprint(["slimnb.pruning.SCORES", net_name(recipe)]), take)
 
 
 STAGES = (bases, joint, iterative, iterative)

@@ -1,0 +1,279 @@
+"""Which definitions a piece of code reaches: functions, classes and constants, found by reading files.
+
+Files are parsed, never imported. What is followed is every name that a definition mentions, through imports and
+re-exports, at any depth. It may reach too much (a local variable that is called as a function is) and never too little,
+but for what is looked up by a text: `getattr(module, name)` and `importlib` are not followed.
+"""
+
+from __future__ import annotations
+
+import ast
+import importlib.util
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass, field
+from functools import lru_cache
+from pathlib import Path
+
+from slimnb.errors import SlimnbError
+
+SKIPPED_FIELDS = ("ctx", "kind", "type_comment", "type_ignores", "annotation", "returns")
+"""Fields of a syntax tree that change nothing of what a definition computes."""
+SKIPPED_NODES = (ast.Import, ast.ImportFrom, ast.Raise)
+"""Statements that change no number: where a name comes from, and what an error says."""
+
+
+@dataclass
+class Module:
+    """What a file defines at its top level, and what its names stand for."""
+
+    definitions: dict[str, list[ast.stmt]] = field(default_factory=dict)
+    imports: dict[str, str] = field(default_factory=dict)  # name -> dotted name it stands for
+    effects: list[ast.stmt] = field(default_factory=list)  # statements that run at import and define nothing
+
+
+def reached(roots: Sequence[str], folders: Mapping[str, Path] | None = None) -> dict[str, str]:
+    """Every definition that `roots` reach, by dotted name, as text that is the same on every Python.
+
+    A root is a module ("slimnb.nn.layers": all of it), a definition in one, or a method ("...Recipe.net"): then the
+    method and those of its class that it calls on `self`. Followed are the packages of `folders` (name -> folder),
+    by default slimnb and those of the roots. Raises ParameterError for an unknown root.
+    """
+    return Reader(_folders(roots) if folders is None else folders).reached(roots)
+
+
+def _folders(roots: Sequence[str]) -> dict[str, Path]:
+    found = {}
+    for name in dict.fromkeys(("slimnb", *(root.partition(".")[0] for root in roots))):
+        spec = importlib.util.find_spec(name)  # of a top-level package: nothing is imported
+        if spec is not None and spec.submodule_search_locations:
+            found[name] = Path(next(iter(spec.submodule_search_locations)))
+    return found
+
+
+class Reader:
+    """Reads the files of some packages, each once."""
+
+    def __init__(self, folders: Mapping[str, Path]):
+        self.folders = {name: Path(folder) for name, folder in folders.items()}
+        self.texts: dict[str, str] = {}
+
+    def reached(self, roots: Sequence[str]) -> dict[str, str]:
+        """See the function of that name."""
+        waiting = [target for root in roots for target in self._targets(root, strict=True)]
+        while waiting:
+            name = waiting.pop()
+            if name not in self.texts:
+                nodes, module = self._nodes(name)
+                self.texts[name] = ";".join(form(node) for node in nodes)
+                for node in nodes:
+                    waiting += self._mentioned(node, module, name)
+                waiting += [f"{module}:effects"] if self.module(module).effects else []
+        return self.texts
+
+    def module(self, name: str) -> Module | None:
+        """The module of that dotted name; None if there is none in these packages."""
+        path = self.path(name)
+        return None if path is None else _read(name, path.name == "__init__.py", path.read_bytes(), _stub(path))
+
+    def path(self, name: str) -> Path | None:
+        """Its file."""
+        package, *parts = name.split(".")
+        if package not in self.folders:
+            return None
+        base = self.folders[package].joinpath(*parts)
+        paths = (base / "__init__.py", *([base.with_suffix(".py")] if parts else []))
+        return next((path for path in paths if path.is_file()), None)
+
+    def _targets(self, name: str, strict: bool = False) -> list[str]:
+        """The definitions a dotted name stands for, as "module:name"; [] for what lies outside these packages."""
+        parts = name.split(".")
+        for cut in range(len(parts), 0, -1):
+            module = self.module(".".join(parts[:cut]))
+            if module is not None:
+                return self._inside(".".join(parts[:cut]), module, parts[cut:], strict)
+        if strict:
+            raise _unknown(name)
+        return []
+
+    def _inside(self, home: str, module: Module, rest: list[str], strict: bool) -> list[str]:
+        if not rest:
+            return [f"{home}:{name}" for name in module.definitions]
+        first, *more = rest
+        if first in module.definitions:
+            owner = module.definitions[first][-1]
+            if more and isinstance(owner, ast.ClassDef) and strict:
+                return self._methods(home, first, more[0]) or _fail(_unknown(f"{home}.{first}.{more[0]}"))
+            return [f"{home}:{first}"]
+        if first in module.imports:
+            return self._targets(".".join([module.imports[first], *more]), strict)
+        if strict:
+            raise _unknown(".".join([home, *rest]))
+        return []
+
+    def _methods(self, home: str, owner: str, method: str) -> list[str]:
+        """The method as the class or the first of its bases that has it defines it."""
+        node = self.module(home).definitions[owner][-1]
+        if any(getattr(part, "name", None) == method for part in node.body):
+            return [f"{home}:{owner}.{method}"]
+        for base in node.bases:
+            for target in self._resolve(_chain(base) or [], home):
+                place, _, name = target.partition(":")
+                if isinstance(self.module(place).definitions[name][-1], ast.ClassDef):
+                    found = self._methods(place, name, method)
+                    if found:
+                        return found
+        return []
+
+    def _nodes(self, target: str) -> tuple[list[ast.stmt], str]:
+        home, _, name = target.partition(":")
+        module = self.module(home)
+        if name == "effects":
+            return module.effects, home
+        owner, _, method = name.partition(".")
+        nodes = module.definitions[owner]
+        if method:
+            nodes = [part for part in nodes[-1].body if getattr(part, "name", None) == method]
+        return nodes, home
+
+    def _mentioned(self, node: ast.stmt, home: str, target: str) -> list[str]:
+        owner, _, method = target.partition(":")[2].partition(".")
+        found = []
+        for chain in _chains(node):
+            if method and len(chain) > 1 and chain[0] in ("self", "cls"):
+                found += self._methods(home, owner, chain[1])
+            elif method and chain[0] == "super()":
+                bases = [base for part in self.module(home).definitions[owner][-1].bases
+                         for base in self._resolve(_chain(part) or [], home)]
+                found += [each for base in bases for each in self._methods(*base.split(":"), chain[1])]
+            else:
+                found += self._resolve(chain, home)
+        return found
+
+    def _resolve(self, chain: list[str], home: str) -> list[str]:
+        """The definitions that a chain of names ("probes", "take") stands for in the module `home`."""
+        module = self.module(home)
+        if not chain or (chain[0] not in module.definitions and chain[0] not in module.imports):
+            return []
+        return self._inside(home, module, chain, strict=False)
+
+
+def _fail(error: Exception):
+    raise error
+
+
+def _unknown(name: str) -> SlimnbError:
+    return SlimnbError("P10", f"{name[:90]}", "there is no such module or definition", "Check the name.")
+
+
+def _stub(path: Path) -> bytes:
+    stub = path.with_suffix(".pyi")
+    return stub.read_bytes() if stub.is_file() else b""
+
+
+@lru_cache(maxsize=512)  # keyed by what a file holds, so a changed file is read anew
+def _read(name: str, is_package: bool, source: bytes, stub: bytes) -> Module:
+    module = Module()
+    for text in (stub, source):  # a package whose names are imported on first use says in its stub what they are
+        tree = ast.parse(text)
+        for node in ast.walk(tree):
+            if isinstance(node, (ast.Import, ast.ImportFrom)):
+                module.imports |= _imported(node, name, is_package)
+        for node in tree.body if text is source else []:
+            names = _defined(node)
+            for each in names:
+                module.definitions.setdefault(each, []).append(node)
+            if not names and not _says_nothing(node) and not _is_typing(node):
+                module.effects.append(node)
+    return module
+
+
+def _imported(node: ast.Import | ast.ImportFrom, name: str, is_package: bool) -> dict[str, str]:
+    if isinstance(node, ast.Import):
+        return {alias.asname or alias.name.partition(".")[0]: alias.name if alias.asname
+                else alias.name.partition(".")[0] for alias in node.names}
+    parts = name.split(".")
+    base = parts[: len(parts) - node.level + is_package] if node.level else []
+    origin = ".".join([*base, *([node.module] if node.module else [])])
+    return {alias.asname or alias.name: f"{origin}.{alias.name}" for alias in node.names}
+
+
+def _defined(node: ast.stmt) -> list[str]:
+    """Names that a statement at the top level of a file defines, those in its branches among them."""
+    if isinstance(node, (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)):
+        return [node.name]
+    if isinstance(node, SKIPPED_NODES) or _is_typing(node):
+        return []
+    return [each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)]
+
+
+def _is_typing(node: ast.stmt) -> bool:
+    return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+def _chain(node: ast.AST) -> list[str] | None:
+    """["a", "b"] of the expression a.b, ["super()", "b"] of super().b; None of anything else."""
+    names: list[str] = []
+    while isinstance(node, ast.Attribute):
+        names.append(node.attr)
+        node = node.value
+    if isinstance(node, ast.Name):
+        return [node.id, *reversed(names)]
+    if isinstance(node, ast.Call) and isinstance(node.func, ast.Name) and node.func.id == "super" and names:
+        return ["super()", *reversed(names)]
+    return None
+
+
+def _chains(node: ast.AST) -> Iterator[list[str]]:
+    chain = _chain(node)
+    if chain:
+        yield chain
+        return
+    for name, value in ast.iter_fields(node):
+        if name not in SKIPPED_FIELDS:
+            for part in value if isinstance(value, list) else [value]:
+                if isinstance(part, ast.AST) and not _says_nothing(part):
+                    yield from _chains(part)
+
+
+# -- a definition as text ---------------------------------------------------------------------------------
+
+
+def form(node: object) -> str:
+    """A syntax tree as text that is the same on every Python version, of what it computes and nothing else.
+
+    Comments, layout, docstrings, annotations, imports and errors are left out. `ast.dump` and `ast.unparse`
+    would not do: the one shows fields that come and go, the other changes its quoting.
+    """
+    if isinstance(node, ast.JoinedStr):
+        return f"JoinedStr[{','.join(_pieces(node))}]"
+    if isinstance(node, ast.AST):
+        fields = [f"{name}={form(value)}" for name, value in ast.iter_fields(node)
+                  if name not in SKIPPED_FIELDS and value is not None and value != []]
+        return f"{type(node).__name__}({','.join(fields)})"
+    if isinstance(node, list):
+        return f"[{','.join(form(item) for item in node if not _says_nothing(item))}]"
+    return f"{type(node).__name__}:{node!r}"
+
+
+def _pieces(node: ast.JoinedStr) -> list[str]:
+    found: list[str] = []
+    text = ""
+    for value in node.values:
+        if isinstance(value, ast.Constant):
+            text += value.value
+        else:
+            found += [repr(text)] * bool(text) + [form(value)]
+            text = ""
+    return found + [repr(text)] * bool(text)
+
+
+def _says_nothing(node: object) -> bool:
+    """Whether no number depends on it: a docstring, an import, an error, a check that can only raise one."""
+    if isinstance(node, ast.If) and not node.orelse:
+        return all(map(_says_nothing, node.body))
+    return _is_docstring(node) or isinstance(node, SKIPPED_NODES)
+
+
+def _is_docstring(node: object) -> bool:
+    """A string standing alone as a statement, wherever it stands: it says, it does nothing."""
+    return isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and isinstance(node.value.value, str)
