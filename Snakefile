@@ -4,7 +4,7 @@
 import sys
 from pathlib import Path
 
-from slimnb.notebook import content_key
+from slimnb.book.notebook import content_key
 
 CHAPTERS = sorted(path.stem for path in Path("notebooks").glob("[0-9][0-9]_*.py"))
 SMOKE = {"scale": "smoke"}

@@ -12,9 +12,9 @@ import torch
 
 from benchmarks import costs, dynamic, inference, sampling, search, structures, training
 from benchmarks.clock import Reading
-from slimnb.durable import to_json
-from slimnb.fingerprint import machine_fingerprint
-from slimnb.nets.ds_mbnet import DSMobileNet
+from slimnb.runs.files import to_json
+from slimnb.runs.fingerprint import machine_fingerprint
+from slimnb.papers.ds_net.ds_mbnet import DSMobileNet
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.nets.mobilenet_v2 import MobileNetV2
 from slimnb.nets.resnet import ResNet50

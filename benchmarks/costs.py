@@ -9,7 +9,7 @@ from statistics import median
 import numpy as np
 
 from benchmarks.clock import Reading, interleave
-from slimnb.cost import CostTable, count_macs
+from slimnb.cost.macs import CostTable, count_macs
 from slimnb.nets.base import SlimmableNet
 from slimnb.subnet import Subnet
 

@@ -9,7 +9,7 @@ import torch
 from torch import nn
 
 from benchmarks.clock import Reading, compare
-from slimnb.calibrate import calibrate_bn
+from slimnb.train.calibrate import calibrate_bn
 from slimnb.nets.base import SlimmableNet
 
 SWITCHES = 100  # width changes per timing: one takes microseconds

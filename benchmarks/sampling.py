@@ -9,11 +9,11 @@ from statistics import median
 import torch
 
 from benchmarks.clock import Reading, interleave
-from slimnb.cost import CostTable, count_macs
-from slimnb.methods.platforms import SmoothedViterbi
+from slimnb.cost.macs import CostTable, count_macs
+from slimnb.papers.platforms.method import SmoothedViterbi
 from slimnb.nets.base import SlimmableNet
-from slimnb.search import Trellis
-from slimnb.train import Outcome, Pass
+from slimnb.search.trellis import Trellis
+from slimnb.train.loop import Outcome, Pass
 
 
 def bookkeeping(name: str, net: SlimmableNet, mults: Sequence[float], targets: Sequence[float], batch: int,

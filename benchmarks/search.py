@@ -8,9 +8,9 @@ from statistics import median
 import numpy as np
 
 from benchmarks.clock import Reading, interleave
-from slimnb.cost import CostTable
+from slimnb.cost.macs import CostTable
 from slimnb.nets.base import SlimmableNet
-from slimnb.search import Trellis, best_under, exact_under, viterbi
+from slimnb.search.trellis import Trellis, best_under, exact_under, viterbi
 
 REPEATS = 20  # searches per timing: one takes a tenth of a millisecond
 

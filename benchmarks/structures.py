@@ -8,10 +8,10 @@ from statistics import median
 import numpy as np
 
 from benchmarks.clock import Reading, interleave
-from slimnb.cost import count_macs
+from slimnb.cost.macs import count_macs
 from slimnb.nets.base import SlimmableNet
-from slimnb.structure_samplers import ExactDistribution, StructureDistribution, StructureSampler
-from slimnb.structures import Buckets, Resource, StructureCosts, structure_space
+from slimnb.papers.pss_net.samplers import ExactDistribution, StructureDistribution, StructureSampler
+from slimnb.papers.pss_net.structures import Buckets, Resource, StructureCosts, structure_space
 
 
 def priced(net: SlimmableNet) -> StructureCosts:

@@ -11,13 +11,13 @@ from torch import Tensor, nn
 from torchvision import transforms
 
 from benchmarks.clock import Reading, compare
-from slimnb.batches import Batches, Split
-from slimnb.calibrate import calibrate_bn
-from slimnb.cost import count_macs
-from slimnb.methods.slimmable import InplaceDistillation, Sandwich, any_width
+from slimnb.data.batches import Batches, Split
+from slimnb.train.calibrate import calibrate_bn
+from slimnb.cost.macs import count_macs
+from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich, any_width
 from slimnb.nets.base import SlimmableNet
 from slimnb.subnet import Subnet
-from slimnb.train import make_optimizer, train_step
+from slimnb.train.loop import make_optimizer, train_step
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 

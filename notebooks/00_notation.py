@@ -39,21 +39,23 @@ out = ""  # folder for figures; "" is build/ at smoke and figures/ above
 samples = 100_000  # random subnets to price
 
 # %%
-from slimnb import cost, figures, synthetic, tables
-from slimnb.chapter import Chapter
-from slimnb.claims import Claim, judge
-from slimnb.cost import CostTable, count_macs, count_params, trace_macs
-from slimnb.data import load_data, load_or_absent
+from slimnb.cost import macs as cost
+from slimnb.papers.slimmable import figures, tables
+from slimnb.data import synthetic
+from slimnb.book.chapter import Chapter
+from slimnb.book.claims import Claim, judge
+from slimnb.cost.macs import CostTable, count_macs, count_params, trace_macs
+from slimnb.data.datasets import load_data, load_or_absent
 from slimnb.errors import SlimnbError
-from slimnb.experiment import code_of
-from slimnb.layers import Selection, SlimmableConv2d, narrow
+from slimnb.train.experiment import code_of
+from slimnb.nn.layers import Selection, SlimmableConv2d, narrow
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.nets.mobilenet_v2 import MobileNetV2
-from slimnb.parameters import Int
-from slimnb.runs import RunStore
-from slimnb.studies.slimmable_networks import arms
+from slimnb.book.parameters import Int
+from slimnb.runs.store import RunStore
+from slimnb.papers.slimmable.recipes import arms
 from slimnb.subnet import Subnet, scaled
-from slimnb.train import rng_at
+from slimnb.train.loop import rng_at
 
 chapter = Chapter.begin("00_notation", globals(), samples=Int(1_000, 1_000_000))
 
@@ -472,8 +474,8 @@ print(f"5. {free.size:.3g} without and {tied.size:,} with ties")
 # - Li et al., *Dynamic Slimmable Network* (DS-Net): Table 2.
 # - Wang and Blaschko, *Optimizing Slimmable Networks for Multiple Target Platforms*
 #   (Multi-platform): section 4.1, Table 1.
-# - Code: `slimnb/subnet.py`, `slimnb/cost.py`, `slimnb/synthetic.py`. The printed figures:
-#   `slimnb/tables.py`, tested in `tests/test_tables.py`.
+# - Code: `slimnb/subnet.py`, `slimnb/cost/macs.py`, `slimnb/data/synthetic.py`. The printed figures:
+#   `slimnb/papers/slimmable/tables.py`, tested in `tests/test_tables.py`.
 
 # %%
 chapter.end()

@@ -29,7 +29,7 @@
 # refuses to be shared.
 
 # %% tags=["parameters"]
-scale = "smoke"  # "smoke" | "small" | "full": data and recipe, see slimnb/studies
+scale = "smoke"  # "smoke" | "small" | "full": data and recipe, see slimnb/papers/slimmable/recipes.py
 seed = 0  # first seed
 seeds = 1  # number of seeds; the papers report one run each
 device = "auto"  # "auto" | "cpu" | "cuda"
@@ -46,22 +46,24 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from slimnb import MobileNetV1, Pass, SlimnbError, count_params, figures, recipes
-from slimnb.calibrate import calibrate_bn, evaluate
-from slimnb.chapter import Chapter
-from slimnb.claims import Claim, paired
-from slimnb.data import load_or_absent
-from slimnb.experiment import latencies, probe, study
-from slimnb.layers import Selection, SlimmableConv2d, SwitchableBatchNorm2d
-from slimnb.methods.slimmable import InplaceDistillation, Sandwich, any_width
-from slimnb.parameters import Float, Int
-from slimnb.results import results_frame
-from slimnb.runs import RunStore
-from slimnb.studies import slimmable_networks
+from slimnb import MobileNetV1, Pass, SlimnbError, count_params
+from slimnb.papers.slimmable import figures
+from slimnb.train import recipe
+from slimnb.train.calibrate import calibrate_bn, evaluate
+from slimnb.book.chapter import Chapter
+from slimnb.book.claims import Claim, paired
+from slimnb.data.datasets import load_or_absent
+from slimnb.train.experiment import latencies, probe, study
+from slimnb.nn.layers import Selection, SlimmableConv2d, SwitchableBatchNorm2d
+from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich, any_width
+from slimnb.book.parameters import Float, Int
+from slimnb.runs.results import results_frame
+from slimnb.runs.store import RunStore
+from slimnb.papers.slimmable import recipes as slimmable_networks
 
 chapter = Chapter.begin("01_slimmable_networks", globals(),
                         latency_mult=Float(0, 1), latency_rounds=Int(1, 1000))
-WIDTHS = recipes.WIDTHS
+WIDTHS = recipe.WIDTHS
 
 # %% [markdown]
 # ## The idea on three channels
@@ -419,7 +421,7 @@ print(f"5. largest error of the plain mean {(plain - calibrated).abs().max():.3f
 # - J. Yu, T. Huang. *Universally Slimmable Networks and Improved Training Techniques*. ICCV 2019: sandwich rule,
 #   in-place distillation, batch-norm statistics after training.
 # - C. Li et al. *Dynamic Slimmable Network*. CVPR 2021: Table 1, latency of slicing, masking and indexing.
-# - Library: `slimnb/methods/slimmable.py`, `slimnb/layers.py`, `slimnb/calibrate.py`; their tests are
+# - Library: `slimnb/papers/slimmable/method.py`, `slimnb/nn/layers.py`, `slimnb/train/calibrate.py`; their tests are
 #   `tests/test_slimmable.py`, `tests/test_layers.py`, `tests/test_calibrate.py`.
 
 # %%

@@ -29,7 +29,7 @@
 # subnets into a slimmable network and keeps them slices.
 
 # %% tags=["parameters"]
-scale = "smoke"  # "smoke" | "small" | "full": data and recipes, see slimnb/studies/sp_net.py
+scale = "smoke"  # "smoke" | "small" | "full": data and recipes, see slimnb/papers/sp_net/recipes.py
 seed = 0  # first seed
 seeds = 1  # number of seeds; the paper has five on CIFAR-100, one on ImageNet
 device = "auto"  # "auto" | "cpu" | "cuda"
@@ -48,18 +48,20 @@ import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
-from slimnb import VGG, MobileNetV1, MobileNetV2, ResNet50, SlimnbError, claims, count_macs, figures, pruned
-from slimnb.calibrate import calibrate_bn
-from slimnb.chapter import Chapter
-from slimnb.data import load_or_absent
-from slimnb.experiment import build, study
-from slimnb.methods.sp_net import EmbeddedSwitches, Sparsity
+from slimnb import VGG, MobileNetV1, MobileNetV2, ResNet50, SlimnbError, count_macs
+from slimnb.book import claims
+from slimnb.papers.sp_net import figures, tables as pruned
+from slimnb.train.calibrate import calibrate_bn
+from slimnb.book.chapter import Chapter
+from slimnb.data.datasets import load_or_absent
+from slimnb.train.experiment import build, study
+from slimnb.papers.sp_net.method import EmbeddedSwitches, Sparsity
 from slimnb.nets.sorting import embed_
-from slimnb.parameters import Float, Int
-from slimnb.pruning import gammas, importance_order, prune
-from slimnb.runs import RunStore, results_frame
-from slimnb.studies import sp_net
-from slimnb.unsorted import random_gammas_, sorting_latencies
+from slimnb.book.parameters import Float, Int
+from slimnb.papers.sp_net.pruning import gammas, importance_order, prune
+from slimnb.runs.store import RunStore, results_frame
+from slimnb.papers.sp_net import recipes
+from slimnb.papers.sp_net.gathered import random_gammas_, sorting_latencies
 
 chapter = Chapter.begin("02_sp_net", globals(), toy_share=Float(0, 1), latency_rounds=Int(1, 1000))
 
@@ -226,7 +228,7 @@ images = load_or_absent(chapter.data_name, chapter.data_root, chapter.device,
                         chapter.root / "data/cache")
 print(images)
 store = RunStore(chapter.root / "data/runs", chapter.root / "data/results")
-results = study(sp_net.STAGES, chapter.scale, chapter.all_seeds, images, store, device=chapter.device)
+results = study(recipes.STAGES, chapter.scale, chapter.all_seeds, images, store, device=chapter.device)
 frame = pruned.errors_of(results_frame(results))
 minutes = sum(result.seconds for result in results) / 60
 print(f"{len(results)} runs, {minutes:.1f} minutes of training")
@@ -237,9 +239,9 @@ print(f"{len(results)} runs, {minutes:.1f} minutes of training")
 # it, and what pruning found is stored like a run.
 
 # %%
-nets = {family.plain.net: family for family in sp_net.families(chapter.scale, images)}
+nets = {family.plain.net: family for family in recipes.families(chapter.scale, images)}
 mine = [r for r in results if r.recipe.seed == chapter.seed]
-made = {net: sp_net.Pruning(family, chapter.seed, images, mine, store) for net, family in nets.items()}
+made = {net: recipes.Pruning(family, chapter.seed, images, mine, store) for net, family in nets.items()}
 found = {net: pruning.pruned(nets[net].bases) for net, pruning in made.items()}
 frame.pivot_table(index=["net", "arm"], columns="name", values="top1", sort=False).round(1)
 
@@ -257,7 +259,7 @@ source(prune)
 net = "resnet"
 family, pruning = nets[net], made[net]
 base = pruning.of("Base", 1.0)
-looked = sp_net.scores(base, images, store)["gammas"]
+looked = recipes.scores(base, images, store)["gammas"]
 table, threshold = pruned.gamma_table(looked, found[net][0.75]["counts"], found[net][0.75]["keep"])
 share = found[net][0.75]["keep"]
 axes = figures.gamma_histogram(table, f"One threshold for all layers leaves {share:.0%} of the gammas", threshold)
@@ -562,8 +564,8 @@ print(f"5. MACs still meet the target: {noise.macs:,} of {left.target:,.0f}; wha
 # - Z. Liu et al. *Learning Efficient Convolutional Networks through Network Slimming*. ICCV 2017: eq. 1, the penalty.
 # - H. Li et al. *Pruning Filters for Efficient ConvNets*. ICLR 2017: L1 norms, the shortcut's mask first.
 # - J. Yu et al. *Slimmable Neural Networks*. ICLR 2019: what SP-Net is compared with; chapter 01.
-# - Library: `slimnb/pruning.py`, `slimnb/nets/sorting.py`, `slimnb/nets/zero_padding.py`, `slimnb/methods/sp_net.py`,
-#   `slimnb/studies/sp_net.py`; their tests are `tests/test_pruning.py`, `tests/test_sorting.py`,
+# - Library: `slimnb/papers/sp_net/pruning.py`, `slimnb/nets/sorting.py`, `slimnb/nn/zero_padding.py`, `slimnb/papers/sp_net/method.py`,
+#   `slimnb/papers/sp_net/recipes.py`; their tests are `tests/test_pruning.py`, `tests/test_sorting.py`,
 #   `tests/test_zero_padding.py`, `tests/test_sp_net.py`, `tests/test_studies.py`.
 
 # %%

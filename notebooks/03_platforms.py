@@ -29,7 +29,7 @@
 # each platform, and train for a market.
 
 # %% tags=["parameters"]
-scale = "smoke"  # "smoke" | "small" | "full": data and recipes, see slimnb/studies/platforms.py
+scale = "smoke"  # "smoke" | "small" | "full": data and recipes, see slimnb/papers/platforms/recipes.py
 seed = 0  # first seed
 seeds = 1  # number of seeds; the paper reports one run each
 device = "auto"  # "auto" | "cpu" | "cuda"
@@ -48,22 +48,25 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from slimnb import CostTable, crp, figures, markets, search
-from slimnb.chapter import Chapter
-from slimnb.claims import Claim
-from slimnb.data import load_or_absent
-from slimnb.experiment import build, once, study
-from slimnb.latency_model import fit_latency, time_random
-from slimnb.methods.platforms import PlatformSandwich, WidthSearch, plan, platform_subnets
-from slimnb.parameters import Int
-from slimnb.runs import RunStore, code_fingerprint, results_frame
-from slimnb.search import Trellis, best_under, exact_under, marginals, viterbi
-from slimnb.studies import platforms
-from slimnb.train import rng_at
+from slimnb import CostTable
+from slimnb.papers.platforms import market, figures as platforms_figures, search_figures, tables
+from slimnb.papers.slimmable import figures as slimmable_figures
+from slimnb.search import trellis as search
+from slimnb.book.chapter import Chapter
+from slimnb.book.claims import Claim
+from slimnb.data.datasets import load_or_absent
+from slimnb.train.experiment import build, once, study
+from slimnb.cost.latency_model import fit_latency, time_random
+from slimnb.papers.platforms.method import PlatformSandwich, WidthSearch, plan, platform_subnets
+from slimnb.book.parameters import Int
+from slimnb.runs.store import RunStore, code_fingerprint, results_frame
+from slimnb.search.trellis import Trellis, best_under, exact_under, marginals, viterbi
+from slimnb.papers.platforms import recipes
+from slimnb.train.loop import rng_at
 
 chapter = Chapter.begin("03_platforms", globals(), realisations=Int(1000), random_subnets=Int(1),
                         latency_subnets=Int(120), latency_rounds=Int())
-WEIGHTS, MULTS, PLATFORMS = crp.WEIGHTS, platforms.MULTS, platforms.PLATFORMS
+WEIGHTS, MULTS, PLATFORMS = market.WEIGHTS, recipes.MULTS, recipes.PLATFORMS
 
 # %% [markdown]
 # ## The market
@@ -80,8 +83,8 @@ WEIGHTS, MULTS, PLATFORMS = crp.WEIGHTS, platforms.MULTS, platforms.PLATFORMS
 
 # %%
 alpha, theta = Fraction(3, 10), Fraction(3, 20)
-join, opens = crp.seating([1], alpha, theta)
-after_join, after_open = crp.seating([2], alpha, theta), crp.seating([1, 1], alpha, theta)
+join, opens = market.seating([1], alpha, theta)
+after_join, after_open = market.seating([2], alpha, theta), market.seating([1, 1], alpha, theta)
 seatings = {"3": join * after_join[0],
             "2 + 1": join * after_join[1] + opens * (after_open[0] + after_open[1]),
             "1 + 1 + 1": opens * after_open[2]}
@@ -98,13 +101,13 @@ assert sum(seatings.values()) == 1
 rng = rng_at(chapter.seed, "markets", 0)
 five = {}  # row: (n, 5) shares in percent, the largest first
 for row, discount in {"S": 0.3, "L": 0.15}.items():
-    sizes = crp.chinese_restaurant_process(100, discount, 0.15, rng, realisations)
+    sizes = market.chinese_restaurant_process(100, discount, 0.15, rng, realisations)
     five[row] = np.sort(sizes[(sizes > 0).sum(1) == 5], axis=1)[:, :-6:-1]
-    expected = 100 * crp.expected_shares(100, discount, 0.15, 5, given=5)
+    expected = 100 * market.expected_shares(100, discount, 0.15, 5, given=5)
     print(f"{row}: five tables in {len(five[row]) / realisations:.3f} of the realisations;",
           "mean shares in %:")
     print("   ", five[row].mean(0).round(1), "exactly", expected.round(1))
-print("another S:", crp.market(0.3, 0.15, rng))
+print("another S:", market.market(0.3, 0.15, rng))
 
 # %% [markdown]
 # Given five tables, the smaller discount makes the *less* skewed market on average: that row L (85, 8, 4, 2, 1) is more
@@ -124,7 +127,7 @@ for row, of in np.array(np.meshgrid(list(five), list(five))).T.reshape(-1, 2):
     print(f"ranks of row {row} outside the quantiles of {of}: {outside[row, of]}")
 bars = pd.DataFrame({"source": "Table 1, row S", "rank": range(1, 6), "share": ranked["S"]})
 title = "Row S: one large table, one middling, three small"
-chapter.save(figures.market_shares(five["S"], title, bars), "market")
+chapter.save(platforms_figures.market_shares(five["S"], title, bars), "market")
 chapter.claim(rows_usual, [outside[row, row] for row in five], np.zeros(2))
 
 # %% [markdown]
@@ -135,11 +138,11 @@ chapter.claim(rows_usual, [outside[row, row] for row in five], np.zeros(2))
 rows_sum = Claim(
     "market-weights-sum", chapter.name, "Each row of Table 1 sums to 1", "Multi-platform, Table 1",
     "share", "exact", ("rows", "1"), delta=1e-9, seeds=1, unit="of the market")
-paper_net = platforms.problem("full", 100)
+paper_net = recipes.problem("full", 100)
 table_1 = pd.DataFrame(WEIGHTS, index=PLATFORMS).T
 print(chapter.claim(rows_sum, table_1.sum(axis=1), np.ones(6)))
 table_1["M MACs per request"] = [
-    round(crp.expected(shares, paper_net.budgets) / 1e6, 1) for shares in WEIGHTS.values()]
+    round(market.expected(shares, paper_net.budgets) / 1e6, 1) for shares in WEIGHTS.values()]
 table_1
 
 # %% [markdown]
@@ -155,7 +158,7 @@ print(*(f"{mult}x {macs:.3f}" for mult, macs in zip(MULTS, exact_macs, strict=Tr
 assert (exact_macs.round(2) == printed).all()
 images = load_or_absent(chapter.data_name, chapter.data_root, chapter.device,
                         chapter.root / "data/cache")
-asked = platforms.problem(chapter.scale, images.num_classes)
+asked = recipes.problem(chapter.scale, images.num_classes)
 space, trellis, budgets = asked.space, asked.trellis, np.array(asked.budgets)
 ends = paper_net.trellis.cheapest / 1e6, paper_net.trellis.dearest / 1e6
 print(f"the paper's space: {paper_net.space.size:.3g} subnets,",
@@ -185,7 +188,7 @@ for budget in (6, 10, 12):
     print(f"budget {budget:2}: best of 27 {best:.2f}; found {waist.score:.2f} at cost",
           f"{waist.cost:g}, multiplier {waist.multiplier:.3f}, gap {waist.gap:.3f}")
 title = "A narrow waist in the middle saves cost on both sides"
-axes = figures.trellis(toy_scores, toy_costs, waist.index, toy_widths, title)
+axes = search_figures.trellis(toy_scores, toy_costs, waist.index, toy_widths, title)
 chapter.save(axes, "trellis")
 
 # %% [markdown]
@@ -265,12 +268,12 @@ of_paper = of_paper[(of_paper["market"] != "U") | of_paper["arm"].str.endswith("
 
 def with_best(frame, by):
     """Also the better one, by a column, of -U and -W of the two searches."""
-    return pd.concat([frame, *(markets.best_of(frame, source, by) for source in ("OWS", "AOWS"))])
+    return pd.concat([frame, *(tables.best_of(frame, source, by) for source in ("OWS", "AOWS"))])
 
 
 def ahead(name, says, arms, delta, rows=tuple(WEIGHTS)):
     """The claim that one arm is ahead of another over the markets `rows`, and these."""
-    a, b = markets.over_markets(with_best(of_paper, "top1"), arms, rows)
+    a, b = tables.over_markets(with_best(of_paper, "top1"), arms, rows)
     return Claim(name, chapter.name, says, "Multi-platform, Table 2", "top1", "superiority",
                  arms, delta, paper_value=round((a - b).item(), 2)), rows
 
@@ -301,7 +304,7 @@ in_common = literature.loc[literature["row"] == "#6 = #7", "value"].item()  # 8 
 shares_units = Claim(
     "ows-shares-units", chapter.name, "OWS gives #6 and #7 more units of equal width",
     "Multi-platform, section 4.3", "units", "superiority", ("OWS", "Original"), 0.1,
-    paper_value=(in_common - markets.shared_units(*paper_net.uniform[5:])) / 14,
+    paper_value=(in_common - tables.shared_units(*paper_net.uniform[5:])) / 14,
     unit="of the units")
 wide_early = Claim(
     "ows-wide-early", chapter.name, "OWS's #7 is wider in its first half than in its second",
@@ -314,7 +317,7 @@ wide_late = Claim(
 
 # %%
 store = RunStore(chapter.root / "data/runs", chapter.root / "data/results")
-results = study(platforms.STAGES, chapter.scale, chapter.all_seeds, images, store,
+results = study(recipes.STAGES, chapter.scale, chapter.all_seeds, images, store,
                 device=chapter.device)
 frame = results_frame(results)
 searched = {(r.recipe.arm, r.recipe.seed): r for r in results if "unary" in r.found}
@@ -339,11 +342,11 @@ source(WidthSearch.observe)
 
 # %%
 ows = searched["OWS search", chapter.seed]
-unary, full = platforms.unary_of(ows), asked.uniform[-1]
+unary, full = recipes.unary_of(ows), asked.uniform[-1]
 subnets, found = platform_subnets(unary, space, trellis, budgets)
-paths = markets.platform_widths({"OWS": dict(zip(PLATFORMS, subnets, strict=True))}, full)
+paths = tables.platform_widths({"OWS": dict(zip(PLATFORMS, subnets, strict=True))}, full)
 title = "What each width loses in each unit, and the seven paths of one search"
-axes = figures.unary(markets.choice_scores(unary, space, full), paths, title)
+axes = search_figures.unary(tables.choice_scores(unary, space, full), paths, title)
 chapter.save(axes, "search")
 exact_platforms = exact_under(unary, trellis, budgets)
 answers = pd.DataFrame({
@@ -372,7 +375,7 @@ rows += [("random", np.nan, cost, unary[np.arange(trellis.units), path].sum(), n
 front = pd.DataFrame(rows, columns=["kind", "budget", "macs", "score", "bound"])
 missed = sum(e.score - f.score > 1e-9 for e, f in zip(exact_front, dual, strict=True))
 title = f"The Lagrangian misses the best subnet at {missed} of {len(many)} budgets"
-chapter.save(figures.duality(front, title), "duality")
+chapter.save(search_figures.duality(front, title), "duality")
 spent = 100 * answers["cost (M)"] / answers["budget (M)"]
 chapter.claim(same_cost, spent, np.full(7, 100), [ows.run_id])
 
@@ -402,14 +405,14 @@ sampler, _ = plan(recipe, net, 100)  # knows the schedule of a run of 100 steps
 stages = []
 for step in range(101):
     temperature = sampler.temperature(step)
-    p = markets.choice_scores(marginals(unary, trellis, gamma, temperature), space, full)
+    p = tables.choice_scores(marginals(unary, trellis, gamma, temperature), space, full)
     stages.append(p.rename(columns={"score": "probability"}).assign(
         epoch=step * recipe.epochs / 100, temperature=temperature))
 schedule = pd.concat(stages)
 likeliest = stages[-1].groupby("unit")["probability"].max().mean()
 three = schedule[schedule["unit"].isin([1, 1 + trellis.units // 2, trellis.units])]
 title = f"In the end a unit's likeliest width for #4 is drawn with probability {likeliest:.2f}"
-chapter.save(figures.marginals(three, title), "marginals")
+chapter.save(search_figures.marginals(three, title), "marginals")
 
 # %% [markdown]
 # $T$ is in nats per unit, like the scores: a width is suppressed once it loses more than $T$.
@@ -434,8 +437,8 @@ def row_of(scores):
 confused = {"planted": ["", *row_of(planted / trellis.units)]}
 for arm in dict.fromkeys(arm for arm, _ in searched):
     result = searched[arm, chapter.seed]
-    sums = platforms.search_sums(plan(result.recipe, net, 1755)[0], planted, 1755, chapter.seed)
-    confused[arm] = [row_of(platforms.unary_of(result))[0], *row_of(sums)]
+    sums = recipes.search_sums(plan(result.recipe, net, 1755)[0], planted, 1755, chapter.seed)
+    confused[arm] = [row_of(recipes.unary_of(result))[0], *row_of(sums)]
 pd.DataFrame(confused, index=["range in a unit", "on exact sums", "planted score of its subnets"]).T
 
 # %% [markdown]
@@ -455,7 +458,7 @@ pd.DataFrame(confused, index=["range in a unit", "on exact sums", "planted score
 source(PlatformSandwich.plan)
 
 # %%
-accuracy = markets.weighted(frame)
+accuracy = tables.weighted(frame)
 arms = [*of_paper["arm"].unique(), "Random-U"]
 beside = {name: rows.pivot_table("top1", "market", "arm").reindex(WEIGHTS, columns=arms)
           for name, rows in (("here", accuracy), ("paper, Table 2", of_paper))}
@@ -470,9 +473,9 @@ gain = accuracy.pivot_table("top1", "market", "arm")
 gain = gain["OWS-U"] - gain["Slim-U"]
 title = (f"OWS-U is ahead of Slim-U in {(gain > 0).sum()} of {len(gain)} markets, "
          f"on average by {minus(gain.mean())} points")
-chapter.save(figures.weighted_accuracy(accuracy, title, of_paper), "weighted-accuracy")
+chapter.save(platforms_figures.weighted_accuracy(accuracy, title, of_paper), "weighted-accuracy")
 all_arms = with_best(accuracy, "top1_val")
-verdicts = [chapter.claim(claim, *markets.over_markets(all_arms, claim.arms, rows),
+verdicts = [chapter.claim(claim, *tables.over_markets(all_arms, claim.arms, rows),
                           ids("platforms", *claim.arms)) for claim, rows in in_table_2]
 print(*verdicts, sep="\n")
 verdicts[0]
@@ -488,7 +491,7 @@ verdicts[0]
 # training.
 
 # %%
-alone = markets.stand_alone(frame).pivot_table("top1", "seed", "arm")
+alone = tables.stand_alone(frame).pivot_table("top1", "seed", "arm")
 in_u = accuracy[accuracy["market"] == "U"].pivot_table("top1", "seed", "arm")
 gains = in_u["OWS-U"] - in_u["Slim-U"], alone["OWS"] - alone["Slim"]
 print(chapter.claim(together, *gains, ids("alone", "Slim", "OWS")))
@@ -503,17 +506,17 @@ pd.DataFrame({"here": alone.mean(), "paper, Table 3": in_paper}).round(2)
 # first and thin last.
 
 # %%
-chosen = {key: platform_subnets(platforms.unary_of(r), space, trellis, budgets)[0]
+chosen = {key: platform_subnets(recipes.unary_of(r), space, trellis, budgets)[0]
           for key, r in searched.items()}
 here = {"Original": asked.uniform, "OWS": subnets,
         "RS-AOWS": chosen["RS-AOWS search", chapter.seed]}
-widths = markets.platform_widths(
+widths = tables.platform_widths(
     {name: dict(zip(PLATFORMS[5:], of_it[5:], strict=True)) for name, of_it in here.items()}, full)
-both = {name: markets.shared_units(*of_it[5:]) for name, of_it in here.items()}
+both = {name: tables.shared_units(*of_it[5:]) for name, of_it in here.items()}
 title = (f"#6 and #7 share {both['OWS']} of {trellis.units} units by OWS, "
          f"{both['Original']} originally")
-chapter.save(figures.channels(widths[widths["source"] != "RS-AOWS"], title), "widths-ows")
-equal = np.array([markets.shared_units(*of_it[5:])
+chapter.save(platforms_figures.channels(widths[widths["source"] != "RS-AOWS"], title), "widths-ows")
+equal = np.array([tables.shared_units(*of_it[5:])
                   for (arm, _), of_it in chosen.items() if arm == "OWS search"]) / trellis.units
 original = np.full(len(equal), both["Original"] / trellis.units)
 chapter.claim(shares_units, equal, original, ids("ows", "OWS"))
@@ -531,7 +534,7 @@ halves = [mean_mult("OWS search", last, units) for units in (slice(half), slice(
 print(chapter.claim(wide_early, *halves, ids("ows", "OWS")))
 deep = [mean_mult(arm, *late) for arm in ("RS-AOWS search", "OWS search")]
 title = "The last two units are {:.2f} wide by RS-AOWS, {:.2f} by OWS".format(*np.mean(deep, 1))
-chapter.save(figures.channels(widths[widths["source"] != "Original"], title), "widths-aows")
+chapter.save(platforms_figures.channels(widths[widths["source"] != "Original"], title), "widths-aows")
 chapter.claim(wide_late, *deep, ids("aows", "AOWS"))
 
 # %% [markdown]
@@ -547,12 +550,12 @@ top1 = shown.pivot_table("top1", "name", "arm")
 ahead_of = {arm: (top1["OWS-U"] > top1[arm]).sum() for arm in ("Random-U", "Slim-U")}
 by_chance = next(r.recipe for r in results if r.recipe.arm == "Random-U").named(net)
 for source_of, of_it in {"OWS": subnets, "Random": list(by_chance.values())}.items():
-    shared = [markets.shared_units(*of_it[k:k + 2]) for k in range(6)]
+    shared = [tables.shared_units(*of_it[k:k + 2]) for k in range(6)]
     print(f"{source_of}: neighbouring platforms share {np.mean(shared):.1f} of {trellis.units} units")
 title = ("OWS-U is ahead of random widths on {} of 7 platforms, of uniform ones on {}"
          .format(*ahead_of.values()))
-chapter.save(figures.accuracy(shown.assign(platform=shown["name"]), title), "platforms")
-a, b = markets.over_markets(accuracy, not_random.arms, ["U"])
+chapter.save(slimmable_figures.accuracy(shown.assign(platform=shown["name"]), title), "platforms")
+a, b = tables.over_markets(accuracy, not_random.arms, ["U"])
 chapter.claim(not_random, a, b, ids("platforms", *not_random.arms))
 
 # %% [markdown]
@@ -561,7 +564,7 @@ chapter.claim(not_random, a, b, ids("platforms", *not_random.arms))
 # little.
 
 # %%
-regrets = markets.regret(frame)
+regrets = tables.regret(frame)
 regrets.assign(worst=regrets.max(axis=1)).sort_values("worst").round(2)
 
 # %% [markdown]
@@ -571,10 +574,10 @@ regrets.assign(worst=regrets.max(axis=1)).sort_values("worst").round(2)
 # for that market.
 
 # %%
-costs = markets.forecast(frame)
+costs = tables.forecast(frame)
 wrong = costs[costs["trained"] != costs["used"]]
 title = f"Wrong forecasts cost {minus(wrong['lost'].mean())} points on average"
-chapter.save(figures.forecast(costs, title), "forecast")
+chapter.save(platforms_figures.forecast(costs, title), "forecast")
 per_seed = wrong.groupby("seed")["lost"].mean()
 chapter.claim(forecast_matters, per_seed, np.zeros(len(per_seed)), ids("platforms", "OWS"))
 
@@ -612,7 +615,7 @@ held_out["error (%)"] = 100 * (held_out["predicted"] / held_out["measured"] - 1)
 errors = held_out.pivot_table("error (%)", "fold", "model").mean()
 title = "Held out: pairs of widths err by {:.1f} %, MACs by {:.1f} %".format(
     *errors[["pairs of widths", "MACs alone"]])
-chapter.save(figures.latency_fit(held_out, title), "latency-model")
+chapter.save(platforms_figures.latency_fit(held_out, title), "latency-model")
 
 # %% [markdown]
 # Now the budget is milliseconds: each platform gets the predicted time of its best subnet by MACs. By construction
@@ -628,7 +631,7 @@ pd.DataFrame({
     "ms": within, "M MACs, by MACs": [f.cost / 1e6 for f in best_macs],
     "M MACs, by ms": [trellis.cost(f.index) / 1e6 for f in best_ms],
     "gain in score": [g.score - f.score for g, f in zip(best_ms, best_macs, strict=True)],
-    "units that differ": [trellis.units - markets.shared_units(*pair)
+    "units that differ": [trellis.units - tables.shared_units(*pair)
                           for pair in zip(by_macs, by_ms, strict=True)]}, index=PLATFORMS).round(4)
 
 # %% [markdown]
@@ -673,9 +676,9 @@ print("searches in which two platforms get one subnet:", ", ".join(doubled) or "
 
 # %% tags=["hide-cell"]
 for discount, strength in ((0.99, 0.15), (0.3, 1e6)):
-    sizes = crp.chinese_restaurant_process(100, discount, strength, rng)
+    sizes = market.chinese_restaurant_process(100, discount, strength, rng)
     print(f"1. alpha {discount}, theta {strength:g}: {len(sizes)} tables for 100 customers")
-third = crp.seating([2], alpha, theta)[1]
+third = market.seating([2], alpha, theta)[1]
 print(f"2. (.15 + .3) / (2 + .15) = {third}, about {float(third):.3f}")
 
 # %% tags=["hide-cell"]
@@ -696,7 +699,7 @@ print("5.", len(np.unique(viterbi(unary, trellis, ladder), axis=0)), "corners of
 # %% tags=["hide-cell"]
 ranks = np.where(trellis.exists, unary.argsort(1).argsort(1) / trellis.choices, -np.inf)
 by_ranks, _ = platform_subnets(ranks, space, trellis, budgets)
-stay = [markets.shared_units(*pair) for pair in zip(subnets, by_ranks, strict=True)]
+stay = [tables.shared_units(*pair) for pair in zip(subnets, by_ranks, strict=True)]
 print(f"6. units that stay, of {trellis.units}:", dict(zip(PLATFORMS, stay, strict=True)))
 
 # %% [markdown]
@@ -708,8 +711,8 @@ print(f"6. units that stay, of {trellis.units}:", dict(zip(PLATFORMS, stay, stri
 # - D. Aldous. *Exchangeability and related topics*. 1985: the Chinese restaurant process.
 # - A. Mensch, M. Blondel. *Differentiable dynamic programming for structured prediction and attention*. ICML 2018.
 # - G. Handler, I. Zang. *A dual algorithm for the constrained shortest path problem*. 1980.
-# - Library: `slimnb/crp.py`, `slimnb/search.py`, `slimnb/methods/platforms.py`, `slimnb/latency_model.py`,
-#   `slimnb/markets.py`; tests in `tests/`.
+# - Library: `slimnb/papers/platforms/market.py`, `slimnb/search/trellis.py`, `slimnb/papers/platforms/method.py`, `slimnb/cost/latency_model.py`,
+#   `slimnb/papers/platforms/tables.py`; tests in `tests/`.
 
 # %%
 chapter.end()

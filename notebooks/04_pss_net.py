@@ -29,7 +29,7 @@
 # *pool* of the best structures seen so far, and training draws from it.
 
 # %% tags=["parameters"]
-scale = "smoke"  # "smoke" | "small" | "full": data and recipes, see slimnb/studies/pss_net.py
+scale = "smoke"  # "smoke" | "small" | "full": data and recipes, see slimnb/papers/pss_net/recipes.py
 seed = 0  # first seed
 seeds = 1  # number of seeds; the paper reports one run each
 device = "auto"  # "auto" | "cpu" | "cuda"
@@ -50,19 +50,23 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from slimnb import MobileNetV1, MobileNetV2, Subnet, count_macs, experiment, figures, structure_samplers, switcher
-from slimnb import structure_tables as tables
-from slimnb.chapter import Chapter
-from slimnb.claims import Claim
-from slimnb.data import load_or_absent
+from slimnb import MobileNetV1, MobileNetV2, Subnet, count_macs
+from slimnb.train import experiment
+from slimnb.papers.platforms import figures as platforms_figures
+from slimnb.papers.pss_net import figures as pss_net_figures, samplers, switcher
+from slimnb.papers.slimmable import figures as slimmable_figures
+from slimnb.papers.pss_net import tables
+from slimnb.book.chapter import Chapter
+from slimnb.book.claims import Claim
+from slimnb.data.datasets import load_or_absent
 from slimnb.errors import SlimnbError
-from slimnb.methods.pss_net import PrioritizedSubnetSampling
-from slimnb.parameters import Int
-from slimnb.pools import Pool
-from slimnb.runs import RunStore
-from slimnb.structures import Buckets, Resource, StructureCosts, structure_space
-from slimnb.studies import pss_net
-from slimnb.train import rng_at
+from slimnb.papers.pss_net.method import PrioritizedSubnetSampling
+from slimnb.book.parameters import Int
+from slimnb.papers.pss_net.pools import Pool
+from slimnb.runs.store import RunStore
+from slimnb.papers.pss_net.structures import Buckets, Resource, StructureCosts, structure_space
+from slimnb.papers.pss_net import recipes
+from slimnb.train.loop import rng_at
 
 chapter = Chapter.begin("04_pss_net", globals(), samples=Int(1000), proposals=Int(256), top_k=Int(),
                         subnets=Int(2), batches=Int(10), batch_images=Int())
@@ -118,7 +122,7 @@ rates = pd.DataFrame({"epoch": 1 + np.arange(epochs), "p": p_end**gone, "eta": p
 print(f"as printed, a full pool has p = {p_end ** (0 * gone[-1])} in the last epoch, an empty one",
       f"{p_end ** gone[-1]:.4f}; as meant, the other way round")
 title = f"Of all draws from full pools {rates['p'].mean():.0%} are new, most of them early"
-chapter.save(figures.exploration(rates, title), "exploration")
+chapter.save(pss_net_figures.exploration(rates, title), "exploration")
 
 # %% [markdown]
 # ## The smallest code
@@ -179,16 +183,16 @@ fewer_trials = Claim(
     unit="orders of magnitude")
 macs = StructureCosts.of(space, Resource.macs(paper_net, space))
 buckets, rng = Buckets(110e6, 570e6, 10e6), rng_at(chapter.seed, "structures", 0)
-eq4 = structure_samplers.StructureDistribution.fit(macs, buckets, rng, samples)
-exact = structure_samplers.ExactDistribution(macs, buckets)
-tried = structure_samplers.trials(eq4, exact, rng, proposals)
+eq4 = samplers.StructureDistribution.fit(macs, buckets, rng, samples)
+exact = samplers.ExactDistribution(macs, buckets)
+tried = samplers.trials(eq4, exact, rng, proposals)
 ways = {"naive": "Naive", "eq4": "Eq. 4", "exact": "Exact"}
 long = tried[["target", *ways]].rename(columns=ways).melt("target", var_name="arm", value_name="trials")
 reached = tried[eq4.support]
 median = reached[["naive", "eq4"]].median()
 title = (f"Eq. 4 never needs more than {reached['eq4'].max():.0f} tries, but misses "
          f"{(~eq4.support).sum()} of {len(buckets)} buckets")
-chapter.save(figures.trials(long.rename(columns={"target": "cost"}), title), "trials")
+chapter.save(pss_net_figures.trials(long.rename(columns={"target": "cost"}), title), "trials")
 chapter.claim(fewer_trials, np.log10(median), [6, 1])
 
 # %%
@@ -199,7 +203,7 @@ print(f"the bucket of {dearest['target'] / 1e6:.0f} M: one random structure in {
       f"exactly, {dearest['exact']:.1f} tries for each")
 shown = [1, len(buckets) // 2, int(np.flatnonzero(eq4.count >= 100)[-1])]
 title = "Dear buckets want wide layers, cheap ones thin ones, the middle layers most"
-chapter.save(figures.bucket_marginals(tables.marginal_table(eq4, shown), title), "marginals")
+chapter.save(pss_net_figures.bucket_marginals(tables.marginal_table(eq4, shown), title), "marginals")
 
 # %% [markdown]
 # So thousands of tries, let alone a million, are needed near the ends only: in most buckets trial and error is cheap. And
@@ -286,9 +290,9 @@ never_over = Claim("pss-switcher-budget", chapter.name, "The switcher never spen
 images = load_or_absent(chapter.data_name, chapter.data_root, chapter.device,
                         chapter.root / "data/cache")
 store = RunStore(chapter.root / "data/runs", chapter.root / "data/results")
-results = experiment.study(pss_net.STAGES, chapter.scale, chapter.all_seeds, images, store,
+results = experiment.study(recipes.STAGES, chapter.scale, chapter.all_seeds, images, store,
                            device=chapter.device)
-family = pss_net.FAMILIES[chapter.scale][0]
+family = recipes.FAMILIES[chapter.scale][0]
 results = [r for r in results if r.recipe.net == family.base.net]
 frame = tables.chosen_frame(results, top_k)
 mine = {r.recipe.arm: r for r in results if r.recipe.seed == chapter.seed}
@@ -307,12 +311,12 @@ def ids(*arms):
 # priced as a sum. Is the sum what the whole subnet takes? Random structures, timed end to end, tell.
 
 # %%
-predicted = pss_net.predictions(pss.recipe, images.num_classes, store, batch=family.batch)
+predicted = recipes.predictions(pss.recipe, images.num_classes, store, batch=family.batch)
 about, timed = predicted["about"], pd.DataFrame(predicted["rows"])
 print(f"{about['device']}, {about['threads']} threads, batch {about['batch']}, {about['dtype']}, {about['date']}:",
       f"{len(timed)} structures, RMSE {1000 * predicted['rmse_ms']:.3g} us, correlation {predicted['pearson']:.3f}")
 title = f"Sums of layer times are off by {predicted['mape']:.1f} %"
-chapter.save(figures.latency_fit(timed.assign(model=f"{len(timed):,} structures"), title), "latency")
+chapter.save(platforms_figures.latency_fit(timed.assign(model=f"{len(timed):,} structures"), title), "latency")
 share = 100 * predicted["rmse_ms"] / np.ptp(timed["measured"])
 chapter.claim(table_fits, [share])
 
@@ -332,7 +336,7 @@ relations = tables.pool_relations(results)
 of_pss = relations[relations["arm"] == "PSS-F"]
 late, good = (f"{of_pss[of].mean():.2f}".replace("-", "−") for of in ("recency", "foresight"))
 title = f"Rank correlation of metric and step of entry: {late}; of metric and accuracy: {good}"
-chapter.save(figures.pool_contents(tables.pool_table(pss, shown), title), "pools")
+chapter.save(pss_net_figures.pool_contents(tables.pool_table(pss, shown), title), "pools")
 by_seed = of_pss.groupby("seed")["recency"].mean()
 print(f"{of_pss['reused'].sum() / of_pss['trained'].sum():.0%} of the draws came from the pools;",
       f"{sum(pool['refused'] for pool in pss.found['pools'])} metrics were not finite")
@@ -358,7 +362,7 @@ def figure_1(claim, name, says):
     """One half of Figure 1: its lines, and the verdict."""
     a, b = tables.over_targets(frame, claim.arms)
     rows = frame[frame["arm"].isin(claim.arms) & ~frame["name"].isin(tables.ENDS)]
-    axes = figures.accuracy(rows.assign(platform=rows["name"]), f"{says}: {ahead(a, b)}")
+    axes = slimmable_figures.accuracy(rows.assign(platform=rows["name"]), f"{says}: {ahead(a, b)}")
     chapter.save(axes, name)
     return chapter.claim(claim, a, b, ids(*claim.arms))
 
@@ -378,7 +382,7 @@ figure_1(reduced_wins, "reduced-space", "A reduced space against the full one")
 # knows: in milliseconds it is shown from .75x on.
 
 # %%
-latencies = [Resource.from_json(pss_net.latency(pss.recipe, images.num_classes, store, batch=family.batch))]
+latencies = [Resource.from_json(recipes.latency(pss.recipe, images.num_classes, store, batch=family.batch))]
 panels = {"MACs": ["US-Net", "MutualNet", "PSS-F", "PSS-M"],
           "CPU latency": ["US-Net", "MutualNet", "PSS-C", "PSS-M"]}
 prices = tables.priced(frame, panels, latencies)
@@ -392,7 +396,7 @@ leads = {claim.arms: tables.over_targets(offers[offers["resource"] == resource],
          for resource, claim in in_table_1}
 title = f"PSS-F against MutualNet within three budgets of MACs: {ahead(*leads['PSS-F', 'MutualNet'])}"
 paper_curves = tables.paper_by_resource(printed_file, list(panels))
-chapter.save(figures.accuracy_by_resource(prices, title, paper_curves), "resources")
+chapter.save(pss_net_figures.accuracy_by_resource(prices, title, paper_curves), "resources")
 verdicts = [chapter.claim(claim, *leads[claim.arms], ids(*claim.arms)) for _, claim in in_table_1]
 print(*verdicts, sep="\n")
 verdicts[0]
@@ -421,7 +425,7 @@ arms = ["MutualNet", "Uniform pools", "Random", "PSS-F", "Exact sampling"]
 parts = frame[frame["arm"].isin(arms) & ~frame["name"].isin(tables.ENDS)]
 a, b = tables.over_targets(frame, which_part[0].arms)
 title = f"Pools against random structures: {ahead(a, b)}"
-chapter.save(figures.accuracy(parts.assign(platform=parts["name"]), title), "parts")
+chapter.save(slimmable_figures.accuracy(parts.assign(platform=parts["name"]), title), "parts")
 for claim in which_part:
     print(chapter.claim(claim, *tables.over_targets(frame, claim.arms), ids(*claim.arms)))
 pools = {arm: len(mine[arm].found["pools"]) for arm in ("PSS-F", "Exact sampling")}
@@ -457,7 +461,7 @@ tried_k = tables.by_k(of_f, shown, ks)
 assert tried_k.sort_values("k").groupby(["pool", "seed"])["top1_val"].diff().dropna().ge(0).all()
 best = tried_k.groupby(["seed", "k"])["top1"].mean().unstack()
 title = f"Five subnets against one: {ahead(best[5], best[1])}; twenty against five: {ahead(best[20], best[5])}"
-chapter.save(figures.top_k(tried_k, title, tables.paper_by_k(printed_file)), "top-k")
+chapter.save(pss_net_figures.top_k(tried_k, title, tables.paper_by_k(printed_file)), "top-k")
 print(chapter.claim(more_idle, best[20], best[5], ids("PSS-F")))
 chapter.claim(five_help, best[5], best[1], ids("PSS-F"))
 
@@ -471,7 +475,7 @@ chapter.claim(five_help, best[5], best[1], ids("PSS-F"))
 tuned = tables.tuned(results, "PSS-F")
 a, b = (tuned[tuned["arm"] == arm].groupby("seed")["top1"].mean() for arm in tuning_idle.arms)
 title = f"Fine-tuned against what the supernet gave: {ahead(a, b)}"
-chapter.save(figures.fine_tuning(tuned, title), "fine-tuning")
+chapter.save(pss_net_figures.fine_tuning(tuned, title), "fine-tuning")
 in_paper = tables.paper(printed_file, "6")[["macs_m", "top1", "top1_tuned"]]
 print("paper:", *(f"{row.macs_m:.0f} M {row.top1} to {row.top1_tuned}," for row in in_paper.itertuples()))
 chapter.claim(tuning_idle, a, b, ids("PSS-F", "Fine-tuned"))
@@ -506,7 +510,7 @@ measured = {"method": "PSS-Net", "training": np.mean(steps), "measured": True,
 # %%
 costs = pd.concat([bounds, pd.DataFrame([measured])], ignore_index=True)
 title = f"{subnets} subnets cost {measured['training']:.2f} trainings and {measured['storage']:.2f} nets of storage"
-chapter.save(figures.costs(costs, title), "costs")
+chapter.save(pss_net_figures.costs(costs, title), "costs")
 print(chapter.claim(three_passes, np.maximum(np.array(steps) - 3, 0), np.zeros(len(steps)), ids("PSS-F")))
 chapter.claim(two_percent, [200 * share for share in shares.values()], [2, 2])
 
@@ -534,14 +538,14 @@ time = np.arange(batches) / batches
 spare = (1 + np.cos(4 * np.pi * time)) / 2 * np.where(abs(time - 0.5) < 0.15, 0.5, 1)
 low, high = (f(row["macs"] for row in pss.rows) for f in (min, max))
 allowed = np.ceil(low + spare * (high - low)).tolist()
-served = pss_net.switching(pss, images, allowed, store, batch_images, chapter.device)
+served = recipes.switching(pss, images, allowed, store, batch_images, chapter.device)
 log = pd.DataFrame(served["rows"])
 print(f"{log['cost'].nunique()} subnets took turns; a pick takes {served['pick_us']:.2f} us, a batch",
       f"{log['ms'].median():.2g} ms; two threads at once differ by {served['difference']:.1g}")
 kept = served["storage"]
 print(f"supernet {kept['supernet'] / 1024:,.0f} KiB, statistics of all {kept['statistics'] / 1024:,.1f} KiB")
 title = f"The switcher spends {log['cost'].sum() / log['budget'].sum():.0%} of its budget, {(log['cost'] > log['budget']).mean():.0%} of batches cost more"
-chapter.save(figures.switching(log, title), "switching")
+chapter.save(pss_net_figures.switching(log, title), "switching")
 chapter.claim(never_over, np.maximum(log["cost"] - log["budget"], 0), np.zeros(len(log)), [pss.run_id])
 
 # %% [markdown]
@@ -608,8 +612,8 @@ print("6. in the toy, first to leave at .1 a step since entry:", *aged.sort_valu
 # - T. Yang et al. *MutualNet: Adaptive ConvNet via mutual learning from network width and resolution*. ECCV 2020.
 # - D. Wang et al. *AttentiveNAS: Improving neural architecture search via attentive sampling*. CVPR 2021: eq. 4.
 # - Z. Guo et al. *Single path one-shot neural architecture search with uniform sampling*. ECCV 2020.
-# - Library: `slimnb/structures.py`, `slimnb/structure_samplers.py`, `slimnb/pools.py`, `slimnb/methods/pss_net.py`,
-#   `slimnb/switcher.py`, `slimnb/structure_tables.py`; tests in `tests/`.
+# - Library: `slimnb/papers/pss_net/structures.py`, `slimnb/papers/pss_net/samplers.py`, `slimnb/papers/pss_net/pools.py`, `slimnb/papers/pss_net/method.py`,
+#   `slimnb/papers/pss_net/switcher.py`, `slimnb/papers/pss_net/tables.py`; tests in `tests/`.
 
 # %%
 chapter.end()

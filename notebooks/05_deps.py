@@ -29,7 +29,7 @@
 # settled where small subnets cannot use them. DepS begins in between.
 
 # %% tags=["parameters"]
-scale = "smoke"  # "smoke" | "small" | "full": data and recipes, see slimnb/studies/deps.py
+scale = "smoke"  # "smoke" | "small" | "full": data and recipes, see slimnb/papers/deps/recipes.py
 seed = 0  # first seed
 seeds = 1  # number of seeds; the paper reports one run each
 device = "auto"  # "auto" | "cpu" | "cuda"
@@ -50,18 +50,22 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from slimnb import MobileNetV1, Sandwich, SlimnbError, count_macs, evolution, figures, gradients, pareto, shrunk
-from slimnb.chapter import Chapter
-from slimnb.claims import Claim, paired
-from slimnb.data import load_data, load_or_absent
-from slimnb.elastic import ElasticTable, sample_structures
-from slimnb.experiment import build, study
-from slimnb.methods import deps as method
-from slimnb.methods.slimmable import any_width
-from slimnb.parameters import Float, Int
-from slimnb.runs import RunStore
-from slimnb.studies import deps
-from slimnb.train import Schedule, rng_at
+from slimnb import MobileNetV1, Sandwich, SlimnbError, count_macs
+from slimnb.search import evolution, pareto
+from slimnb.papers.deps import figures as deps_figures, gradients, tables as shrunk
+from slimnb.papers.platforms import figures as platforms_figures
+from slimnb.papers.slimmable import figures as slimmable_figures
+from slimnb.book.chapter import Chapter
+from slimnb.book.claims import Claim, paired
+from slimnb.data.datasets import load_data, load_or_absent
+from slimnb.cost.elastic import ElasticTable, sample_structures
+from slimnb.train.experiment import build, study
+from slimnb.papers.deps import method
+from slimnb.papers.slimmable.method import any_width
+from slimnb.book.parameters import Float, Int
+from slimnb.runs.store import RunStore
+from slimnb.papers.deps import recipes as deps
+from slimnb.train.loop import Schedule, rng_at
 
 chapter = Chapter.begin("05_deps", globals(), evaluations=Int(4), target_share=Float(0, 1),
                         latency_batch=Int(), latency_rounds=Int(), latency_subnets=Int(3))
@@ -84,7 +88,7 @@ bars = pd.DataFrame([(arm, k, subnets, length) for arm, phases in pareto.PHASES.
                      for k, (subnets, length) in enumerate(phases)],
                     columns=["arm", "phase", "subnets", "length"])
 title = "By the paper's arithmetic DepS costs {DepS:g}, BigNAS {BigNAS:g}, OFA {OFA:g}".format(**passes)
-chapter.save(figures.training_cost(bars, title), "cost-paper")
+chapter.save(deps_figures.training_cost(bars, title), "cost-paper")
 chapter.claim(arithmetic, [passes[arm] for arm in printed.index], printed)
 
 # %% [markdown]
@@ -194,7 +198,7 @@ curves = pd.DataFrame([(arm, i, ramp(i)) for arm, ramp in ramps.items()
                        for i in [*range(0, 5 * epoch, 25), 5 * epoch - 1]], columns=["arm", "step", "epsilon"])
 ends = {arm: (ramp(0), ramp(5 * epoch - 1)) for arm, ramp in ramps.items()}
 title = "Both ramps are straight lines to the eye: the cosine hardly moves in five epochs"
-chapter.save(figures.epsilon_ramps(curves, title), "epsilon")
+chapter.save(deps_figures.epsilon_ramps(curves, title), "epsilon")
 print(*(f"{arm}: {first:.1e} to {last:.4f}" for arm, (first, last) in ends.items()), sep="; ")
 
 # %% [markdown]
@@ -344,7 +348,7 @@ def ids(*arms):
 legs = frame[(frame["method"] == "full") & frame["share"].notna()]
 smallest = legs.loc[legs.groupby(["share", "seed"])["macs"].idxmin()].groupby("share")["top1"].mean()
 title = f"Unshrunk, the smallest subnet has {smallest[0.5]:.1f} % after half of the training, {smallest[1]:.1f} % after all"
-chapter.save(figures.by_share(legs, title), "initialisation")
+chapter.save(deps_figures.by_share(legs, title), "initialisation")
 tiny = legs[legs["macs"] == legs["macs"].min()]
 chapter.claim(half_better, *paired(tiny, half_better), ids("Full 50%", "Full"))
 
@@ -364,7 +368,7 @@ layers = layers[layers["arm"] == "DepS"]
 cosines = layers.groupby(["seed", "gradient"])["cosine"].mean().rename_axis(["seed", "arm"]).reset_index()
 there = cosines.groupby("arm")["cosine"].mean()
 title = f"Shrinking turns the gradient to a mean cosine of {there['shrinking']:.2f}; epsilon leaves it"
-chapter.save(figures.layer_gradients(layers, title), "gradients")
+chapter.save(deps_figures.layer_gradients(layers, title), "gradients")
 chapter.claim(keeps_direction, *paired(cosines, keeps_direction), ids("DepS"))
 
 # %% [markdown]
@@ -380,7 +384,7 @@ ratios = along.groupby(["arm", "seed"])["ratio"].mean().reset_index()
 there = ratios.groupby("arm")["ratio"].mean()
 title = "Along the ramp the gradient is {:.2f} times the full net's, without epsilon {:.2f} times".format(
     *there[["DepS", "DepS without epsilon"]])
-chapter.save(figures.norm_ratio(norms, title), "norms")
+chapter.save(deps_figures.norm_ratio(norms, title), "norms")
 chapter.claim(keeps_norm, *paired(ratios, keeps_norm), ids(*keeps_norm.arms))
 
 # %% [markdown]
@@ -399,7 +403,7 @@ dropped = shrunk.drops(full_net)
 mean = dropped.groupby("arm")["drop"].mean()
 title = "The full net as shrinking starts: {:+.1f} points at its worst without epsilon, {:+.1f} with it".format(
     *-mean[list(softens.arms)])
-chapter.save(figures.start_of_shrinking(full_net, title.replace("-", "−"), start), "start")
+chapter.save(deps_figures.start_of_shrinking(full_net, title.replace("-", "−"), start), "start")
 chapter.claim(softens, *paired(dropped, softens), ids(*softens.arms))
 
 # %% [markdown]
@@ -415,7 +419,7 @@ def gap(arms, column):
 
 def drawn_arms(arms, name, title):
     """Save a figure of test accuracy against MACs."""
-    chapter.save(figures.accuracy(frame[frame["arm"].isin(arms)], title), name)
+    chapter.save(slimmable_figures.accuracy(frame[frame["arm"].isin(arms)], title), name)
 
 
 with_without = "DepS", "DepS without epsilon"
@@ -459,7 +463,7 @@ ours = pd.concat([shrunk.phases(r, results) for r in results
                   if r.recipe.arm in ("OFA", "BigNAS", "DepS") and r.recipe.seed == chapter.seed])
 ours = ours.sort_values("arm", key=lambda arms: arms.map(["OFA", "BigNAS", "DepS"].index), kind="stable")
 title = "In passes here: DepS {:g}, BigNAS {:g}, OFA {:g}".format(*table.loc[["DepS", "BigNAS", "OFA"], "passes"])
-chapter.save(figures.training_cost(ours, title), "cost-here")
+chapter.save(deps_figures.training_cost(ours, title), "cost-here")
 table
 
 # %% [markdown]
@@ -484,7 +488,7 @@ waited = frame[frame["arm"].isin(["DepS", "DepS, P = 25%", "DepS, P = 75%", "Big
 by_arm = costs[costs["arm"].isin(waited["arm"])].groupby("arm")["mean_pareto"].mean()
 shares = waited.groupby("arm")["share"].first()
 title = f"A warm-up of {shares[by_arm.idxmax()]:.0%} ends best ({by_arm.max():.1f} %); shorter ones have more passes"
-chapter.save(figures.by_share(waited, title), "warm-up")
+chapter.save(deps_figures.by_share(waited, title), "warm-up")
 buckets = {}
 for arm, rows in waited[waited["seed"] == chapter.seed].groupby("arm"):
     best = rows.iloc[pareto.best_per_bucket(rows["macs"], rows["top1"])]
@@ -505,7 +509,7 @@ pd.DataFrame(buckets).map("{:.1f}".format, na_action="ignore").fillna("")
 proxyless = [r for r in all_nets if r.recipe.net == "proxyless_nas"]
 if proxyless:
     arms = shrunk.accuracies(proxyless).query("arm in ['DepS', 'OFA']")
-    chapter.save(figures.accuracy(arms, "DepS and OFA on ProxylessNAS"), "proxyless")
+    chapter.save(slimmable_figures.accuracy(arms, "DepS and OFA on ProxylessNAS"), "proxyless")
 recipes = {r.arm: r for r in deps.wanted(deps.IMAGENET[1], 0)}
 print({name: getattr(recipes["DepS"], name) for name in ("net", "epochs", "lr", "weight_decay", "warm_up", "ramp_epochs")})
 literature[literature["table"] == "fig6"][["method", "macs_m", "top1", "gpu_hours"]]
@@ -524,7 +528,7 @@ timed, check = shrunk.latency_table(
     subnets=latency_subnets, device=chapter.device)
 points = pd.DataFrame({name: check[name] for name in ("measured", "predicted")})
 title = f"Sums of blocks err by {check['mape']:.0f} % of a whole subnet's time, rank correlation {check['rank']:.2f}"
-chapter.save(figures.latency_fit(points, title), "latency")
+chapter.save(platforms_figures.latency_fit(points, title), "latency")
 about = timed.about
 print(f"{about['device']}, {about['threads']} threads, batch {about['batch']}")
 
@@ -544,7 +548,7 @@ progress = pd.DataFrame([{"seed": s, **row} for (unit, s), each in found.items()
 by_macs = winners[winners["unit"] == "MACs"].pivot_table("top1", "seed", "arm")
 title = "By MACs evolution's subnet has {Evolution:.1f} % on test images, random search's {Random search:.1f} %".format(
     **by_macs.mean())
-chapter.save(figures.search_progress(progress, title), "search")
+chapter.save(deps_figures.search_progress(progress, title), "search")
 print(chapter.claim(pays_to_search, by_macs["Evolution"], by_macs["Random search"], ids("DepS")))
 winners[["unit", "arm", "seed", "target", "cost", "macs", "top1_val", "top1"]].round(3)
 
@@ -616,8 +620,8 @@ print("6. Shrink a warm net with a cold teacher, and a cold net with a warm, fix
 # - H. Cai et al. *Once-for-All: Train One Network and Specialize it for Efficient Deployment*. ICLR 2020.
 # - J. Yu et al. *BigNAS: Scaling Up Neural Architecture Search with Big Single-Stage Models*. ECCV 2020.
 # - M. Sahni et al. *CompOFA: Compound Once-for-All Networks for Faster Multi-Platform Deployment*. ICLR 2021.
-# - Library: `slimnb/methods/deps.py`, `slimnb/nets/elastic.py`, `slimnb/gradients.py`, `slimnb/pareto.py`,
-#   `slimnb/evolution.py`, `slimnb/shrunk.py`; tests in `tests/`.
+# - Library: `slimnb/papers/deps/method.py`, `slimnb/nets/elastic.py`, `slimnb/papers/deps/gradients.py`, `slimnb/search/pareto.py`,
+#   `slimnb/search/evolution.py`, `slimnb/papers/deps/tables.py`; tests in `tests/`.
 
 # %%
 chapter.end()

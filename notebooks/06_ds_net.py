@@ -28,7 +28,7 @@
 # says how wide the rest of the net is to be. Easy images should cost little, hard ones may cost much.
 
 # %% tags=["parameters"]
-scale = "smoke"  # "smoke" | "small" | "full": data and recipes, see slimnb/studies/ds_net.py
+scale = "smoke"  # "smoke" | "small" | "full": data and recipes, see slimnb/papers/ds_net/recipes.py
 seed = 0  # first seed
 seeds = 1  # number of seeds; the paper reports one run each
 device = "auto"  # "auto" | "cpu" | "cuda"
@@ -47,19 +47,22 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from slimnb import CostTable, DynamicNet, SlimnbError, detection_runs, figures, routing
-from slimnb.chapter import Chapter
-from slimnb.claims import Claim, paired
-from slimnb.data import load_data, load_or_absent
-from slimnb.dynamic import path_macs
-from slimnb.experiment import build, latencies, study
-from slimnb.gates import Gate, Gated
-from slimnb.methods import ds_net as method
-from slimnb.nets.ds_mbnet import DSMobileNet
-from slimnb.nets.ds_resnet import DSResNet50
-from slimnb.parameters import Int
-from slimnb.runs import RunStore
-from slimnb.studies import ds_net
+from slimnb import CostTable, DynamicNet, SlimnbError
+from slimnb.papers.ds_net.detection import recipes
+from slimnb.papers.ds_net import figures as ds_net_figures, tables
+from slimnb.papers.slimmable import figures as slimmable_figures
+from slimnb.book.chapter import Chapter
+from slimnb.book.claims import Claim, paired
+from slimnb.data.datasets import load_data, load_or_absent
+from slimnb.papers.ds_net.dynamic import path_macs
+from slimnb.train.experiment import build, latencies, study
+from slimnb.nn.gate import Gate, Gated
+from slimnb.papers.ds_net import method
+from slimnb.papers.ds_net.ds_mbnet import DSMobileNet
+from slimnb.papers.ds_net.ds_resnet import DSResNet50
+from slimnb.book.parameters import Int
+from slimnb.runs.store import RunStore
+from slimnb.papers.ds_net import recipes as ds_net
 
 chapter = Chapter.begin("06_ds_net", globals(), schemes=Int(2), largest_batch=Int(), throughput_rounds=Int(),
                         latency_rounds=Int(1, 1000))
@@ -72,13 +75,13 @@ chapter = Chapter.begin("06_ds_net", globals(), schemes=Int(2), largest_batch=In
 # exponentials; ours are in the docstring of `routing.simulated`.
 
 # %%
-simulated = routing.simulated(schemes)
+simulated = tables.simulated(schemes)
 static = simulated[simulated["kind"] == "static"].set_index("macs")["top1"]
 best = simulated[simulated["kind"] == "dynamic"].groupby("macs")["top1"].max()
 pays = Claim("ds-simulation", chapter.name, "At every mean cost some dynamic scheme is at least as accurate",
              "DS-Net, Figure 2", "top1", "exact", ("points lost by the best scheme", "none"), 0, seeds=1)
 title = f"At a quarter of the cost the best dynamic scheme gains {np.interp(0.25, best.index, best - static):.1f} points"
-chapter.save(figures.simulation(simulated, title), "simulation")
+chapter.save(ds_net_figures.simulation(simulated, title), "simulation")
 print(f"largest gain: {(best - static).max():.1f} points, at {(best - static).idxmax():.2f} of the cost")
 chapter.claim(pays, np.maximum(static - best, 0), 0)
 
@@ -325,8 +328,8 @@ results = study(ds_net.STAGES, chapter.scale, chapter.all_seeds, images, store, 
 stale = sum(r.stale_code for r in results)
 print(f"{len(results)} runs, {sum(r.seconds for r in results) / 60:.1f} minutes of training",
       f"({stale} by an earlier version of the code)" * (stale > 0))
-print(*routing.collapses(results) or ["no gate has collapsed"], sep="\n")
-frame = routing.accuracies(results)
+print(*tables.collapses(results) or ["no gate has collapsed"], sep="\n")
+frame = tables.accuracies(results)
 mbnet, resnet = (frame[frame["net"] == net] for net in ("ds_mbnet", "ds_resnet"))
 
 
@@ -357,7 +360,7 @@ last = looks[looks["step"] == looks["step"].max()].groupby("arm")["top1"].mean()
 title = "At the last look the slimmest path has {:.1f} % (in-place), {:.1f} % (EMA), {:.1f} % (IEB)".format(*last[SCHEMES])
 falls = looks.sort_values("step").groupby(["arm", "seed"])["top1"].diff().clip(upper=0).abs().groupby(looks["arm"]).max()
 print("largest fall between two looks:", ", ".join(f"{arm} {falls[arm]:.1f}" for arm in SCHEMES), "points")
-chapter.save(figures.slimmest_over_training(looks[["arm", "epoch", "top1", "seed"]], title), "slimmest")
+chapter.save(ds_net_figures.slimmest_over_training(looks[["arm", "epoch", "top1", "seed"]], title), "slimmest")
 
 # %%
 def ends(rows):
@@ -369,7 +372,7 @@ def ends(rows):
 
 trained = mbnet[mbnet["arm"].isin([*SCHEMES, "Temperature 4"])]
 title = "Accuracy of the paths of one DS-MBNet, trained in three ways"
-chapter.save(figures.accuracy(trained[trained["arm"].isin(SCHEMES) & (trained["name"] != "largest")], title), "schemes")
+chapter.save(slimmable_figures.accuracy(trained[trained["arm"].isin(SCHEMES) & (trained["name"] != "largest")], title), "schemes")
 both_ends = ends(trained)
 print(*[chapter.claim(claim, *paired(both_ends, claim), ids(*claim.arms, among=mbnet)) for claim in of_training], sep="\n")
 in_paper = literature[literature["table"].isin(["5", "10"])][["table", "method", "temperature", "slimmest", "widest"]]
@@ -395,14 +398,14 @@ in_paper.set_index("table").astype(object).fillna("")
 # line is what the supernet's own static paths do.
 
 # %%
-supernet = routing.one(results, "ds_mbnet", "IEB", chapter.seed)
+supernet = tables.one(results, "ds_mbnet", "IEB", chapter.seed)
 spaces = [name for name, _ in ds_net.families(chapter.scale, images)[0].spaces]
 gated = mbnet[mbnet["arm"].isin(spaces)].rename(columns={"arm": "setting"})
-gains = {arm: rows["top1"].mean() - routing.static_at(supernet, rows["macs"].mean())
+gains = {arm: rows["top1"].mean() - tables.static_at(supernet, rows["macs"].mean())
          for arm, rows in gated.groupby("setting", sort=False)}
 title = "Gated less static, at equal MACs: " + ", ".join(f"{arm[-1]} {gain:+.1f}" for arm, gain in gains.items())
 title = title.replace("-0.0", "+0.0").replace("-", "−") + " points"
-chapter.save(figures.loss_ablation(gated[["setting", "macs", "top1", "seed"]], title, routing.static_paths(supernet)),
+chapter.save(ds_net_figures.loss_ablation(gated[["setting", "macs", "top1", "seed"]], title, tables.static_paths(supernet)),
              "dynamic")
 
 # %% tags=["hide-cell"]
@@ -416,7 +419,7 @@ printed_rows.set_index(["table", "net", "method", "variant"])[["macs_m", "top1",
 # same paths, whatever they show; the *SGS labels* are what the gate is taught, read off the test labels; and an *oracle* takes the cheapest path that is right.
 
 # %%
-by_router = {arm: [routing.routers(routing.one(results, "ds_mbnet", arm, s), routing.one(results, "ds_mbnet", "IEB", s))
+by_router = {arm: [tables.routers(tables.one(results, "ds_mbnet", arm, s), tables.one(results, "ds_mbnet", "IEB", s))
                    for s in chapter.all_seeds] for arm in spaces}
 for claim, arm in ((of_gates["mbnet"], spaces[0]), (sees, spaces[-1])):
     rows = pd.concat([each.reset_index().rename(columns={"router": "arm"}).assign(seed=s)
@@ -442,16 +445,16 @@ everything = {"DS-Net-L": "All three", "SGS, try best": "SGS, try best", "SGS, g
               "Complexity": "Complexity", "Target + complexity": "Target + compl.", "Complexity + SGS": "Compl. + SGS",
               "Scalar head": "Scalar head", "Unshared reduction": "Unshared"}
 of_resnet = resnet[resnet["arm"].isin(everything)]
-uniform = routing.static_paths(routing.one(results, "ds_resnet", "IEB", chapter.seed))
+uniform = tables.static_paths(tables.one(results, "ds_resnet", "IEB", chapter.seed))
 named = of_resnet.assign(setting=of_resnet["arm"].map(everything))
 spread = of_resnet.groupby("arm")["macs"].mean() / 1e6
 title = f"Losses move the gates from {spread.min():.2g} to {spread.max():.2g} M MACs"
-chapter.save(figures.loss_ablation(named[["setting", "macs", "top1", "seed"]], title, uniform), "losses")
+chapter.save(ds_net_figures.loss_ablation(named[["setting", "macs", "top1", "seed"]], title, uniform), "losses")
 
 # %%
 in_millions = of_resnet.assign(macs=of_resnet["macs"] / 1e6)
 print(*[chapter.claim(claim, *paired(in_millions, claim), ids(*claim.arms, among=resnet)) for claim in of_losses], sep="\n")
-of_resnet = of_resnet.assign(static=[routing.static_at(routing.one(results, "ds_resnet", "IEB", row.seed), row.macs)
+of_resnet = of_resnet.assign(static=[tables.static_at(tables.one(results, "ds_resnet", "IEB", row.seed), row.macs)
                                      for row in of_resnet.itertuples()])
 gate = of_resnet[of_resnet["arm"] == "DS-Net-L"]
 rows = pd.concat([gate.assign(arm="Gate"), gate.assign(arm="Static", top1=gate["static"])])
@@ -476,17 +479,17 @@ ours
 # last two.
 
 # %%
-routed = routing.one(results, "ds_resnet", "DS-Net-L", chapter.seed)
-of_gate = routing.shares(routed)
+routed = tables.one(results, "ds_resnet", "DS-Net-L", chapter.seed)
+of_gate = tables.shares(routed)
 ratios = DSResNet50(2, 32, layout=((16, 1),), channels_per_group=4).ratios
 of_gate["choice"] = [f"{ratios[k]:g}x" for k in of_gate["choice"]]
-count = len(routing.chosen(routed))
-easy = routing.easy_images(routing.one(results, "ds_resnet", "IEB", chapter.seed), count)
-found = routing.diversity(routed, easy)
+count = len(tables.chosen(routed))
+easy = tables.easy_images(tables.one(results, "ds_resnet", "IEB", chapter.seed), count)
+found = tables.diversity(routed, easy)
 title = f"{found['paths']} of {np.size(routed.found['path_macs'])} paths are taken; {found['gate_bits']:.2f} bits a gate"
-chapter.save(figures.gate_distribution(of_gate, title), "gates")
+chapter.save(ds_net_figures.gate_distribution(of_gate, title), "gates")
 print(", ".join(f"{name} {value:.3f}" for name, value in found.items()))
-pd.DataFrame({r.recipe.arm: routing.diversity(r, easy) for r in results if r.recipe.net == "ds_resnet"
+pd.DataFrame({r.recipe.arm: tables.diversity(r, easy) for r in results if r.recipe.net == "ds_resnet"
               and "choices" in r.found and r.recipe.seed == chapter.seed}).T.round(3)
 
 # %% [markdown]
@@ -502,35 +505,35 @@ pd.DataFrame({r.recipe.arm: routing.diversity(r, easy) for r in results if r.rec
 generated = images if chapter.data_name == "synthetic" and chapter.scale == "smoke" else load("synthetic")
 known = results if generated is images else study(ds_net.KNOWN_STAGES, chapter.scale, chapter.all_seeds, generated, store,
                                                   device=chapter.device, quiet=True)
-judge, base = (routing.one(known, "ds_mbnet", arm, chapter.seed) for arm in ("DS-Net-L", "IEB"))
-choices = routing.chosen(judge)[:, 0]
+judge, base = (tables.one(known, "ds_mbnet", arm, chapter.seed) for arm in ("DS-Net-L", "IEB"))
+choices = tables.chosen(judge)[:, 0]
 difficulty = generated.test.difficulty.cpu().numpy()
 follows = pd.Series(choices).corr(pd.Series(difficulty), "spearman") if np.ptp(choices) else 0.0
 title = f"Choices and a difficulty that the gate never saw: rank correlation {follows:.2f}"
-chapter.save(figures.routing_by_difficulty(routing.by_difficulty(choices, difficulty), title), "difficulty")
-told = routing.agreement(judge, base)
+chapter.save(ds_net_figures.routing_by_difficulty(tables.by_difficulty(choices, difficulty), title), "difficulty")
+told = tables.agreement(judge, base)
 print(f"choice and SGS label agree on {told['agree']:.0%} of test images; mean choice of easy ones {told['easy']:.2f}, "
       f"of others {told['others']:.2f}")
 
 # %%
-against = [routing.routers(routing.one(known, "ds_mbnet", "DS-Net-L", s), routing.one(known, "ds_mbnet", "IEB", s))
+against = [tables.routers(tables.one(known, "ds_mbnet", "DS-Net-L", s), tables.one(known, "ds_mbnet", "IEB", s))
            for s in chapter.all_seeds]
 rows = pd.concat([each.reset_index().rename(columns={"router": "arm"}).assign(seed=s)
                   for s, each in zip(chapter.all_seeds, against, strict=True)])
 print(chapter.claim(of_gates["known"], *paired(rows, of_gates["known"]), [judge.run_id, base.run_id]))
-print(*routing.collapses(known), sep="\n")
+print(*tables.collapses(known), sep="\n")
 table = sum(against) / len(against)
 table.assign(macs=table["macs"] / 1e6).rename(columns={"macs": "M MACs", "top1": "top-1, %"}).round(2)
 
 # %%
-tried = routing.accuracies(known).query("net == 'ds_mbnet' and arm in @everything")
+tried = tables.accuracies(known).query("net == 'ds_mbnet' and arm in @everything")
 tried = tried.assign(setting=tried["arm"].map(everything))
 labels = tried[tried["arm"] == ("SGS, try best" if "SGS, try best" in set(tried["arm"]) else "DS-Net-L")]
 cost, reached = labels["macs"].mean(), labels["top1"].mean()
-title = f"{labels['setting'].iloc[0]}: {reached:.1f} % at {cost / 1e6:.2f} M MACs, static {routing.static_at(base, cost):.1f} %"
-chapter.save(figures.loss_ablation(tried[["setting", "macs", "top1", "seed"]], title, routing.static_paths(base)),
+title = f"{labels['setting'].iloc[0]}: {reached:.1f} % at {cost / 1e6:.2f} M MACs, static {tables.static_at(base, cost):.1f} %"
+chapter.save(ds_net_figures.loss_ablation(tried[["setting", "macs", "top1", "seed"]], title, tables.static_paths(base)),
              "losses-known")
-tried = tried.assign(static=[routing.static_at(base, macs) for macs in tried["macs"]], macs=tried["macs"] / 1e6)
+tried = tried.assign(static=[tables.static_at(base, macs) for macs in tried["macs"]], macs=tried["macs"] / 1e6)
 tried.groupby("setting", sort=False)[["macs", "top1", "static"]].mean().round(2)
 
 # %% [markdown]
@@ -549,12 +552,12 @@ tried.groupby("setting", sort=False)[["macs", "top1", "static"]].mean().round(2)
 
 # %%
 batches = [size for size in (1, 16, 64, 256) if size <= largest_batch]
-measured = routing.throughput(judge, base, generated, store, batches=batches, rounds=throughput_rounds,
+measured = tables.throughput(judge, base, generated, store, batches=batches, rounds=throughput_rounds,
                               device=chapter.device)
 rows = pd.DataFrame(measured["rows"])
 at = rows[rows["batch"] == batches[-1]].set_index("mode")["ratio"]
 title = f"At a batch of {batches[-1]}: grouped {at['Grouped']:.2f}, masked {at['Masked']:.2f} times the widest path's speed"
-chapter.save(figures.throughput(rows[rows["mode"] != "Widest"], title), "throughput")
+chapter.save(ds_net_figures.throughput(rows[rows["mode"] != "Widest"], title), "throughput")
 print(f"{measured['about']['device']}, {measured['about']['threads']} thread; logits differ by {measured['difference']:.0e};",
       f"a group costs {measured['overhead']:.0f} images",
       "(measured with an earlier version of the code)" * measured.get("stale_code", False))
@@ -580,12 +583,12 @@ name = ds_net.TRANSFER[chapter.scale]
 other = load(name, ds_net.moved_to(chapter.scale, store), **({"seed": 1} if name == "synthetic" else {}))
 moved = study(ds_net.transfer_stages(results, images.name), chapter.scale, chapter.all_seeds, other, store,
               device=chapter.device, quiet=True)
-there = routing.accuracies(moved)
+there = tables.accuracies(moved)
 there = there[there["name"].isin(["routed", "widest"]) | (there["macs"] == there.groupby("run_id")["macs"].transform("max"))]
 for r in moved:
     if r.recipe.arm == "IEB":
         print("static paths:", ", ".join(f"{row.top1:.1f} % at {row.macs / 1e6:.2f} M" for row in
-                                         routing.static_paths(r).itertuples()))
+                                         tables.static_paths(r).itertuples()))
 if there["arm"].eq(transfers.arms[0]).any():
     print(chapter.claim(transfers, *paired(there, transfers), ids(*transfers.arms, among=there)))
 print(f"from {images.name} to {other.name}, {len(other.train):,} training images" if hasattr(other, "notes") else other)
@@ -605,8 +608,8 @@ there.assign(macs=there["macs"] / 1e6).groupby(["arm", "name"], sort=False)[["ma
 
 # %%
 with torch.device("meta"):
-    at_full = {recipe.arm: detection_runs.build_detector(recipe, 20) for recipe in detection_runs.recipes("full")}
-counted = {f"{arm}, {name}": detection_runs.detector_macs(net, subnet) / 1e9
+    at_full = {recipe.arm: recipes.build_detector(recipe, 20) for recipe in recipes.recipes("full")}
+counted = {f"{arm}, {name}": recipes.detector_macs(net, subnet) / 1e9
            for arm, (net, subnets) in at_full.items() for name, subnet in subnets.items()}
 table_4 = literature[literature["table"] == "4"].set_index("method")
 billions = Claim("ds-detection-macs", chapter.name, "The four detectors cost 4.3, 2.3, 2.7 and 3.2 billion MACs",
@@ -622,15 +625,15 @@ pd.DataFrame({"traced, G": counted.values(), "printed, G": table_4["macs_m"].to_
 # its paths:
 
 # %%
-scenes = detection_runs.load_scenes(chapter.scale, chapter.data_root)
-detectors = [detection_runs.run_detection(recipe, scenes, store, device=chapter.device, quiet=True)
-             for s in chapter.all_seeds for recipe in detection_runs.recipes(chapter.scale, s)]
+scenes = recipes.load_scenes(chapter.scale, chapter.data_root)
+detectors = [recipes.run_detection(recipe, scenes, store, device=chapter.device, quiet=True)
+             for s in chapter.all_seeds for recipe in recipes.recipes(chapter.scale, s)]
 boxes = pd.DataFrame([{"detector": r.recipe.arm, "path": row["name"], "M MACs": row["macs"] / 1e6, "mAP .5": row["map_50"],
                        "mAP .5, 11 points": row["map_voc"], "mAP .5 to .95": row["map"]} for r in detectors for row in r.rows])
 shown = scenes.test.images[:4].cpu()
 truth = [pd.DataFrame(scenes.test.boxes[i][scenes.test.labels[i] >= 0].tolist(), columns=["x0", "y0", "x1", "y1"]).assign(
     label=[scenes.class_names[k] for k in scenes.test.labels[i].tolist() if k >= 0], score=np.nan) for i in range(4)]
-chapter.save(figures.detections(shown, truth, "Generated scenes and their boxes"), "scenes")
+chapter.save(ds_net_figures.detections(shown, truth, "Generated scenes and their boxes"), "scenes")
 boxes.groupby(["detector", "path"], sort=False).mean().round(1)
 
 # %% [markdown]
@@ -659,8 +662,8 @@ print("gate less static, at equal MACs:", ", ".join(f"{arm} {gain:+.2f}" for arm
 gate, blind = (by_router[spaces[-1]][0].loc[name, "top1"] for name in ("Gate", "Blind router"))
 print(f"{spaces[-1]} less a blind router: {gate - blind:+.2f} points; oracle less gate:",
       f"{by_router[spaces[-1]][0].loc['Oracle', 'top1'] - gate:+.2f}")
-share = np.mean([routing.agreement(routing.one(results, "ds_mbnet", spaces[-1], s),
-                                   routing.one(results, "ds_mbnet", "IEB", s))["share_easy"] for s in chapter.all_seeds])
+share = np.mean([tables.agreement(tables.one(results, "ds_mbnet", spaces[-1], s),
+                                   tables.one(results, "ds_mbnet", "IEB", s))["share_easy"] for s in chapter.all_seeds])
 print(f"easy test images, by the slimmest path of DS-MBNet: {share:.0%}")
 
 # %% [markdown]
@@ -715,8 +718,8 @@ assert np.isclose(per_image, 0.424)
 # - J. Yu, T. Huang. *Universally Slimmable Networks and Improved Training Techniques*. ICCV 2019.
 # - E. Jang, S. Gu, B. Poole. *Categorical Reparameterization with Gumbel-Softmax*. ICLR 2017.
 # - Z. Li, F. Zhou. *FSSD: Feature Fusion Single Shot Multibox Detector*. 2017.
-# - Library: `slimnb/gates.py`, `slimnb/nets/gated.py`, `slimnb/dynamic.py`, `slimnb/methods/ds_net.py`,
-#   `slimnb/routing.py`, `slimnb/detection.py`; tests in `tests/`.
+# - Library: `slimnb/nn/gate.py`, `slimnb/nets/gated.py`, `slimnb/papers/ds_net/dynamic.py`, `slimnb/papers/ds_net/method.py`,
+#   `slimnb/papers/ds_net/tables.py`, `slimnb/papers/ds_net/detection/detector.py`; tests in `tests/`.
 
 # %%
 chapter.end()

@@ -118,8 +118,8 @@ def main(arguments: list[str] | None = None) -> None:
 
 def run(command: Run) -> None:
     """Execute one chapter. Raises SlimnbError."""
-    from slimnb.chapter import find_root
-    from slimnb.notebook import declared_by, read_chapter
+    from slimnb.book.chapter import find_root
+    from slimnb.book.notebook import declared_by, read_chapter
 
     source = find_chapter(command.notebook)
     declared = declared_by(read_chapter(source))
@@ -127,7 +127,7 @@ def run(command: Run) -> None:
     given = {name: declared.read(name, text) for name, text in words.items()}
     scale = declared.check(given)["scale"]
 
-    from slimnb.execute import execute
+    from slimnb.book.execute import execute
 
     out = command.out or find_root(source.parent) / "build" / scale / f"{source.stem}.ipynb"
     if command.publish:
@@ -137,7 +137,7 @@ def run(command: Run) -> None:
 
 def find_chapter(text: str) -> Path:
     """The one chapter's file that `text` names by its path or the start of its name. Raises B11."""
-    from slimnb.chapter import find_root
+    from slimnb.book.chapter import find_root
 
     if Path(text).is_file():
         return Path(text)
@@ -152,15 +152,15 @@ def find_chapter(text: str) -> Path:
 
 def train(command: Train) -> None:
     """Train, resume or find the runs of a scale, one after the other. Raises SlimnbError."""
-    from slimnb.chapter import Chapter
+    from slimnb.book.chapter import Chapter
 
     given = {"scale": command.scale, "seed": command.seed, "seeds": command.seeds, "device": command.device,
              "data": command.data, "out": ""}
     chapter = Chapter.begin(find_chapter(command.notebook).stem, given)
 
-    from slimnb import distributed, experiment
-    from slimnb.data import load_data
-    from slimnb.runs import RunStore
+    from slimnb.train import distributed, experiment
+    from slimnb.data.datasets import load_data
+    from slimnb.runs.store import RunStore
 
     stages = experiment.stages_of(chapter.name)
     group = distributed.start(torch_kind(chapter.device))
@@ -188,9 +188,9 @@ def torch_kind(device: str) -> str:
 
 def fetch(command: Fetch) -> None:
     """Download and decode a public data set into $SLIMNB_DATA, else data/. Raises SlimnbError."""
-    from slimnb.chapter import find_root
-    from slimnb.data import load_data
-    from slimnb.sources import CIFAR
+    from slimnb.book.chapter import find_root
+    from slimnb.data.datasets import load_data
+    from slimnb.data.sources import CIFAR
 
     if command.name not in CIFAR:
         known = ", ".join(CIFAR)
@@ -201,9 +201,9 @@ def fetch(command: Fetch) -> None:
 
 def figures(command: Figures) -> None:
     """Execute every chapter with training forbidden, which draws its figures. Raises SlimnbError."""
-    from slimnb import experiment
-    from slimnb.chapter import find_root
-    from slimnb.execute import execute
+    from slimnb.train import experiment
+    from slimnb.book.chapter import find_root
+    from slimnb.book.execute import execute
 
     root = find_root()
     os.environ[experiment.NO_TRAINING] = "1"
@@ -213,13 +213,13 @@ def figures(command: Figures) -> None:
 
 def runs(command: Runs) -> None:
     """Print one line per finished run of the store, and name the unfinished ones."""
-    from slimnb.chapter import find_root
-    from slimnb.runs import RunStore
+    from slimnb.book.chapter import find_root
+    from slimnb.runs.store import RunStore
 
     root = find_root() / "data"
     store = RunStore(root / "runs", root / "results")
     if command.commit:
-        from slimnb.experiment import PAPERS, commit_all
+        from slimnb.train.experiment import PAPERS, commit_all
 
         if command.commit not in PAPERS:
             known = ", ".join(PAPERS)
@@ -241,8 +241,8 @@ def runs(command: Runs) -> None:
 
 def claims(command: Claims) -> None:
     """Print the ledger, one line per claim and scale."""
-    from slimnb.chapter import find_root
-    from slimnb.claims import ledger_frame
+    from slimnb.book.chapter import find_root
+    from slimnb.book.claims import ledger_frame
 
     path = find_root() / ("build/smoke/claims.csv" if command.smoke else "data/claims.csv")
     frame = ledger_frame(path)

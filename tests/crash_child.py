@@ -16,7 +16,7 @@ import traceback
 import torch
 
 from slimnb.errors import SlimnbError
-from slimnb.runs import RunStore, check_like, machine_fingerprint
+from slimnb.runs.store import RunStore, check_like, machine_fingerprint
 
 RECIPE = {"paper": "crash test", "seed": 0, "lr": 0.05}
 

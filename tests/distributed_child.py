@@ -18,15 +18,15 @@ import torch
 from nets import images, tiny
 from safetensors.torch import save_file
 
-from slimnb import distributed, experiment, recipes
-from slimnb.calibrate import calibrate_bn, evaluate
-from slimnb.data import load_data
+from slimnb.train import distributed, experiment, recipe as recipes
+from slimnb.train.calibrate import calibrate_bn, evaluate
+from slimnb.data.datasets import load_data
 from slimnb.errors import SlimnbError
-from slimnb.layers import Selection, SwitchableBatchNorm2d
-from slimnb.methods.slimmable import InplaceDistillation, Sandwich, Switches, Uniform, any_width
+from slimnb.nn.layers import Selection, SwitchableBatchNorm2d
+from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich, Switches, Uniform, any_width
 from slimnb.nets.mobilenet_v1 import MobileNetV1
-from slimnb.runs import RunStore
-from slimnb.train import Labels, Schedule, Watch, make_optimizer, train, train_step
+from slimnb.runs.store import RunStore
+from slimnb.train.loop import Labels, Schedule, Watch, make_optimizer, train, train_step
 
 MULTS = (0.5, 0.75, 1.0)
 METHODS = ("switches", "sandwich")

@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from slimnb import figures, style
+from slimnb.book import style, style
 
 mpl.use("Agg")
 
@@ -35,7 +35,7 @@ def axes_carry_units(draw, folder):
 def title_and_description(draw, folder):
     axes = draw()
     title = " ".join(style.figure_of(axes).get_suptitle().split())
-    assert title and title in figures.alt_text(axes) and len(figures.alt_text(axes)) > len(title) + 20
+    assert title and title in style.alt_text(axes) and len(style.alt_text(axes)) > len(title) + 20
 
 
 def same_bytes_twice(draw, folder):
@@ -48,7 +48,7 @@ def same_bytes_twice(draw, folder):
                 axes = draw()
                 if dpi == 300:
                     style.figure_of(axes).canvas.draw()  # shown before it is saved
-                figures.save(axes, path)
+                style.save(axes, path)
     assert paths[0].read_bytes() == paths[1].read_bytes()
     assert b"<dc:date>" not in paths[0].read_bytes()
     assert not plt.get_fignums()

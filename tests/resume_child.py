@@ -18,10 +18,10 @@ from pathlib import Path
 import torch
 from training import METHODS, MULTS, Curious, Noise, everything
 
-from slimnb.calibrate import calibrate_bn, evaluate
+from slimnb.train.calibrate import calibrate_bn, evaluate
 from slimnb.errors import SlimnbError
-from slimnb.runs import RunStore, machine_fingerprint
-from slimnb.train import Schedule, make_optimizer, train
+from slimnb.runs.store import RunStore, machine_fingerprint
+from slimnb.train.loop import Schedule, make_optimizer, train
 
 STEPS = 30
 ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT

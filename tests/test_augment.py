@@ -7,19 +7,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from slimnb import augment
-from slimnb.augment import (
-    Normalise,
-    centre_crop,
-    crop_flip,
-    draw_boxes,
-    draw_crops,
-    draw_flips,
-    keyed_bits,
-    keyed_order,
-    keyed_uniform,
-    resized_crop,
-)
+from slimnb.data import augment
+from slimnb.data.augment import Normalise, centre_crop, crop_flip, draw_boxes, draw_crops, draw_flips, keyed_bits, keyed_order, keyed_uniform, resized_crop
 
 
 def noise(*shape):

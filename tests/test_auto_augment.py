@@ -8,7 +8,7 @@ from scipy import stats
 from test_augment import noise
 from torchvision.transforms import v2
 
-from slimnb.auto_augment import POLICY, SIGNED, apply, auto_augment, draw_operations
+from slimnb.data.auto_augment import POLICY, SIGNED, apply, auto_augment, draw_operations
 
 THEIRS = v2.AutoAugment()
 NAMES = {name.lower(): name for name in THEIRS._AUGMENTATION_SPACE}

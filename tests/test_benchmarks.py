@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from slimnb.nets.ds_mbnet import DSMobileNet
+from slimnb.papers.ds_net.ds_mbnet import DSMobileNet
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 
 ROOT = Path(__file__).parents[1]

@@ -6,7 +6,7 @@ from pathlib import Path
 import nbformat
 import pytest
 
-from slimnb.notebook import END, content_key
+from slimnb.book.notebook import END, content_key
 
 ROOT = Path(__file__).resolve().parents[1]
 

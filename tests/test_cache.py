@@ -9,10 +9,10 @@ import pytest
 import torch
 from test_sources import write_cifar10, write_folder
 
-from slimnb import cache
-from slimnb.cache import load_cached
+from slimnb.data import cache
+from slimnb.data.cache import load_cached
 from slimnb.errors import SlimnbError
-from slimnb.sources import Rows, Source, find_cifar, find_folder
+from slimnb.data.sources import Rows, Source, find_cifar, find_folder
 
 
 class Spy:

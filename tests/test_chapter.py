@@ -7,10 +7,10 @@ import matplotlib.pyplot as plt
 import pytest
 import torch
 
-from slimnb.chapter import Chapter, find_root
-from slimnb.claims import Claim
+from slimnb.book.chapter import Chapter, find_root
+from slimnb.book.claims import Claim
 from slimnb.errors import SlimnbError
-from slimnb.parameters import Float
+from slimnb.book.parameters import Float
 
 ROOT = Path(__file__).resolve().parents[1]
 GOOD = {"scale": "smoke", "seed": 3, "seeds": 2, "device": "cpu", "data": "auto", "out": ""}

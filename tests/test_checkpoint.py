@@ -9,8 +9,8 @@ import sys
 import pytest
 import torch
 
-from slimnb.checkpoint import KEY, check_like, pack, unpack
-from slimnb.durable import Damaged
+from slimnb.runs.checkpoint import KEY, check_like, pack, unpack
+from slimnb.runs.files import Damaged
 from slimnb.errors import SlimnbError
 
 

@@ -10,8 +10,8 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from slimnb import claims
-from slimnb.claims import Claim, holm, interval, judge, ledger_frame, paired, record, sign_flip, tost
+from slimnb.book import claims
+from slimnb.book.claims import Claim, holm, interval, judge, ledger_frame, paired, record, sign_flip, tost
 from slimnb.errors import SlimnbError
 
 CLAIM = Claim(id="01.us-beats-s", chapter="01", statement="US-Net beats S-Net at 0.25x",

@@ -7,8 +7,8 @@ from scipy import stats
 from test_augment import noise
 from torchvision.transforms.v2 import functional as vision
 
-from slimnb.augment import draw_boxes
-from slimnb.colour import draw_jitter, draw_lighting, erase_, jitter, lighting, turn_hue
+from slimnb.data.augment import draw_boxes
+from slimnb.data.colour import draw_jitter, draw_lighting, erase_, jitter, lighting, turn_hue
 
 ROWS = torch.arange(40)
 

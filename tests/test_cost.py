@@ -12,9 +12,9 @@ from nets import NETS, random_subnets, tiny
 from oracle import Block, thin_net
 from torch import nn
 
-from slimnb.cost import CostTable, count_macs, count_params, macs_function, trace_macs
+from slimnb.cost.macs import CostTable, count_macs, count_params, macs_function, trace_macs
 from slimnb.errors import SlimnbError
-from slimnb.layers import SlimmableSqueezeExcite
+from slimnb.nn.layers import SlimmableSqueezeExcite
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.nets.mobilenet_v2 import MobileNetV2
 from slimnb.nets.resnet import ResNet50

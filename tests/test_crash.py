@@ -12,8 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from slimnb import durable, runs
-from slimnb.durable import STAGES
+from slimnb.runs import files as durable, store
+from slimnb.runs.files import STAGES
 
 ROOT = Path(durable.__file__).parents[1]
 SHORT = {"steps": 9, "every": 3}
@@ -70,7 +70,7 @@ def test_reference_is_whole(reference):
     assert steps == list(range(1, SHORT["steps"] + 1))
 
 
-@pytest.mark.parametrize("name", [p for p in runs.FAILPOINTS if p != "recover.aside"])
+@pytest.mark.parametrize("name", [p for p in store.FAILPOINTS if p != "recover.aside"])
 def test_kill_at_failpoint(server, reference, tmp_path, name):
     root = tmp_path / "runs"
     middle = 2 if name.startswith(("checkpoint", "log", "save")) else 1
@@ -120,14 +120,14 @@ def test_signal_saves_at_the_step_and_goes_on(server, reference, tmp_path):
 
 def test_every_stage_is_swept():
     for kind in ("checkpoint", "checkpointsum", "weights", "weightssum", "result", "resultsum"):
-        assert {f"{kind}.{stage}" for stage in STAGES} <= set(runs.FAILPOINTS)
+        assert {f"{kind}.{stage}" for stage in STAGES} <= set(store.FAILPOINTS)
 
 
 HOLDER = """
 import os, sys, time
 from pathlib import Path
 from slimnb.errors import SlimnbError
-from slimnb.runs import RunStore
+from slimnb.runs.store import RunStore
 root, go, enough, fork = Path(sys.argv[1]), Path(sys.argv[2]), Path(sys.argv[3]), sys.argv[4]
 run = RunStore(root).open({"seed": 0}, "c", "d")
 print("up", flush=True)
@@ -194,5 +194,5 @@ def test_lock_of_a_killed_owner_is_free_at_once(holders, tmp_path, fork):
     os.kill(process.pid, signal.SIGKILL)
     process.wait()
     # With "fork" its child lives on, and must not have kept the lock.
-    with runs.RunStore(tmp_path / "s").open({"seed": 0}, "c", "d").lock():
+    with store.RunStore(tmp_path / "s").open({"seed": 0}, "c", "d").lock():
         pass

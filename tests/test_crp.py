@@ -12,17 +12,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slimnb.cost import CostTable
-from slimnb.crp import (
-    WEIGHTS,
-    check_weights,
-    chinese_restaurant_process,
-    expected,
-    expected_shares,
-    market,
-    seating,
-    table_count_probabilities,
-)
+from slimnb.cost.macs import CostTable
+from slimnb.papers.platforms.market import WEIGHTS, check_weights, chinese_restaurant_process, expected, expected_shares, market, seating, table_count_probabilities
 from slimnb.errors import SlimnbError
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 

@@ -7,9 +7,9 @@ import pytest
 import torch
 from small_runs import RECIPE, begin, finish, refused, snapshot, tensors
 
-from slimnb import checkpoint, durable
+from slimnb.runs import checkpoint, files
 from slimnb.errors import SlimnbError
-from slimnb.runs import RunStore
+from slimnb.runs.store import RunStore
 
 
 @pytest.fixture
@@ -28,9 +28,9 @@ DAMAGES = {
     "first bit": lambda path: flip(path, 0),
     "last bit": lambda path: flip(path, -1),
     "header bit": lambda path: flip(path, 40),
-    "no checksum": lambda path: durable.sidecar(path).unlink(),
-    "empty checksum": lambda path: durable.sidecar(path).write_bytes(b""),
-    "pickle": lambda path: durable.write_checked(path, b"\x80\x04}\x94.", durable.Failpoint(), "x"),
+    "no checksum": lambda path: files.sidecar(path).unlink(),
+    "empty checksum": lambda path: files.sidecar(path).write_bytes(b""),
+    "pickle": lambda path: files.write_checked(path, b"\x80\x04}\x94.", files.Failpoint(), "x"),
     "older one under its name": lambda path: rename_older(path),
     "header without events": lambda path: rewrite(path, lambda h: h.pop("events")),
     "header without meta": lambda path: rewrite(path, lambda h: h.pop("meta")),
@@ -46,7 +46,7 @@ def flip(path, at):
 
 def rename_older(path):
     older = path.with_name("ck-000002.safetensors")
-    durable.write_checked(path, older.read_bytes(), durable.Failpoint(), "x")
+    files.write_checked(path, older.read_bytes(), files.Failpoint(), "x")
 
 
 def rewrite(path, change, content=None):
@@ -54,7 +54,7 @@ def rewrite(path, change, content=None):
     found, header = checkpoint.unpack(path.read_bytes())
     change(header)
     data = checkpoint.pack(content or found, header)
-    durable.write_checked(path, data, durable.Failpoint(), "x")
+    files.write_checked(path, data, files.Failpoint(), "x")
 
 
 @pytest.mark.parametrize("damage", DAMAGES.values(), ids=DAMAGES.keys())

@@ -8,8 +8,8 @@ import pytest
 import torch
 from test_sources import encode, pictures, write_cifar10, write_folder, write_parquet
 
-from slimnb import data
-from slimnb.data import Batches, load_data, load_or_absent
+from slimnb.data import datasets
+from slimnb.data.datasets import Batches, load_data, load_or_absent
 from slimnb.errors import SlimnbError
 
 SMALL = {"train": 200, "test": 50}
@@ -24,16 +24,16 @@ def load(name, tmp_path, **options):
 
 
 def test_synthetic_is_complete():
-    data = load_data(**SMALL, val_fraction=0.2)
-    assert (data.name, data.num_classes, data.size) == ("synthetic", 10, 32)
-    assert (len(data.train), len(data.val), len(data.test)) == (160, 40, 50)
-    assert all(split.difficulty is not None for split in (data.train, data.val))
-    assert "160 train, 40 val, 50 test" in repr(data)
+    datasets = load_data(**SMALL, val_fraction=0.2)
+    assert (datasets.name, datasets.num_classes, datasets.size) == ("synthetic", 10, 32)
+    assert (len(datasets.train), len(datasets.val), len(datasets.test)) == (160, 40, 50)
+    assert all(split.difficulty is not None for split in (datasets.train, datasets.val))
+    assert "160 train, 40 val, 50 test" in repr(datasets)
 
 
 def test_synthetic_splits_do_not_meet():
-    data = load_data(**SMALL)
-    splits = [rows_of(split) for split in (data.train, data.val, data.test)]
+    datasets = load_data(**SMALL)
+    splits = [rows_of(split) for split in (datasets.train, datasets.val, datasets.test)]
     assert len(set.union(*splits)) == sum(map(len, splits)) == 250
 
 
@@ -41,38 +41,38 @@ def test_fingerprint_follows_content_and_cut():
     first = load_data(**SMALL)
     assert first.fingerprint == load_data(**SMALL).fingerprint
     others = [load_data(**SMALL, seed=1), load_data(train=210, test=50), load_data(**SMALL, val_fraction=0.2)]
-    assert len({first.fingerprint, *(data.fingerprint for data in others)}) == 4
+    assert len({first.fingerprint, *(datasets.fingerprint for datasets in others)}) == 4
 
 
 def test_mean_and_std_are_those_of_the_train_pixels():
-    data = load_data(**SMALL)
-    pixels = data.train.images.double() / 255
-    np.testing.assert_allclose(data.mean, pixels.mean((0, 2, 3)), atol=1e-4)
-    np.testing.assert_allclose(data.std, pixels.std((0, 2, 3), correction=0), atol=1e-4)
-    x = torch.cat([x for x, _ in Batches(data.train, 64, augment="none", mean=data.mean, std=data.std)])
+    datasets = load_data(**SMALL)
+    pixels = datasets.train.images.double() / 255
+    np.testing.assert_allclose(datasets.mean, pixels.mean((0, 2, 3)), atol=1e-4)
+    np.testing.assert_allclose(datasets.std, pixels.std((0, 2, 3), correction=0), atol=1e-4)
+    x = torch.cat([x for x, _ in Batches(datasets.train, 64, augment="none", mean=datasets.mean, std=datasets.std)])
     torch.testing.assert_close(x.mean((0, 2, 3)), torch.zeros(3), atol=1e-3, rtol=0)
 
 
 def test_the_test_split_counts_its_openings():
-    data = load_data(**SMALL)
-    copy = data.to("cpu")
-    repr(data), data.train, data.val, data.num_classes
-    assert data.test_opened == 0
-    assert len(data.test) == 50
-    assert data.test_opened == copy.test_opened == 1
+    datasets = load_data(**SMALL)
+    copy = datasets.to("cpu")
+    repr(datasets), datasets.train, datasets.val, datasets.num_classes
+    assert datasets.test_opened == 0
+    assert len(datasets.test) == 50
+    assert datasets.test_opened == copy.test_opened == 1
     copy.test.labels.sum()
-    assert data.test_opened == 2
+    assert datasets.test_opened == 2
 
 
 def test_parquet_from_root_or_environment(tmp_path, monkeypatch):
     write_cifar10(tmp_path)
-    data = load("cifar10", tmp_path, val_fraction=0.25)
-    assert (len(data.train), len(data.val), len(data.test)) == (48, 16, 16)
-    assert data.class_names[3] == "class 3" and data.train.difficulty is None
-    assert "64 of the 50,000 published train images" in repr(data)
+    datasets = load("cifar10", tmp_path, val_fraction=0.25)
+    assert (len(datasets.train), len(datasets.val), len(datasets.test)) == (48, 16, 16)
+    assert datasets.class_names[3] == "class 3" and datasets.train.difficulty is None
+    assert "64 of the 50,000 published train images" in repr(datasets)
     monkeypatch.setenv("SLIMNB_DATA", str(tmp_path))
     again = load_data("cifar10", cache=tmp_path / "other", val_fraction=0.25)
-    assert again.fingerprint == data.fingerprint and torch.equal(again.val.images, data.val.images)
+    assert again.fingerprint == datasets.fingerprint and torch.equal(again.val.images, datasets.val.images)
 
 
 def test_equal_train_images_stay_on_one_side_of_the_cut(tmp_path):
@@ -82,10 +82,10 @@ def test_equal_train_images_stay_on_one_side_of_the_cut(tmp_path):
     write_parquet(first, twice, np.repeat(np.arange(64) % 10, 2))
     second.unlink()
     for fraction in (0.1, 0.2, 0.3, 0.5):
-        data = load("cifar10", tmp_path, val_fraction=fraction)
-        assert len(data.train) + len(data.val) == 128
-        assert not rows_of(data.train) & rows_of(data.val)
-        assert "both" not in repr(data)
+        datasets = load("cifar10", tmp_path, val_fraction=fraction)
+        assert len(datasets.train) + len(datasets.val) == 128
+        assert not rows_of(datasets.train) & rows_of(datasets.val)
+        assert "both" not in repr(datasets)
 
 
 def test_published_test_images_in_train_are_reported(tmp_path):
@@ -99,16 +99,16 @@ def test_published_test_images_in_train_are_reported(tmp_path):
 
 def test_folder_without_test_tests_on_val_and_carves_val_from_train(tmp_path):
     write_folder(tmp_path / "pets", each=5)
-    data = load("pets", tmp_path, size=8, val_fraction=0.3)
-    assert (len(data.train), len(data.val), len(data.test)) == (7, 3, 10)
-    assert (data.name, data.size, data.class_names) == ("pets", 8, ("cat", "dog"))
-    assert load(str(tmp_path / "pets"), tmp_path, size=8, val_fraction=0.3).fingerprint == data.fingerprint
+    datasets = load("pets", tmp_path, size=8, val_fraction=0.3)
+    assert (len(datasets.train), len(datasets.val), len(datasets.test)) == (7, 3, 10)
+    assert (datasets.name, datasets.size, datasets.class_names) == ("pets", 8, ("cat", "dog"))
+    assert load(str(tmp_path / "pets"), tmp_path, size=8, val_fraction=0.3).fingerprint == datasets.fingerprint
 
 
 def test_folder_with_test_keeps_its_own_val(tmp_path):
     write_folder(tmp_path / "pets", ("train", "val", "test"), each=3)
-    data = load("pets", tmp_path, size=8)
-    assert (len(data.train), len(data.val), len(data.test)) == (6, 6, 6)
+    datasets = load("pets", tmp_path, size=8)
+    assert (len(datasets.train), len(datasets.val), len(datasets.test)) == (6, 6, 6)
 
 
 @pytest.mark.parametrize(("parts", "pair"), [(("train", "val", "test"), "train and val"),
@@ -164,17 +164,17 @@ def test_a_public_set_that_is_absent_still_names_its_finished_runs(tmp_path):
 
 
 def test_enlarged_images_are_the_middle_of_the_small_ones():
-    data = load_data("synthetic", train=100, test=20)
-    large = data.enlarged(224)
+    datasets = load_data("synthetic", train=100, test=20)
+    large = datasets.enlarged(224)
     assert large.val.images.shape == (10, 3, 224, 224) and large.val.images.dtype == torch.uint8
-    assert large.train is data.train and torch.equal(large.val.labels, data.val.labels)
-    opened = data.test_opened
+    assert large.train is datasets.train and torch.equal(large.val.labels, datasets.val.labels)
+    opened = datasets.test_opened
     assert len(large.test) == 20 and large.test.images.shape[-1] == 224
-    assert data.test_opened == opened + 2, "every opening counts, whatever the copy"
-    middle = data.val.images[..., 2:30, 2:30].float()  # 28 of 32 pixels, each 8 times as large
+    assert datasets.test_opened == opened + 2, "every opening counts, whatever the copy"
+    middle = datasets.val.images[..., 2:30, 2:30].float()  # 28 of 32 pixels, each 8 times as large
     small = torch.nn.functional.avg_pool2d(large.val.images.float(), 8)
     assert (small - middle)[..., 1:-1, 1:-1].abs().mean() < 12, "smoothed, in place"
-    even = data.enlarged(64)
+    even = datasets.enlarged(64)
     assert even.val.images.shape[-1] == 64
 
 
@@ -182,7 +182,7 @@ def test_a_set_too_large_for_the_device_stays_on_the_host(monkeypatch):
     small = load_data("synthetic", train=100, test=20)
     count = 120 * 3 * 32 * 32
     for free, place in ((2 * count, "meta"), (2 * count - 2, "cpu")):
-        monkeypatch.setattr(data, "_free_bytes", lambda device, free=free: free)
+        monkeypatch.setattr(datasets, "_free_bytes", lambda device, free=free: free)
         moved = small.to("meta")
         assert {split.images.device.type for split in (moved.train, moved.val, moved.test)} == {place}
     assert moved is small

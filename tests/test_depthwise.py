@@ -4,7 +4,7 @@ import pytest
 import torch
 import torch.nn.functional as F
 
-from slimnb.depthwise import DepthwiseConv2d, backward_is_slow
+from slimnb.nn.depthwise import DepthwiseConv2d, backward_is_slow
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 
 SHAPES = [(side, stride, kernel) for side in (1, 2, 3, 4, 5, 8) for stride in (1, 2)
@@ -68,7 +68,7 @@ def test_a_net_has_the_same_gradients_with_and_without(monkeypatch, dtype, toler
             asked.append(slow and backward_is_slow(x, kernel, stride))
             return asked[-1]
 
-        monkeypatch.setattr("slimnb.layers.backward_is_slow", decide)
+        monkeypatch.setattr("slimnb.nn.layers.backward_is_slow", decide)
         logits = net(x.contiguous(memory_format=torch.channels_last), net.uniform(0.5))
         logits.square().sum().backward()
         assert any(asked) == slow

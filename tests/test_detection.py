@@ -9,20 +9,20 @@ from test_scenes import refused
 from torchvision.models.detection._utils import SSDMatcher
 from torchvision.ops import box_iou
 
-from slimnb import detection_runs
-from slimnb.calibrate import calibrate_bn
-from slimnb.detection import DetectionLoss, Detector, detector_macs, match
-from slimnb.gates import Gated
-from slimnb.methods.slimmable import Switches
-from slimnb.nets.ds_mbnet import DSMobileNet
+from slimnb.papers.ds_net.detection import recipes
+from slimnb.train.calibrate import calibrate_bn
+from slimnb.papers.ds_net.detection.detector import DetectionLoss, Detector, detector_macs, match
+from slimnb.nn.gate import Gated
+from slimnb.papers.slimmable.method import Switches
+from slimnb.papers.ds_net.ds_mbnet import DSMobileNet
 from slimnb.nets.mobilenet_v1 import MobileNetV1
-from slimnb.precision import average_precision, evaluate_detector
-from slimnb.runs import RunStore
-from slimnb.scene_batches import SceneBatches, Targets
-from slimnb.scenes import SceneSplit, generated
-from slimnb.state import load_net, net_state
+from slimnb.papers.ds_net.detection.precision import average_precision, evaluate_detector
+from slimnb.runs.store import RunStore
+from slimnb.papers.ds_net.detection.batches import SceneBatches, Targets
+from slimnb.papers.ds_net.detection.scenes import SceneSplit, generated
+from slimnb.train.state import load_net, net_state
 from slimnb.subnet import Subnet
-from slimnb.train import Pass
+from slimnb.train.loop import Pass
 
 LAYOUT = ((8, 2), (16, 2), (24, 2), (32, 1))
 SETTINGS = {"taps": (1, 2, 3), "channels": 16, "pyramid": (24, 16), "scales": (0.25, 0.45, 0.6), "ratios": ((2,), (2,))}
@@ -274,14 +274,14 @@ def test_precision_needs_objects_and_all_scenes(capsys):
 # -- runs ------------------------------------------------------------------------------------------------
 
 
-def tiny() -> detection_runs.DetectionRecipe:
-    return replace(detection_runs.recipes("smoke")[1], epochs=2, batch_size=8, warmup_epochs=0)
+def tiny() -> recipes.DetectionRecipe:
+    return replace(recipes.recipes("smoke")[1], epochs=2, batch_size=8, warmup_epochs=0)
 
 
 def test_an_interrupted_run_ends_in_the_same_bits(data, tmp_path, monkeypatch):
     straight, broken = (RunStore(tmp_path / name, tmp_path / "none") for name in "ab")
     recipe = tiny()
-    whole = detection_runs.run_detection(recipe, data, straight, quiet=True)
+    whole = recipes.run_detection(recipe, data, straight, quiet=True)
     assert [row["name"] for row in whole.rows] == ["S", "L"] and whole.rows[0]["macs"] < whole.rows[1]["macs"]
     assert all(0 <= row["map"] <= row["map_50"] <= 100 and row["n"] == 8 for row in whole.rows)
 
@@ -294,11 +294,11 @@ def test_an_interrupted_run_ends_in_the_same_bits(data, tmp_path, monkeypatch):
         return plain(self, step)
 
     monkeypatch.setattr(SceneBatches, "batch", interrupted)
-    trained = detection_runs.train
-    monkeypatch.setattr(detection_runs, "train", lambda *given, **named: trained(*given, **named, save_seconds=0))
+    trained = recipes.train
+    monkeypatch.setattr(recipes, "train", lambda *given, **named: trained(*given, **named, save_seconds=0))
     with pytest.raises(KeyboardInterrupt):
-        detection_runs.run_detection(recipe, data, broken, quiet=True)
-    again = detection_runs.run_detection(recipe, data, broken, quiet=True)
+        recipes.run_detection(recipe, data, broken, quiet=True)
+    again = recipes.run_detection(recipe, data, broken, quiet=True)
     assert made == [0, 1, 2, 2, 3] and again.rows == whole.rows and again.history == whole.history
     for stored in (straight, broken):
         (record,) = stored.records()
@@ -307,22 +307,22 @@ def test_an_interrupted_run_ends_in_the_same_bits(data, tmp_path, monkeypatch):
                     for store in (straight, broken))
     assert ours == theirs and ours
     monkeypatch.setattr(SceneBatches, "batch", None)  # a finished run is not trained
-    assert detection_runs.run_detection(recipe, data, broken, quiet=True).rows == whole.rows
+    assert recipes.run_detection(recipe, data, broken, quiet=True).rows == whole.rows
 
 
 def test_runs_that_cannot_be_are_refused_in_one_line(data, tmp_path, monkeypatch):
     store = RunStore(tmp_path, tmp_path)
-    refused("P04", detection_runs.run_detection, replace(tiny(), side=96), data, store)
-    refused("B08", detection_runs.run_detection, replace(tiny(), start="nobody"), data, store, quiet=True)
+    refused("P04", recipes.run_detection, replace(tiny(), side=96), data, store)
+    refused("B08", recipes.run_detection, replace(tiny(), start="nobody"), data, store, quiet=True)
     monkeypatch.setenv("SLIMNB_NO_TRAINING", "1")
-    refused("B08", detection_runs.run_detection, tiny(), data, store)
-    refused("P10", detection_runs.recipes, "huge")
+    refused("B08", recipes.run_detection, tiny(), data, store)
+    refused("P10", recipes.recipes, "huge")
 
 
 @pytest.mark.parametrize("scale", ["smoke", "small", "full"])
 def test_the_recipes_can_be_built(scale):
-    for recipe in detection_runs.recipes(scale, seed=2):
-        net, named = detection_runs.build_detector(recipe, 20)
+    for recipe in recipes.recipes(scale, seed=2):
+        net, named = recipes.build_detector(recipe, 20)
         assert net.input_size == recipe.side and recipe.seed == 2
         macs = [detector_macs(net, subnet) for subnet in named.values()]
         assert macs == sorted(macs) and Switches(named).subnets()[-1] in named.values()

@@ -18,36 +18,21 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training import Memory, NoSync, everything, same_bits
 
-from slimnb import experiment
-from slimnb.cost import count_macs
-from slimnb.data import load_data
-from slimnb.dynamic import DynamicNet, path_macs
+from slimnb.train import experiment
+from slimnb.cost.macs import count_macs
+from slimnb.data.datasets import load_data
+from slimnb.papers.ds_net.dynamic import DynamicNet, path_macs
 from slimnb.errors import SlimnbError
-from slimnb.gates import Gated
-from slimnb.measure import plain_batches
-from slimnb.methods.ds_net import (
-    GIVE_UP,
-    TRY_BEST,
-    Ema,
-    EnsembleBootstrapping,
-    Routed,
-    SandwichGateSparsification,
-    any_path,
-    load,
-    packed_bits,
-    plan,
-    prepare,
-    probe,
-    routed_macs,
-    unpacked_bits,
-)
-from slimnb.methods.ds_net import results as results_of
-from slimnb.methods.slimmable import InplaceDistillation, Sandwich, Switches
-from slimnb.nets.ds_mbnet import DSMobileNet
-from slimnb.nets.ds_resnet import DSResNet50
-from slimnb.runs import RunStore
-from slimnb.studies import ds_net as study
-from slimnb.train import Labels, Pass, Schedule, make_optimizer, rng_at, train, train_step
+from slimnb.nn.gate import Gated
+from slimnb.train.measure import plain_batches
+from slimnb.papers.ds_net.method import GIVE_UP, TRY_BEST, Ema, EnsembleBootstrapping, Routed, SandwichGateSparsification, any_path, load, packed_bits, plan, prepare, probe, routed_macs, unpacked_bits
+from slimnb.papers.ds_net.method import results as results_of
+from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich, Switches
+from slimnb.papers.ds_net.ds_mbnet import DSMobileNet
+from slimnb.papers.ds_net.ds_resnet import DSResNet50
+from slimnb.runs.store import RunStore
+from slimnb.papers.ds_net import recipes as study
+from slimnb.train.loop import Labels, Pass, Schedule, make_optimizer, rng_at, train, train_step
 
 WIDER = {"largest": (16, 24, 24, 32, 48)}  # wider than any path, in the fixed layers, too
 each_stage_one = pytest.mark.parametrize(("kind", "options"), [(DSMobileNet, WIDER), (DSResNet50, {})])

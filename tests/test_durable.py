@@ -7,8 +7,8 @@ import os
 import numpy as np
 import pytest
 
-from slimnb import durable
-from slimnb.durable import Damaged, Failpoint, from_json, plain, to_json
+from slimnb.runs import files
+from slimnb.runs.files import Damaged, Failpoint, from_json, plain, to_json
 from slimnb.errors import SlimnbError
 
 FAIL = Failpoint()
@@ -80,28 +80,28 @@ def test_json_text_does_not_depend_on_order():
 
 def test_checked_file_comes_back_and_sha256sum_could_check_it(tmp_path):
     path = tmp_path / "x.bin"
-    hexdigest = durable.write_checked(path, b"abc", FAIL, "x")
-    assert durable.read_checked(path) == b"abc"
-    assert durable.sidecar(path).read_text() == f"{hexdigest}  x.bin\n"
+    hexdigest = files.write_checked(path, b"abc", FAIL, "x")
+    assert files.read_checked(path) == b"abc"
+    assert files.sidecar(path).read_text() == f"{hexdigest}  x.bin\n"
     assert sorted(p.name for p in tmp_path.iterdir()) == ["x.bin", "x.bin.sha256"]
 
 
 @pytest.mark.parametrize("change", ["flip", "cut", "grow", "empty", "swap", "nosum", "badsum"])
 def test_changed_file_is_not_believed(tmp_path, change):
     path, other = tmp_path / "x.bin", tmp_path / "y.bin"
-    durable.write_checked(path, b"abcdef", FAIL, "x")
-    durable.write_checked(other, b"another", FAIL, "x")
+    files.write_checked(path, b"abcdef", FAIL, "x")
+    files.write_checked(other, b"another", FAIL, "x")
     if change == "swap":  # a good file with its good checksum, under another's name
         path.write_bytes(other.read_bytes())
-        durable.sidecar(path).write_bytes(durable.sidecar(other).read_bytes())
+        files.sidecar(path).write_bytes(files.sidecar(other).read_bytes())
     elif change == "nosum":
-        durable.sidecar(path).unlink()
+        files.sidecar(path).unlink()
     elif change == "badsum":
-        durable.sidecar(path).write_text("?")
+        files.sidecar(path).write_text("?")
     else:
         path.write_bytes({"flip": b"abcdeg", "cut": b"abc", "grow": b"abcdefg", "empty": b""}[change])
     with pytest.raises(Damaged):
-        durable.read_checked(path)
+        files.read_checked(path)
 
 
 KINDS = ["link", "dangling", "pipe", "folder"]
@@ -125,9 +125,9 @@ def test_strange_files_are_neither_read_nor_written(tmp_path, kind):
     put(kind, path, target)
     before = os.lstat(path)
     for call in (
-        lambda: durable.read_file(path),
-        lambda: durable.write_file(path, b"new", FAIL, "x"),
-        lambda: durable.refuse_strange(path),
+        lambda: files.read_file(path),
+        lambda: files.write_file(path, b"new", FAIL, "x"),
+        lambda: files.refuse_strange(path),
     ):
         with pytest.raises(SlimnbError, match="SNB-C21"):
             call()
@@ -142,7 +142,7 @@ def test_strange_files_are_neither_read_nor_written(tmp_path, kind):
 )
 def test_refusal_by_the_system_leaves_the_old_file(tmp_path, monkeypatch, call, number, code):
     path = tmp_path / "x.bin"
-    durable.write_file(path, b"old", FAIL, "x")
+    files.write_file(path, b"old", FAIL, "x")
 
     def refuse(*args, **kwargs):
         raise OSError(number, os.strerror(number))
@@ -150,7 +150,7 @@ def test_refusal_by_the_system_leaves_the_old_file(tmp_path, monkeypatch, call, 
     with monkeypatch.context() as patch:
         patch.setattr(os, call, refuse)
         with pytest.raises(SlimnbError) as caught:
-            durable.write_file(path, b"newer", FAIL, "x")
+            files.write_file(path, b"newer", FAIL, "x")
     assert caught.value.code == code and len(str(caught.value)) <= 240
     assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
@@ -158,11 +158,11 @@ def test_refusal_by_the_system_leaves_the_old_file(tmp_path, monkeypatch, call, 
 def test_short_writes_are_completed(tmp_path, monkeypatch):
     write = os.write
     monkeypatch.setattr(os, "write", lambda fd, data: write(fd, bytes(data[:3])))
-    durable.write_file(tmp_path / "x", bytes(range(100)), FAIL, "x")
+    files.write_file(tmp_path / "x", bytes(range(100)), FAIL, "x")
     assert (tmp_path / "x").read_bytes() == bytes(range(100))
 
 
 def test_folder_under_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
     with pytest.raises(SlimnbError, match="SNB-C21"):
-        durable.make_folder(tmp_path / "file" / "runs" / "x")
+        files.make_folder(tmp_path / "file" / "runs" / "x")

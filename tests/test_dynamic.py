@@ -9,13 +9,13 @@ from gated_nets import KINDS, ready
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slimnb.cost import count_macs
-from slimnb.dynamic import MIXING, DynamicNet, Pointwise, cheapest_runs, pack_, path_macs
+from slimnb.cost.macs import count_macs
+from slimnb.papers.ds_net.dynamic import MIXING, DynamicNet, Pointwise, cheapest_runs, pack_, path_macs
 from slimnb.errors import SlimnbError
-from slimnb.gates import Gated
-from slimnb.layers import GROUP
-from slimnb.nets.ds_mbnet import DSMobileNet
-from slimnb.nets.ds_resnet import DSResNet50
+from slimnb.nn.gate import Gated
+from slimnb.nn.layers import GROUP
+from slimnb.papers.ds_net.ds_mbnet import DSMobileNet
+from slimnb.papers.ds_net.ds_resnet import DSResNet50
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
 

@@ -11,11 +11,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slimnb.calibrate import calibrate_bn, evaluate
-from slimnb.elastic import ElasticTable, sample_structures, structures_of, subnets_at
-from slimnb.elastic_latency import check_latency, elastic_latency
+from slimnb.train.calibrate import calibrate_bn, evaluate
+from slimnb.cost.elastic import ElasticTable, sample_structures, structures_of, subnets_at
+from slimnb.cost.elastic_latency import check_latency, elastic_latency
 from slimnb.errors import SlimnbError
-from slimnb.evolution import Validated, all_structures, canonical, evolve, random_search, reach
+from slimnb.search.evolution import Validated, all_structures, canonical, evolve, random_search, reach
 from slimnb.nets.mobilenet_v3 import MobileNetV3
 from slimnb.subnet import Subnet
 

@@ -16,8 +16,8 @@ import pytest
 from filelock import FileLock
 
 from slimnb.errors import SlimnbError
-from slimnb.execute import KERNEL, _own_kernel, execute
-from slimnb.notebook import check_whole, code_hash, content_key, declared_by, is_current, read_chapter
+from slimnb.book.execute import KERNEL, _own_kernel, execute
+from slimnb.book.notebook import check_whole, code_hash, content_key, declared_by, is_current, read_chapter
 
 # Without Chapter.begin, which imports torch: a kernel then starts in one second.
 TINY = """# %% [markdown]
@@ -37,7 +37,7 @@ note = "none"
 
 # %%
 from pathlib import Path
-from slimnb.chapter import Chapter
+from slimnb.book.chapter import Chapter
 chapter = Chapter("01_tiny", {"scale": scale}, "cpu", Path("."))
 # Chapter.begin("01_tiny", globals(), lr=Float(), note=Folder())
 
@@ -50,7 +50,7 @@ print("after")
 # %%
 chapter.end()
 """
-BEGIN = "from slimnb.parameters import Float, Folder\nfrom slimnb.chapter"
+BEGIN = "from slimnb.book.parameters import Float, Folder\nfrom slimnb.book.chapter"
 RULES = 'False and Chapter.begin("01_tiny", globals(), lr=Float(), note=Folder())'
 
 
@@ -81,7 +81,7 @@ def test_a_good_run_is_whole_and_names_what_it_came_from(good):
     nbformat.validate(book)
     check_whole(book, "out")
     assert "0.1 7" in text_of(good / "out.ipynb") and "after" in text_of(good / "out.ipynb")
-    assert book.metadata.slimnb.parameters == {"seed": 7}
+    assert book.metadata.slimnb.book.parameters == {"seed": 7}
     assert book.metadata.slimnb.code == code_hash(read_chapter(good / "01_tiny.py"))
     assert is_current(good / "01_tiny.py", good / "out.ipynb", {"seed": 7})
     left = {path.name for path in good.iterdir()} - {".out.lock"}
@@ -181,7 +181,7 @@ def test_parameters_are_refused_before_a_kernel_starts(tmp_path, code, given):
 
 
 def test_a_typo_given_to_papermill_itself_is_refused_in_the_notebook_in_one_line(tmp_path):
-    text = TINY.replace("# Chapter.begin", "Chapter.begin").replace("from slimnb.chapter", BEGIN)
+    text = TINY.replace("# Chapter.begin", "Chapter.begin").replace("from slimnb.book.chapter", BEGIN)
     nbformat.write(read_chapter(write(tmp_path, text=text)), tmp_path / "in.ipynb")
     with _own_kernel(), pytest.raises(papermill.PapermillExecutionError) as caught:
         options = {"kernel_name": KERNEL, "language": "python", "progress_bar": False}
@@ -225,7 +225,7 @@ def test_killed_at_any_moment_the_last_output_survives_and_no_kernel_stays(tmp_p
     path = write(tmp_path, middle)
     execute(path, out)
     kept = out.read_bytes()
-    program = "import sys; from slimnb.execute import execute; execute(sys.argv[1], sys.argv[2], {'seed': 1})"
+    program = "import sys; from slimnb.book.execute import execute; execute(sys.argv[1], sys.argv[2], {'seed': 1})"
     moments = random.Random(0)
     for _ in range(6):
         child = subprocess.Popen([sys.executable, "-c", program, path, out], stdout=subprocess.DEVNULL)

@@ -6,17 +6,19 @@ from pathlib import Path
 import pytest
 import torch
 
-from slimnb import experiment, recipes
-from slimnb.calibrate import evaluate
-from slimnb.cost import count_macs
-from slimnb.data import Augmentation, load_data
+from slimnb.train import experiment, recipe as recipes
+from slimnb.train.calibrate import evaluate
+from slimnb.cost.macs import count_macs
+from slimnb.data.datasets import Augmentation, load_data
 from slimnb.errors import SlimnbError
-from slimnb.pruning import embed_counts_, gammas
-from slimnb.runs import RunStore
-from slimnb.state import net_state
-from slimnb.studies import pss_net, slimmable_networks, sp_net
+from slimnb.papers.sp_net.pruning import embed_counts_, gammas
+from slimnb.runs.store import RunStore
+from slimnb.train.state import net_state
+from slimnb.papers.pss_net import recipes as pss_net
+from slimnb.papers.slimmable import recipes as slimmable_networks
+from slimnb.papers.sp_net import recipes as sp_net
 from slimnb.subnet import Subnet
-from slimnb.train import Schedule
+from slimnb.train.loop import Schedule
 
 TINY = replace(recipes.SMOKE, arm="S-Net", epochs=1, mults=(0.5, 1.0), layout=((32, 2), (32, 2), (64, 1)),
                calibration_images=64)

@@ -10,7 +10,8 @@ import pytest
 from figure_checks import holds_for
 from matplotlib.colors import to_rgb
 
-from slimnb import figures, style
+from slimnb.book import style, style
+from slimnb.papers.slimmable import figures
 from slimnb.errors import SlimnbError
 
 MULTS = [0.25, 0.5, 1.0]
@@ -197,7 +198,7 @@ def test_text_has_contrast_on_white():
 
 def test_what_is_shown_is_escaped(tmp_path):
     frame = _results().assign(arm="<script>alert(1)</script> $x^{$")
-    shown = figures.save(figures.accuracy(frame, 'T"><img src=x> --> $\\frac$'), tmp_path / "x.svg")
+    shown = style.save(figures.accuracy(frame, 'T"><img src=x> --> $\\frac$'), tmp_path / "x.svg")
     bundle = shown._repr_mimebundle_()
     assert "<script" not in bundle["text/html"] and bundle["text/html"].count("<img") == 1
     svg = shown.path.read_text()
@@ -207,7 +208,7 @@ def test_what_is_shown_is_escaped(tmp_path):
 @pytest.mark.parametrize(("call", "texts"), [
     (lambda path: figures.easy_and_hard(_results().drop(columns="top1_hard"), "t"), ("P53", "top1_hard")),
     (lambda path: figures.accuracy(_results().iloc[:0], "t"), ("P53", "0 rows")),
-    (lambda path: figures.save(figures.accuracy(_results(), "t"), path / "x.png"), ("P54", "x.png", ".svg")),
+    (lambda path: style.save(figures.accuracy(_results(), "t"), path / "x.png"), ("P54", "x.png", ".svg")),
 ])
 def test_bad_input_is_one_line(call, texts, tmp_path):
     with pytest.raises(SlimnbError) as caught:

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from figure_checks import holds_for, no_text_overlaps
 
-from slimnb import figures, style
+from slimnb.papers.ds_net import figures
+from slimnb.book import style
 from slimnb.errors import SlimnbError
 
 LITERATURE = Path(__file__).parents[1] / "data/literature/ds_net.csv"

@@ -10,7 +10,9 @@ import pytest
 from figure_checks import holds_for
 from matplotlib.colors import to_hex
 
-from slimnb import figures, style
+from slimnb.book import style, style
+from slimnb.papers.platforms import figures as platforms_figures, search_figures
+from slimnb.papers.slimmable import figures as slimmable_figures
 from slimnb.errors import SlimnbError
 
 MARKETS = ["S", "RS", "U", "M", "L", "RL"]
@@ -25,7 +27,7 @@ def _reference() -> pd.DataFrame:
 
 
 def _trellis():
-    return figures.trellis(UNARY, COSTS, [1, 1, 0], WIDTHS, "The best path is bold")
+    return search_figures.trellis(UNARY, COSTS, [1, 1, 0], WIDTHS, "The best path is bold")
 
 
 def _channels() -> pd.DataFrame:
@@ -57,7 +59,7 @@ def _unary():
     scores = {1: {0.5: -0.3, 1.0: -0.2, 1.5: -0.1}, 2: {0.25: -0.9, 0.5: -0.4, 1.0: -0.2, 1.5: -0.25}}
     rows = [(unit, mult, score) for unit, row in scores.items() for mult, score in row.items()]
     paths = [("#1", 1, 0.5), ("#1", 2, 0.25), ("#7", 1, 1.5), ("#7", 2, 1.0)]
-    return figures.unary(pd.DataFrame(rows, columns=["unit", "mult", "score"]),
+    return search_figures.unary(pd.DataFrame(rows, columns=["unit", "mult", "score"]),
                          pd.DataFrame(paths, columns=["platform", "unit", "mult"]), "Width pays first in the stem")
 
 
@@ -84,17 +86,17 @@ def _marginals() -> pd.DataFrame:
 
 
 DRAW = {
-    "market_shares": lambda: figures.market_shares(SIZES, "Few tables take all", _reference()),
+    "market_shares": lambda: platforms_figures.market_shares(SIZES, "Few tables take all", _reference()),
     "trellis": _trellis,
-    "channels": lambda: figures.channels(_channels(), "Shallow layers are wider"),
-    "channels of one platform": lambda: figures.channels(_channels().query("platform == '#7'"), "Wider"),
-    "weighted_accuracy": lambda: figures.weighted_accuracy(_weighted(), "Searched channels win", _weighted(1)),
-    "weighted_accuracy of four searches": lambda: figures.weighted_accuracy(_many(), "Random search loses"),
-    "forecast": lambda: figures.forecast(_forecast(), "A wrong forecast costs points"),
+    "channels": lambda: platforms_figures.channels(_channels(), "Shallow layers are wider"),
+    "channels of one platform": lambda: platforms_figures.channels(_channels().query("platform == '#7'"), "Wider"),
+    "weighted_accuracy": lambda: platforms_figures.weighted_accuracy(_weighted(), "Searched channels win", _weighted(1)),
+    "weighted_accuracy of four searches": lambda: platforms_figures.weighted_accuracy(_many(), "Random search loses"),
+    "forecast": lambda: platforms_figures.forecast(_forecast(), "A wrong forecast costs points"),
     "unary": _unary,
-    "duality": lambda: figures.duality(_duality(), "The gap is small"),
-    "latency_fit": lambda: figures.latency_fit(_latency(), "Tables predict latency"),
-    "marginals": lambda: figures.marginals(_marginals(), "Sampling closes in"),
+    "duality": lambda: search_figures.duality(_duality(), "The gap is small"),
+    "latency_fit": lambda: platforms_figures.latency_fit(_latency(), "Tables predict latency"),
+    "marginals": lambda: search_figures.marginals(_marginals(), "Sampling closes in"),
 }
 
 
@@ -102,7 +104,7 @@ test_every_figure_holds = holds_for(DRAW)
 
 
 def test_shares_are_ranked_and_tables_that_are_missing_count_as_none():
-    ax = figures.market_shares(SIZES, "t", _reference(), ranks=3)
+    ax = platforms_figures.market_shares(SIZES, "t", _reference(), ranks=3)
     mean = next(line for line in ax.lines if line.get_label().startswith("mean of 3"))
     assert mean.get_ydata() == pytest.approx([200 / 3, 50 / 3, 10])
     assert [bar.get_height() for bar in ax.patches] == [62, 26, 59, 26]
@@ -115,18 +117,18 @@ def test_the_best_path_is_bold_and_the_description_has_its_score_and_cost():
     bold = [line for line in ax.lines if line.get_linewidth() == 3]
     assert [list(line.get_ydata()) for line in bold] == [[1, 1], [1, 0]]
     assert {text.get_text() for text in ax.texts if text.get_fontweight() == "bold"} == {"8", "16", "4"}
-    assert "The path 16, 16, 8 scores -2.8 and costs 12." in figures.alt_text(ax)
+    assert "The path 16, 16, 8 scores -2.8 and costs 12." in style.alt_text(ax)
 
 
 def test_units_of_a_trellis_may_have_unequal_choices():
     padded = [[-1.2, float("-inf")], [-1.5, -0.9]]
-    ax = figures.trellis(padded, [[[2, 4]]], [0, 1], [[8], [16, 32]], "t")
+    ax = search_figures.trellis(padded, [[[2, 4]]], [0, 1], [[8], [16, 32]], "t")
     assert [text.get_text() for text in ax.texts if text.get_text() in {"8", "16", "32"}] == ["8", "16", "32"]
     assert "−inf" not in "".join(text.get_text() for text in ax.texts)
 
 
 def test_a_unit_that_platforms_share_is_filled_on_each_of_them():
-    axes = figures.channels(_channels(), "t")
+    axes = platforms_figures.channels(_channels(), "t")
     for ax in axes:
         filled = [[to_hex(face) != "#ffffff" for face in dots.get_facecolors()] for dots in ax.collections]
         assert filled == [[True, False, False], [True, True, False]]
@@ -135,7 +137,7 @@ def test_a_unit_that_platforms_share_is_filled_on_each_of_them():
 
 
 def test_sampling_by_weight_is_filled_and_a_market_is_a_row():
-    here, paper = figures.weighted_accuracy(_weighted(), "t", _weighted(1).query("market != 'U'"))
+    here, paper = platforms_figures.weighted_accuracy(_weighted(), "t", _weighted(1).query("market != 'U'"))
     dots = [line for line in here.lines if line.get_markersize() == 6.5]
     drawn = {(round(float(line.get_ydata()[0])), line.get_markerfacecolor() == "white", line.get_markeredgecolor()):
              line.get_xdata()[0] for line in dots}
@@ -149,15 +151,15 @@ def test_sampling_by_weight_is_filled_and_a_market_is_a_row():
 
 def test_a_paper_with_more_markets_and_arms_than_were_run_shows_what_was_run():
     few = _weighted().query("market in ['S', 'U'] and arm != 'AOWS-U' and arm != 'AOWS-W'")
-    axes = figures.weighted_accuracy(few, "t", _weighted(1))
+    axes = platforms_figures.weighted_accuracy(few, "t", _weighted(1))
     assert [len([line for line in ax.lines if line.get_markersize() == 6.5]) for ax in axes] == [8, 8]
 
 
 def test_rows_are_trained_for_and_columns_used_in():
-    ax = figures.forecast(_forecast(), "t")
+    ax = platforms_figures.forecast(_forecast(), "t")
     cells = {tuple(text.get_position()): text.get_text() for text in ax.texts}
     assert cells[5, 0] == "5.00" and cells[0, 5] == "−0.50" and cells[2, 2] == "0"
-    assert "trained for S and used in RL" in figures.alt_text(ax)
+    assert "trained for S and used in RL" in style.alt_text(ax)
     colours = ax.collections[0].to_rgba(ax.collections[0].get_array()).reshape(6, 6, 4)
     assert to_hex(colours[3, 3]) == "#ffffff" and colours[0, 5, 2] < colours[0, 1, 2] < 1
 
@@ -172,7 +174,7 @@ def test_every_choice_is_a_cell_and_every_platform_a_path():
 
 
 def test_gaps_are_taken_at_the_same_budget():
-    left, right = figures.duality(_duality(), "t")
+    left, right = search_figures.duality(_duality(), "t")
     gap, lost = right.lines
     assert gap.get_ydata() == pytest.approx([0.15, 0]) and lost.get_ydata() == pytest.approx([0.1, 0])
     assert gap.get_xdata().tolist() == [10, 20]
@@ -180,17 +182,17 @@ def test_gaps_are_taken_at_the_same_budget():
 
 
 def test_each_latency_model_has_its_mean_error():
-    ax = figures.latency_fit(_latency(), "t")
+    ax = platforms_figures.latency_fit(_latency(), "t")
     assert [text.get_text() for text in ax.get_legend().get_texts()] == [
         "pairwise table: off by 2 %", "MACs alone: off by 10 %"]
     assert ax.get_xlim() == ax.get_ylim()
-    (text,) = figures.latency_fit(_latency().query("predicted > measured").drop(columns="model"),
+    (text,) = platforms_figures.latency_fit(_latency().query("predicted > measured").drop(columns="model"),
                                   "t").get_legend().get_texts()
     assert text.get_text() == "held-out subnets: off by 2 %"
 
 
 def test_probabilities_are_stacked_to_one_and_the_likely_widths_are_named():
-    axes = figures.marginals(_marginals(), "t")
+    axes = search_figures.marginals(_marginals(), "t")
     assert len(axes) == 2
     tops = [band.get_paths()[0].vertices[:, 1].max() for band in axes[0].collections]
     assert tops == pytest.approx([1 / 3, 1, 1])
@@ -202,7 +204,7 @@ def test_probabilities_are_stacked_to_one_and_the_likely_widths_are_named():
 def test_a_platforms_mean_is_one_point_though_its_nets_differ_in_macs():
     rows = [("OWS-U", "#1", 3.0e6, 40, 0), ("OWS-U", "#1", 3.2e6, 42, 1), ("OWS-U", "#2", 7.0e6, 50, 0),
             ("OWS-U", "#2", 6.8e6, 52, 1)]
-    ax = figures.accuracy(pd.DataFrame(rows, columns=["arm", "platform", "macs", "top1", "seed"]), "t")
+    ax = slimmable_figures.accuracy(pd.DataFrame(rows, columns=["arm", "platform", "macs", "top1", "seed"]), "t")
     assert ax.lines[1].get_xdata() == pytest.approx([3.1, 6.9])
     assert ax.lines[1].get_ydata() == pytest.approx([41, 51])
 
@@ -226,9 +228,9 @@ def test_a_word_that_begins_like_a_method_is_not_the_method():
 
 
 @pytest.mark.parametrize(("call", "missing"), [
-    (lambda: figures.channels(_channels().drop(columns="unit"), "t"), "unit"),
-    (lambda: figures.forecast(_forecast().rename(columns={"lost": "regret"}), "t"), "lost"),
-    (lambda: figures.market_shares(np.empty((0, 3)), "t"), "0 rows"),
+    (lambda: platforms_figures.channels(_channels().drop(columns="unit"), "t"), "unit"),
+    (lambda: platforms_figures.forecast(_forecast().rename(columns={"lost": "regret"}), "t"), "lost"),
+    (lambda: platforms_figures.market_shares(np.empty((0, 3)), "t"), "0 rows"),
 ])
 def test_bad_input_is_one_line(call, missing):
     with pytest.raises(SlimnbError) as caught:

@@ -10,7 +10,8 @@ import pandas as pd
 import pytest
 from figure_checks import holds_for
 
-from slimnb import figures, style
+from slimnb.book import style, style
+from slimnb.papers.pss_net import figures
 from slimnb.errors import SlimnbError
 
 PRINTED = pd.read_csv(Path(__file__).parents[1] / "data/literature/pss_net.csv")
@@ -117,7 +118,7 @@ def test_a_bucket_where_nothing_was_accepted_has_no_dot():
     assert ax.get_yscale() == "log"
     naive = ax.lines[0]
     assert naive.get_xdata().tolist() == [3, 4, 5, 6, 7, 8, 9] and np.isnan(naive.get_ydata()[-1])
-    assert "Naive: 30 to 2.46e+03" in figures.alt_text(ax) and "Exact: 1 to 1" in figures.alt_text(ax)
+    assert "Naive: 30 to 2.46e+03" in style.alt_text(ax) and "Exact: 1 to 1" in style.alt_text(ax)
 
 
 def test_what_a_bucket_prefers_is_warm():
@@ -158,16 +159,16 @@ def test_bars_say_what_they_are_long():
 
 def test_a_switcher_that_overspends_is_told():
     fine = figures.switching(_switching(), "t")
-    assert "60 batches 0 cost more" in figures.alt_text(fine)
+    assert "60 batches 0 cost more" in style.alt_text(fine)
     assert fine[0].lines[1].get_ydata().max() == 8 and len(fine) == 2
     over = figures.switching(_switching().assign(cost=9e6), "t")
-    assert "60 batches 0 cost" not in figures.alt_text(over)
+    assert "60 batches 0 cost" not in style.alt_text(over)
 
 
 def test_chosen_structures_are_marked_and_the_trend_is_told():
     axes = figures.pool_contents(_pools(), "t")
     assert axes[1].lines[1].get_xdata().tolist() == [1000]
-    assert "4 M: 15 structures, rank correlation 1.00." in figures.alt_text(axes)
+    assert "4 M: 15 structures, rank correlation 1.00." in style.alt_text(axes)
     assert not figures.pool_contents(_pools().drop(columns="chosen"), "t")[0].figure.legends
 
 

@@ -12,14 +12,15 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.patches import StepPatch
 from nets import tiny
 
-from slimnb import figures, style
+from slimnb.book import style, style
+from slimnb.papers.sp_net import figures
 from slimnb.errors import SlimnbError
-from slimnb.figures.sp_net import ABSENT, KEPT, PRUNED, ZERO
+from slimnb.papers.sp_net.figures import ABSENT, KEPT, PRUNED, ZERO
 from slimnb.nets.resnet import ResNet50
 from slimnb.nets.sorting import embed_
-from slimnb.nets.zero_padding import places_of, streams
-from slimnb.pruning import gammas, importance_order
-from slimnb.studies.sp_net import ARMS
+from slimnb.nn.zero_padding import places_of, streams
+from slimnb.papers.sp_net.pruning import gammas, importance_order
+from slimnb.papers.sp_net.recipes import ARMS
 
 WIDTHS = ["0.25×", "0.5×", "1×"]
 ORDER = [4, 1, 6, 0, 5, 2, 7, 3]
@@ -136,7 +137,7 @@ def test_sorted_survivors_are_prefixes_and_lines_lead_to_their_places():
     assert trained.tolist() == [list(map(int, mask)) for mask in MASKS.values()]
     assert sorted_.tolist() == [[1] * n + [0] * (8 - n) for n in (2, 5, 8)]
     assert [line.get_xdata().tolist() for line in ax.lines] == [[1, 1], [4, 0]]
-    assert "0.25× keeps 2 of 8" in figures.alt_text(ax)
+    assert "0.25× keeps 2 of 8" in style.alt_text(ax)
 
 
 def test_zeros_fill_what_other_paths_have_and_the_gaps_of_the_slice():
@@ -209,7 +210,7 @@ def test_errors_are_means_of_seeds_and_the_description_names_the_least():
     large = [line for line in axes[0].lines if line.get_markersize() == 6.5]
     assert sorted(line.get_xdata()[0] for line in large if line.get_marker() == "v") == [24.5, 26.5, 28.5]
     assert {line.get_color() for line in axes[1].lines} == {style.GREY}
-    assert "0.25×: SP-Net, 28.5 %" in figures.alt_text(axes)
+    assert "0.25×: SP-Net, 28.5 %" in style.alt_text(axes)
 
 
 @pytest.mark.parametrize(("arm", "key", "label"), [

@@ -7,9 +7,9 @@ import sys
 import pytest
 import torch
 
-from slimnb.definitions import reached
+from slimnb.runs.definitions import reached
 from slimnb.errors import SlimnbError
-from slimnb.fingerprint import code_fingerprint, machine_fingerprint
+from slimnb.runs.fingerprint import code_fingerprint, machine_fingerprint
 
 SOURCES = {
     "__init__.py": "from book.a import f\n",
@@ -174,14 +174,14 @@ def test_same_on_every_python(book):
 
 
 def test_every_recipe_of_the_package_can_be_fingerprinted():
-    found = reached(["slimnb.train.train", "slimnb.nets.vgg.VGG"])
-    assert {"slimnb.train:train_step", "slimnb.layers:SlimmableConv2d", "slimnb.nets.vgg:VGG"} <= found.keys()
+    found = reached(["slimnb.train.loop.train", "slimnb.nets.vgg.VGG"])
+    assert {"slimnb.train.loop:train_step", "slimnb.nn.layers:SlimmableConv2d", "slimnb.nets.vgg:VGG"} <= found.keys()
     assert not any(name.startswith(("torch", "slimnb.nets.resnet")) for name in found)
     assert len(code_fingerprint([reached])) == 64
 
 
 def test_machine_is_json_and_stable():
-    from slimnb.durable import from_json, to_json
+    from slimnb.runs.files import from_json, to_json
 
     found = machine_fingerprint("cpu")
     assert found == machine_fingerprint(torch.device("cpu")) == from_json(to_json(found).encode())

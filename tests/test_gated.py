@@ -5,16 +5,16 @@ import pytest
 import torch
 from gated_nets import KINDS, build, pictures, ready
 
-from slimnb.calibrate import calibrate_bn
-from slimnb.cost import CostTable, count_macs, count_params
+from slimnb.train.calibrate import calibrate_bn
+from slimnb.cost.macs import CostTable, count_macs, count_params
 from slimnb.errors import SlimnbError
-from slimnb.gates import Gated
-from slimnb.layers import GROUP
-from slimnb.nets.ds_effnet import DSEfficientNet
-from slimnb.nets.ds_mbnet import DSMobileNet
-from slimnb.nets.ds_resnet import DSResNet50
+from slimnb.nn.gate import Gated
+from slimnb.nn.layers import GROUP
+from slimnb.papers.ds_net.ds_effnet import DSEfficientNet
+from slimnb.papers.ds_net.ds_mbnet import DSMobileNet
+from slimnb.papers.ds_net.ds_resnet import DSResNet50
 from slimnb.nets.gated import equispaced, side_by_side, spaced
-from slimnb.state import load_net, net_state
+from slimnb.train.state import load_net, net_state
 
 RELEASED = (132.9, 152.9, 175.2, 199.6, 226.2, 255.1, 286.2, 319.4, 354.9, 392.6, 432.5, 474.6, 518.9, 565.4)
 BATCH_NORM = [DSMobileNet, DSEfficientNet]

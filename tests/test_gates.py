@@ -5,8 +5,8 @@ import torch
 import torch.nn.functional as F
 
 from slimnb.errors import SlimnbError
-from slimnb.gates import MARGIN, Gate, Gated
-from slimnb.layers import Selection
+from slimnb.nn.gate import MARGIN, Gate, Gated
+from slimnb.nn.layers import Selection
 
 WIDTHS = ((8, 16), (16, 24), (32, 40))
 RULES = {"rules": (1, 2), "widths": WIDTHS, "most": (32, 40)}
@@ -87,7 +87,7 @@ def test_straight_through_is_one_hot_forward_and_gumbel_softmax_backward(lowest)
     again = Gated(lowest, temperature=0.7, seed=3, step=5)
     run(made, x, again)
     # The soft choice by hand: the noise is what turns these scores into those of the hard choice's softmax.
-    from slimnb.augment import keyed_uniform
+    from slimnb.data.augment import keyed_uniform
     index = torch.arange(64 * wide).view(64, wide)
     gumbel = -torch.log(-torch.log(keyed_uniform(3, "gumbel 0", 5, index).clamp(min=2.0**-25)))
     soft = ((again.seen[0].scores + gumbel) / 0.7).softmax(1)

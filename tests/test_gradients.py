@@ -10,10 +10,10 @@ import torch
 import torch.nn.functional as F
 from training import Noise, sandwich, small
 
-from slimnb.gradients import Accuracy, LayerGradients, NormRatio, Probes, added, by_layer, gradients, norm
-from slimnb.methods.slimmable import InplaceDistillation
+from slimnb.papers.deps.gradients import Accuracy, LayerGradients, NormRatio, Probes, added, by_layer, gradients, norm
+from slimnb.papers.slimmable.method import InplaceDistillation
 from slimnb.nets.mobilenet_v3 import MobileNetV3
-from slimnb.train import Labels, Pass, Schedule, make_optimizer, train, train_step
+from slimnb.train.loop import Labels, Pass, Schedule, make_optimizer, train, train_step
 
 
 def by_hand(net, x, y, passes, epsilon):

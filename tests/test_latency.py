@@ -8,10 +8,10 @@ import torch
 from nets import NETS, fill_statistics, images, random_subnets, tiny
 from torch.testing import assert_close
 
-import slimnb.latency as latency
+import slimnb.cost.latency as latency
 from slimnb.errors import SlimnbError
-from slimnb.latency import compare_latency, execution_modes, latency_table, measure_latency
-from slimnb.nets.blocks import ConvNormAct, MaxPool, Residual
+from slimnb.cost.latency import compare_latency, execution_modes, latency_table, measure_latency
+from slimnb.nn.blocks import ConvNormAct, MaxPool, Residual
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.subnet import Subnet
 

@@ -11,10 +11,10 @@ import pytest
 import torch
 from nets import NETS, tiny
 
-import slimnb.latency_model as latency_model
-from slimnb.cost import CostTable
+import slimnb.cost.latency_model as latency_model
+from slimnb.cost.macs import CostTable
 from slimnb.errors import SlimnbError
-from slimnb.latency_model import compare_predicted, fit_latency, held_out_error, time_random, time_subnets
+from slimnb.cost.latency_model import compare_predicted, fit_latency, held_out_error, time_random, time_subnets
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.subnet import Subnet
 

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from nets import images
 from torch.testing import assert_close
 
-from slimnb.calibrate import calibrate_bn, evaluate
-from slimnb.cost import count_macs, count_params
+from slimnb.train.calibrate import calibrate_bn, evaluate
+from slimnb.cost.macs import count_macs, count_params
 from slimnb.errors import SlimnbError
 from slimnb.nets.elastic import ElasticDepthwise
 from slimnb.nets.mobilenet_v3 import MobileNetV3

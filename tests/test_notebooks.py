@@ -7,9 +7,9 @@ import nbformat
 import pytest
 from jupytext.compare import compare_notebooks
 
-from slimnb.execute import execute
-from slimnb.notebook import check_whole, code_hash, declared_by, is_current, read_chapter
-from slimnb.parameters import COMMON
+from slimnb.book.execute import execute
+from slimnb.book.notebook import check_whole, code_hash, declared_by, is_current, read_chapter
+from slimnb.book.parameters import COMMON
 
 ROOT = Path(__file__).resolve().parents[1]
 CHAPTERS = sorted((ROOT / "notebooks").glob("[0-9][0-9]_*.py"))

@@ -10,7 +10,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimnb.errors import SlimnbError
-from slimnb.parameters import COMMON, Bool, Choice, Float, Int, Numbers, check_parameters, declaration
+from slimnb.book.parameters import COMMON, Bool, Choice, Float, Int, Numbers, check_parameters, declaration
 
 GOOD = {"scale": "smoke", "seed": 0, "seeds": 1, "device": "auto", "data": "auto", "out": ""}
 OWN = {

@@ -21,20 +21,15 @@ from training import (
     width_search,
 )
 
-from slimnb.cost import CostTable, count_macs
+from slimnb.cost.macs import CostTable, count_macs
 from slimnb.errors import SlimnbError
-from slimnb.methods.platforms import (
-    PlatformSandwich,
-    SmoothedViterbi,
-    WidthSearch,
-    platform_subnets,
-)
-from slimnb.methods.slimmable import InplaceDistillation
+from slimnb.papers.platforms.method import PlatformSandwich, SmoothedViterbi, WidthSearch, platform_subnets
+from slimnb.papers.slimmable.method import InplaceDistillation
 from slimnb.nets.mobilenet_v1 import MobileNetV1
-from slimnb.search import Trellis, best_under, exact_under, marginals
+from slimnb.search.trellis import Trellis, best_under, exact_under, marginals
 from slimnb.subnet import Subnet, elementwise_max
-from slimnb.train import Labels, Outcome, Pass, Schedule, make_optimizer, train, train_step
-from slimnb.windows import GRAIN
+from slimnb.train.loop import Labels, Outcome, Pass, Schedule, make_optimizer, train, train_step
+from slimnb.papers.platforms.windows import GRAIN
 
 
 def fails(code: str, words: str = ""):

@@ -8,7 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimnb.errors import SlimnbError
-from slimnb.pools import Pool, entries_of, fill_, pack_entries, unpack_entries
+from slimnb.papers.pss_net.pools import Pool, entries_of, fill_, pack_entries, unpack_entries
 from slimnb.subnet import Subnet
 
 A, B, C, D = (Subnet((8 * n, 8), resolution=32) for n in range(1, 5))

@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 from small_runs import RECIPE, ROWS, tensors
 
-from slimnb.runs import RunStore
+from slimnb.runs.store import RunStore
 
 
 @pytest.fixture

@@ -11,15 +11,15 @@ import torch
 from nets import NETS, TINY, images, tiny
 from test_cost import full
 
-from slimnb.cost import count_macs
+from slimnb.cost.macs import count_macs
 from slimnb.errors import SlimnbError
-from slimnb.layers import SlimmableConv2d
+from slimnb.nn.layers import SlimmableConv2d
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.nets.mobilenet_v2 import MobileNetV2
 from slimnb.nets.resnet import ResNet50
 from slimnb.nets.sorting import embed_
 from slimnb.nets.vgg import VGG
-from slimnb.pruning import filter_norms, gammas, importance_order, prune
+from slimnb.papers.sp_net.pruning import filter_norms, gammas, importance_order, prune
 from slimnb.subnet import Subnet
 
 every_net = pytest.mark.parametrize("kind", NETS, ids=lambda kind: kind.__name__)

@@ -9,21 +9,21 @@ import torch
 from test_sources import write_folder
 from training import Memory, Noise, NoSync, everything, fit, prioritized, reduced, same_bits, small, targets
 
-from slimnb import experiment
-from slimnb.checkpoint import unpack
-from slimnb.cost import count_macs
-from slimnb.data import load_data
+from slimnb.train import experiment
+from slimnb.runs.checkpoint import unpack
+from slimnb.cost.macs import count_macs
+from slimnb.data.datasets import load_data
 from slimnb.errors import SlimnbError
-from slimnb.experiment import build
-from slimnb.methods.pss_net import Drawn, candidates, found, plan, structures_of, targets_of
-from slimnb.methods.slimmable import InplaceDistillation, Sandwich
-from slimnb.pools import Listed
-from slimnb.recipes import SMOKE
-from slimnb.runs import RunStore
-from slimnb.structures import Buckets, Resource, structure_space
-from slimnb.studies import pss_net
+from slimnb.train.experiment import build
+from slimnb.papers.pss_net.method import Drawn, candidates, found, plan, structures_of, targets_of
+from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich
+from slimnb.papers.pss_net.pools import Listed
+from slimnb.train.recipe import SMOKE
+from slimnb.runs.store import RunStore
+from slimnb.papers.pss_net.structures import Buckets, Resource, structure_space
+from slimnb.papers.pss_net import recipes
 from slimnb.subnet import Subnet
-from slimnb.train import Outcome, make_optimizer, rng_at, train_step
+from slimnb.train.loop import Outcome, make_optimizer, rng_at, train_step
 
 
 def handed_back(sampler, step, ce=None):
@@ -183,7 +183,7 @@ def test_listed_subnets_by_bucket():
 
 # -- from a recipe ---------------------------------------------------------------------------------------
 
-BASE = replace(pss_net._SMOKE, arm="x", layout=SMOKE.layout, buckets=(("MACs", 2e5, 7e5, 1e5),), samples=3000)
+BASE = replace(recipes._SMOKE, arm="x", layout=SMOKE.layout, buckets=(("MACs", 2e5, 7e5, 1e5),), samples=3000)
 
 
 def made(**changes):
@@ -257,7 +257,7 @@ def test_a_tag_says_where_a_subnet_came_from():
 @pytest.mark.parametrize("net", ["mobilenet_v1", "mobilenet_v2"])
 def test_the_full_imagenet_recipe_trains_on_a_folder_of_images(tmp_path, net):
     data = load_data(str(write_folder(tmp_path / "pets", each=5)), cache=tmp_path / "cache")
-    family = next(each for each in pss_net.FAMILIES["full"] if each.base.net == net)
+    family = next(each for each in recipes.FAMILIES["full"] if each.base.net == net)
     largest = {"mobilenet_v1": 569e6, "mobilenet_v2": 301e6}[net]
     recipe = replace(family.base, arm="PSS-F", epochs=2, batch_size=4, lr=0.3 * 4 / 1024, calibration_images=4, top_k=1,
                      pool_size=1, samples=2000, buckets=(("MACs", 0.4 * largest, 0.7 * largest, 0.1 * largest),))

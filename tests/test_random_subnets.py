@@ -8,11 +8,11 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from slimnb.cost import CostTable, count_macs
+from slimnb.cost.macs import CostTable, count_macs
 from slimnb.errors import SlimnbError
 from slimnb.nets.mobilenet_v1 import MobileNetV1
-from slimnb.random_subnets import cumulative, inverse_cdf, random_under
-from slimnb.search import Trellis
+from slimnb.search.random_paths import cumulative, inverse_cdf, random_under
+from slimnb.search.trellis import Trellis
 from slimnb.subnet import SearchSpace
 
 SPACE = SearchSpace(((8, 16), (8, 24, 32, 40), (1, 2, 3), (5, 6, 7)))
@@ -69,7 +69,7 @@ def test_costs_that_no_subnet_has_are_refused(monkeypatch):
     every = np.array(list(itertools.product(*map(range, trellis.counts))))
     costs = np.sort(trellis.cost(every))
     gap = np.diff(costs).argmax()
-    monkeypatch.setattr("slimnb.random_subnets.TRIES", 20_000)
+    monkeypatch.setattr("slimnb.search.random_paths.TRIES", 20_000)
     with pytest.raises(SlimnbError, match="SNB-S42: 0 of 1 subnets after 20,480 tries"):
         low, high = costs[gap] * 1.0001, costs[gap + 1] * 0.9999
         random_under(SPACE, trellis, high, np.random.default_rng(0), least=low / high)

@@ -9,7 +9,7 @@ import pytest
 from small_runs import MACHINE, RECIPE, ROWS, begin, finish
 
 from slimnb.errors import SlimnbError
-from slimnb.runs import RunStore, results_frame
+from slimnb.runs.store import RunStore, results_frame
 
 
 @pytest.fixture

@@ -11,10 +11,10 @@ import pytest
 import torch
 from small_runs import MACHINE, RECIPE, ROWS, begin, finish, refused, tensors
 
-from slimnb import runs
+from slimnb.runs import store as runs
 from slimnb.errors import SlimnbError
-from slimnb.lock import Preemption
-from slimnb.runs import RunStore
+from slimnb.runs.lock import Preemption
+from slimnb.runs.store import RunStore
 
 
 @pytest.fixture

@@ -7,10 +7,11 @@ import pytest
 import torch
 from PIL import Image
 
-from slimnb import scenes, synthetic, voc
+from slimnb.papers.ds_net.detection import scenes, voc
+from slimnb.data import synthetic
 from slimnb.errors import SlimnbError
-from slimnb.scene_batches import SceneBatches, draw_windows, mirrored, random_crops
-from slimnb.scenes import SceneSplit, boxes_of, generated, render
+from slimnb.papers.ds_net.detection.batches import SceneBatches, draw_windows, mirrored, random_crops
+from slimnb.papers.ds_net.detection.scenes import SceneSplit, boxes_of, generated, render
 
 SCENES = "7ddc8f72d04671b4145578d118d8e3c1c84f065d03b1c3291240d65011753f96"
 

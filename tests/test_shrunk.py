@@ -6,13 +6,14 @@ import numpy as np
 import pytest
 from test_sources import write_folder
 
-from slimnb import experiment, shrunk
-from slimnb.cost import count_macs
-from slimnb.data import load_data
-from slimnb.elastic import ElasticTable
-from slimnb.experiment import Result, build, study
-from slimnb.runs import RunStore
-from slimnb.studies import deps
+from slimnb.train import experiment
+from slimnb.papers.deps import tables
+from slimnb.cost.macs import count_macs
+from slimnb.data.datasets import load_data
+from slimnb.cost.elastic import ElasticTable
+from slimnb.train.experiment import Result, build, study
+from slimnb.runs.store import RunStore
+from slimnb.papers.deps import recipes
 from slimnb.subnet import Subnet
 
 ROWS = [{"name": name, "macs": macs, "top1": top1, "top1_val": top1 - 1}
@@ -21,9 +22,9 @@ ROWS = [{"name": name, "macs": macs, "top1": top1, "top1_val": top1 - 1}
 
 def chained() -> list[Result]:
     """Results of all arms of the small family, as if trained: a subnet costs half of the full net."""
-    results, family = [], deps.LAPTOP["small"][0]
+    results, family = [], recipes.LAPTOP["small"][0]
     ids = {}
-    for recipe in deps.wanted(family, 0):
+    for recipe in recipes.wanted(family, 0):
         recipe = replace(recipe, start=ids.get(recipe.start), teacher=ids.get(recipe.teacher))
         n = {"full": 1, "shrinking": 4}.get(recipe.method, recipe.n_random)
         macs = 300 if n == 1 else 150 * n + 150 * (recipe.method == "shrinking")
@@ -34,7 +35,7 @@ def chained() -> list[Result]:
 
 
 def test_costs_are_those_of_whole_chains():
-    costs = shrunk.training_costs(chained()).set_index("arm")
+    costs = tables.training_costs(chained()).set_index("arm")
     # DepS: 3 epochs of one pass, 3 of four passes, of which three cost half as much.
     assert tuple(costs.loc["DepS", ["epochs", "passes", "minutes"]]) == (6, 3 + 3 * 4, 3)
     assert costs.loc["DepS", "work"] == pytest.approx(3 + 3 * 2.5)
@@ -49,12 +50,12 @@ def test_costs_are_those_of_whole_chains():
 def test_phases_join_the_legs_of_the_full_net():
     results = chained()
     of = {r.recipe.arm: r for r in results}
-    assert shrunk.phases(of["DepS"], results)[["subnets", "length"]].values.tolist() == [[1, 3], [4, 3]]
-    assert shrunk.phases(of["OFA"], results)[["subnets", "length"]].values.tolist() == [[1, 6], [2, 3], [4, 3]]
+    assert tables.phases(of["DepS"], results)[["subnets", "length"]].values.tolist() == [[1, 3], [4, 3]]
+    assert tables.phases(of["OFA"], results)[["subnets", "length"]].values.tolist() == [[1, 6], [2, 3], [4, 3]]
 
 
 def test_shares_say_when_a_leg_ends_and_shrinking_begins():
-    frame = shrunk.accuracies(chained()).drop_duplicates("arm").set_index("arm")["share"]
+    frame = tables.accuracies(chained()).drop_duplicates("arm").set_index("arm")["share"]
     assert frame[["Full 25%", "Full", "DepS", "DepS, P = 75%", "BigNAS"]].tolist() == [0.25, 1, 0.5, 0.75, 0]
     assert frame[["OFA", "CompOFA"]].isna().all()
 
@@ -64,10 +65,10 @@ def test_a_drop_is_the_worst_within_an_epoch_of_the_start():
     top1 = {300: 50, 325: 47, 350: 49, 400: 51, 450: 40}  # 100 steps an epoch; the last is too late
     probed = [{"look": "accuracy", "name": name, "step": step, "top1": value}
               for step, value in top1.items() for name in ("full", "D1E2")]
-    seen = shrunk.looks([replace(deps_arm, found=deps_arm.found | {"probed": probed})], "accuracy")
+    seen = tables.looks([replace(deps_arm, found=deps_arm.found | {"probed": probed})], "accuracy")
     assert seen["epoch"].drop_duplicates().tolist() == [3, 3.25, 3.5, 4, 4.5]
-    assert shrunk.drops(seen)[["arm", "drop"]].values.tolist() == [["DepS", 3]]
-    assert shrunk.looks(chained(), "norms").empty
+    assert tables.drops(seen)[["arm", "drop"]].values.tolist() == [["DepS", 3]]
+    assert tables.looks(chained(), "norms").empty
 
 
 def test_layers_are_convolutions_and_linear_layers_in_order():
@@ -76,7 +77,7 @@ def test_layers_are_convolutions_and_linear_layers_in_order():
              "classifier.weight", "classifier.bias"]
     probed = [{"look": "layers", "step": 300, "gradient": gradient, "layer": layer, "name": name, "norm": 1.0,
                "cosine": 1.0} for gradient in ("full", "shrinking") for layer, name in enumerate(names, 1)]
-    seen = shrunk.layers([replace(deps_arm, found=deps_arm.found | {"probed": probed})])
+    seen = tables.layers([replace(deps_arm, found=deps_arm.found | {"probed": probed})])
     assert seen[["layer", "name"]].values.tolist() == 2 * [[1, names[0]], [2, names[3]], [3, names[4]]]
 
 
@@ -86,14 +87,14 @@ def shop(tmp_path_factory):
     data = load_data("synthetic", train=300, test=60)
     folder = tmp_path_factory.mktemp("shop")
     store = RunStore(folder / "runs", folder / "results")
-    return study(deps.STAGES, "smoke", [0], data, store, arms=["Full 50%"], quiet=True)[0], data, store
+    return study(recipes.STAGES, "smoke", [0], data, store, arms=["Full 50%"], quiet=True)[0], data, store
 
 
 def test_both_searches_stay_below_the_target_and_are_kept(shop, monkeypatch):
     result, data, store = shop
     net = build(result.recipe, data.num_classes)
     table = ElasticTable.macs(net)
-    found = shrunk.deploy(result, data, store, table, 0.5, 6)
+    found = tables.deploy(result, data, store, table, 0.5, 6)
     ends = [count_macs(net, net.elastic(*ends)) for ends in ((1, 2), (2, 4))]
     assert found["target"] == pytest.approx(np.mean(ends))
     assert [row["arm"] for row in found["winners"]] == ["Random search", "Evolution"]
@@ -104,26 +105,26 @@ def test_both_searches_stay_below_the_target_and_are_kept(shop, monkeypatch):
         assert [row["best"] for row in mine] == np.maximum.accumulate([row["score"] for row in mine]).tolist()
         assert mine[-1]["best"] == winner["top1_val"]
     monkeypatch.setenv(experiment.NO_TRAINING, "1")
-    assert shrunk.deploy(result, data, store, table, 0.5, 6)["run_id"] == found["run_id"]
+    assert tables.deploy(result, data, store, table, 0.5, 6)["run_id"] == found["run_id"]
 
 
 def test_the_table_of_latency_comes_back_as_it_was_measured(shop):
     result, data, store = shop
     settings = {"batch": 2, "rounds": 1, "subnets": 3}
-    table, check = shrunk.latency_table(result, data.num_classes, store, **settings)
-    again, _ = shrunk.latency_table(result, data.num_classes, store, **settings)
+    table, check = tables.latency_table(result, data.num_classes, store, **settings)
+    again, _ = tables.latency_table(result, data.num_classes, store, **settings)
     assert np.array_equal(table.terms, again.terms) and table.constant == again.constant
     assert len(check["measured"]) == len(check["predicted"]) == 3 and (table.terms > 0).all()
-    least, most = shrunk.between(table, 0), shrunk.between(table, 1)
-    assert least < shrunk.between(table, 0.3) < most
+    least, most = tables.between(table, 0), tables.between(table, 1)
+    assert least < tables.between(table, 0.3) < most
 
 
 def test_the_full_imagenet_recipe_trains_on_a_folder_of_images(tmp_path):
     data = load_data(str(write_folder(tmp_path / "pets", each=5)), cache=tmp_path / "cache")
     store, ids = RunStore(tmp_path / "runs", tmp_path / "none"), {}
-    family = deps.families("full", data)[0]
-    assert family is deps.IMAGENET[0]
-    arms = {r.arm: r for r in deps.wanted(family, 0)}
+    family = recipes.families("full", data)[0]
+    assert family is recipes.IMAGENET[0]
+    arms = {r.arm: r for r in recipes.wanted(family, 0)}
     small = {"epochs": 2, "batch_size": 4, "lr": 2.6 * 4 / 2048, "calibration_images": 4, "shown": ((2, 3),)}
     spans = {"Full 50%": {"span": (0, 1), "start": None}, "DepS": {"span": (1, 2), "ramp_epochs": 0.5},
              "OFA depth 1": {"epochs": 1}}

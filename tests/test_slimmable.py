@@ -10,8 +10,8 @@ from torch.testing import assert_close
 from training import small, us_net
 
 from slimnb.errors import SlimnbError
-from slimnb.methods.slimmable import InplaceDistillation, Sandwich, Switches, Uniform, any_width
-from slimnb.train import Labels, Pass, rng_at
+from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich, Switches, Uniform, any_width
+from slimnb.train.loop import Labels, Pass, rng_at
 
 
 def test_switches_run_largest_first_whatever_their_order():

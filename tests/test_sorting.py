@@ -12,15 +12,15 @@ from padding_oracle import fails, random_order, run_masked
 from torch.testing import assert_close
 
 from slimnb.errors import SlimnbError
-from slimnb.layers import SlimmableLinear, SlimmableSqueezeExcite
+from slimnb.nn.layers import SlimmableLinear, SlimmableSqueezeExcite
 from slimnb.nets.base import SlimmableNet
-from slimnb.nets.blocks import Chain, ConvNormAct, Residual
+from slimnb.nn.blocks import Chain, ConvNormAct, Residual
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.nets.mobilenet_v2 import MobileNetV2
 from slimnb.nets.resnet import ResNet50
 from slimnb.nets.sorting import embed_
 from slimnb.nets.vgg import VGG
-from slimnb.nets.zero_padding import ENDS, MATCH, SHORTCUT, streams
+from slimnb.nn.zero_padding import ENDS, MATCH, SHORTCUT, streams
 from slimnb.subnet import Subnet
 
 every_net = pytest.mark.parametrize("kind", NETS, ids=lambda kind: kind.__name__)

@@ -10,9 +10,9 @@ import pyarrow.parquet as pq
 import pytest
 from PIL import Image
 
-from slimnb import sources
+from slimnb.data import sources
 from slimnb.errors import SlimnbError
-from slimnb.sources import find_cifar, find_folder
+from slimnb.data.sources import find_cifar, find_folder
 
 NAMES = [f"class {k}" for k in range(10)]
 

@@ -15,21 +15,21 @@ from test_train import NoSync
 from torch.testing import assert_close
 from training import Noise, embedded, everything, fit, same_bits, small
 
-from slimnb.cost import count_macs, count_params
+from slimnb.cost.macs import count_macs, count_params
 from slimnb.errors import SlimnbError
-from slimnb.experiment import build
-from slimnb.methods import sp_net
-from slimnb.methods.slimmable import InplaceDistillation, Switches
-from slimnb.methods.sp_net import EmbeddedSwitches, Sparsity
+from slimnb.train.experiment import build
+from slimnb.papers.sp_net import method as sp_net
+from slimnb.papers.slimmable.method import InplaceDistillation, Switches
+from slimnb.papers.sp_net.method import EmbeddedSwitches, Sparsity
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.nets.mobilenet_v2 import MobileNetV2
 from slimnb.nets.resnet import ResNet50
 from slimnb.nets.sorting import embed_
 from slimnb.nets.vgg import VGG
-from slimnb.pruning import gammas, importance_order, prune
-from slimnb.studies import sp_net as sp_net_study
+from slimnb.papers.sp_net.pruning import gammas, importance_order, prune
+from slimnb.papers.sp_net import recipes as sp_net_study
 from slimnb.subnet import Subnet
-from slimnb.train import Labels, Pass, make_optimizer, train_step
+from slimnb.train.loop import Labels, Pass, make_optimizer, train_step
 
 # -- sparsity --------------------------------------------------------------------------------------------
 

@@ -15,8 +15,8 @@ from scipy.stats import chisquare
 from slimnb.errors import SlimnbError
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.nets.mobilenet_v2 import MobileNetV2
-from slimnb.structure_samplers import ExactDistribution, StructureDistribution, trials
-from slimnb.structures import Buckets, Resource, StructureCosts, structure_space
+from slimnb.papers.pss_net.samplers import ExactDistribution, StructureDistribution, trials
+from slimnb.papers.pss_net.structures import Buckets, Resource, StructureCosts, structure_space
 
 
 def costs_of(kind, noise: float = 0.0, lower: float = 0.25, resolutions=(20, 24, 32)) -> StructureCosts:
@@ -163,7 +163,7 @@ def test_a_sampler_that_never_meets_its_bucket_gives_up(monkeypatch):
     histograms = fitted.marginals * fitted.count[:, None, None]
     histograms[last] = histograms[first] * fitted.count[last] / fitted.count[first]
     lost = StructureDistribution(costs, buckets, fitted.count, histograms)
-    monkeypatch.setattr("slimnb.structure_samplers.TRIES", 10_000)
+    monkeypatch.setattr("slimnb.papers.pss_net.samplers.TRIES", 10_000)
     with pytest.raises(SlimnbError, match=rf"SNB-S59: 0 of 2 structures after \d\d,\d{{3}} tries — next to none .* "
                        rf"bucket {last}, "):
         lost.sample(int(last), np.random.default_rng(0), 2)

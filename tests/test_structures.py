@@ -14,11 +14,11 @@ from hypothesis import strategies as st
 from nets import tiny
 from numpy.testing import assert_allclose, assert_array_equal
 
-from slimnb.cost import count_macs
+from slimnb.cost.macs import count_macs
 from slimnb.errors import SlimnbError
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.nets.mobilenet_v2 import MobileNetV2
-from slimnb.structures import RESOLUTIONS, Buckets, Resource, StructureCosts, structure_space
+from slimnb.papers.pss_net.structures import RESOLUTIONS, Buckets, Resource, StructureCosts, structure_space
 
 
 def made(kind, **options):

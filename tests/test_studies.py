@@ -7,17 +7,19 @@ import numpy as np
 import pytest
 import torch
 
-from slimnb.cost import CostTable, count_macs, macs_function
-from slimnb.crp import WEIGHTS
+from slimnb.cost.macs import CostTable, count_macs, macs_function
+from slimnb.papers.platforms.market import WEIGHTS
 from slimnb.errors import SlimnbError
-from slimnb.experiment import Result, build
-from slimnb.methods.platforms import PlatformSandwich, SmoothedViterbi, WidthSearch, found, plan
-from slimnb.methods.slimmable import InplaceDistillation, Switches
-from slimnb.runs import RunStore
-from slimnb.structures import Resource
-from slimnb.studies import platforms, pss_net, sp_net
+from slimnb.train.experiment import Result, build
+from slimnb.papers.platforms.method import PlatformSandwich, SmoothedViterbi, WidthSearch, found, plan
+from slimnb.papers.slimmable.method import InplaceDistillation, Switches
+from slimnb.runs.store import RunStore
+from slimnb.papers.pss_net.structures import Resource
+from slimnb.papers.platforms import recipes as platforms
+from slimnb.papers.pss_net import recipes as pss_net
+from slimnb.papers.sp_net import recipes as sp_net
 from slimnb.subnet import Subnet
-from slimnb.train import Labels
+from slimnb.train.loop import Labels
 
 CIFAR100 = SimpleNamespace(num_classes=100, size=32)
 
@@ -415,8 +417,8 @@ def test_what_follows_uses_the_subnets_that_were_found(tables):
 
 
 def test_every_follower_makes_a_sampler(tables):
-    from slimnb.methods.pss_net import ReducedSandwich, candidates
-    from slimnb.methods.pss_net import plan as plan_pss
+    from slimnb.papers.pss_net.method import ReducedSandwich, candidates
+    from slimnb.papers.pss_net.method import plan as plan_pss
 
     ours = of(pss_net.arms("smoke", 0, CIFAR100), arm="PSS-F")[0]
     net = build(ours, 100)

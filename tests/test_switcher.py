@@ -11,13 +11,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from nets import fill_statistics, images, tiny
 
-from slimnb.cost import count_macs
+from slimnb.cost.macs import count_macs
 from slimnb.errors import SlimnbError
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.nets.mobilenet_v2 import MobileNetV2
-from slimnb.studies.pss_net import serve
+from slimnb.papers.pss_net.recipes import serve
 from slimnb.subnet import Subnet
-from slimnb.switcher import Choice, SubnetSwitcher, storage
+from slimnb.papers.pss_net.switcher import Choice, SubnetSwitcher, storage
 
 ENDS = ((0.25, 20), (0.5, 32), (0.75, 24), (1.0, 32))
 

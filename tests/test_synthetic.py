@@ -5,9 +5,9 @@ import hashlib
 import pytest
 import torch
 
-from slimnb import synthetic
+from slimnb.data import synthetic
 from slimnb.errors import SlimnbError
-from slimnb.synthetic import CLASS_NAMES, generate, render
+from slimnb.data.synthetic import CLASS_NAMES, generate, render
 
 PIXELS = "cb37926000eafaf3867796d48e88f4ac5a8b264a8b7436546f1fa7326ece4339"
 

@@ -26,25 +26,12 @@ from training import (
 )
 
 from slimnb.errors import SlimnbError
-from slimnb.methods.slimmable import Switches
+from slimnb.papers.slimmable.method import Switches
 from slimnb.nets.base import Masks
-from slimnb.nets.ds_mbnet import DSMobileNet
+from slimnb.papers.ds_net.ds_mbnet import DSMobileNet
 from slimnb.nets.mobilenet_v2 import MobileNetV2
 from slimnb.subnet import Subnet
-from slimnb.train import (
-    SCHEDULES,
-    History,
-    Labels,
-    Outcome,
-    Pass,
-    Reporter,
-    Schedule,
-    Watch,
-    make_optimizer,
-    rng_at,
-    train,
-    train_step,
-)
+from slimnb.train.loop import SCHEDULES, History, Labels, Outcome, Pass, Reporter, Schedule, Watch, make_optimizer, rng_at, train, train_step
 
 # -- samplers --------------------------------------------------------------------------------------------
 

@@ -13,7 +13,7 @@ from hypothesis import strategies as st
 from training import same_bits
 
 from slimnb.errors import SlimnbError
-from slimnb.windows import GRAIN, Windows
+from slimnb.papers.platforms.windows import GRAIN, Windows
 
 
 def fill(windows: Windows, deques: dict, batches) -> None:

@@ -14,14 +14,14 @@ from nets import TINY, fill_statistics, images, random_subnets, tiny
 from padding_oracle import GatherForm, fails, random_order, run_masked
 from torch.testing import assert_close
 
-from slimnb.calibrate import calibrate_bn, evaluate
-from slimnb.cost import CostTable, count_macs, count_params
-from slimnb.latency import execution_modes, latency_table
+from slimnb.train.calibrate import calibrate_bn, evaluate
+from slimnb.cost.macs import CostTable, count_macs, count_params
+from slimnb.cost.latency import execution_modes, latency_table
 from slimnb.nets.mobilenet_v2 import MobileNetV2
 from slimnb.nets.resnet import ResNet50
 from slimnb.nets.sorting import embed_
-from slimnb.nets.zero_padding import ENDS, MATCH, SHORTCUT, leader, stream_order, streams
-from slimnb.state import load_net, net_state
+from slimnb.nn.zero_padding import ENDS, MATCH, SHORTCUT, leader, stream_order, streams
+from slimnb.train.state import load_net, net_state
 from slimnb.subnet import Subnet
 
 EXACT = {"rtol": 1e-6, "atol": 1e-6}  # computed in float64, handed out as float32

@@ -9,22 +9,22 @@ import pkgutil
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import slimnb.methods
-from slimnb.checkpoint import pack, unpack
-from slimnb.cost import CostTable, count_macs
-from slimnb.methods.deps import DelayedShrinking, Draws, LinearRamp
-from slimnb.methods.ds_net import Routed
-from slimnb.methods.platforms import PlatformSandwich, SmoothedViterbi, WidthSearch
-from slimnb.methods.pss_net import PrioritizedSubnetSampling, ReducedSandwich
-from slimnb.methods.slimmable import InplaceDistillation, Sandwich, Switches, Uniform, any_width
-from slimnb.methods.sp_net import EmbeddedSwitches
+import slimnb.papers
+from slimnb.runs.checkpoint import pack, unpack
+from slimnb.cost.macs import CostTable, count_macs
+from slimnb.papers.deps.method import DelayedShrinking, Draws, LinearRamp
+from slimnb.papers.ds_net.method import Routed
+from slimnb.papers.platforms.method import PlatformSandwich, SmoothedViterbi, WidthSearch
+from slimnb.papers.pss_net.method import PrioritizedSubnetSampling, ReducedSandwich
+from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich, Switches, Uniform, any_width
+from slimnb.papers.sp_net.method import EmbeddedSwitches
 from slimnb.nets.mobilenet_v1 import MobileNetV1
-from slimnb.pools import Target
-from slimnb.search import Trellis
-from slimnb.structure_samplers import StructureDistribution
-from slimnb.structures import Buckets, Resource, StructureCosts, structure_space
+from slimnb.papers.pss_net.pools import Target
+from slimnb.search.trellis import Trellis
+from slimnb.papers.pss_net.samplers import StructureDistribution
+from slimnb.papers.pss_net.structures import Buckets, Resource, StructureCosts, structure_space
 from slimnb.subnet import Subnet
-from slimnb.train import Labels, Pass, Schedule, make_optimizer, rng_at, train
+from slimnb.train.loop import Labels, Pass, Schedule, make_optimizer, rng_at, train
 
 LAYOUT = ((16, 2), (24, 1), (32, 2))  # so small that .875 rounds to the channels of 1.0
 MULTS = (0.5, 0.75, 1.0)
@@ -50,11 +50,11 @@ class Noise:
 
 
 def sampler_classes() -> dict[str, type]:
-    """Every class under slimnb.methods that has all methods of the Sampler protocol."""
+    """Every class of the papers' methods that has all methods of the Sampler protocol."""
     needed = {"subnets", "plan", "observe", "state_dict", "load_state_dict"}
     found = {}
-    for entry in pkgutil.iter_modules(slimnb.methods.__path__):
-        module = importlib.import_module(f"slimnb.methods.{entry.name}")
+    for entry in pkgutil.iter_modules(slimnb.papers.__path__):
+        module = importlib.import_module(f"slimnb.papers.{entry.name}.method")
         for name, kind in inspect.getmembers(module, inspect.isclass):
             if kind.__module__ == module.__name__ and needed <= set(dir(kind)):
                 found[name] = kind

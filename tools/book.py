@@ -14,7 +14,7 @@ import sys
 import time
 from pathlib import Path
 
-from slimnb.notebook import is_current
+from slimnb.book.notebook import is_current
 
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--snakefile", "Snakefile"]
 OPTIONS = ["--quiet", "all", "--scheduler", "greedy", "--keep-going", "--rerun-incomplete"]

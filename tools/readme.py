@@ -10,8 +10,8 @@ from pathlib import Path
 import numpy as np
 import pandas as pd
 
-from slimnb.markets import weighted
-from slimnb.results import read_committed, results_frame
+from slimnb.papers.platforms.tables import weighted
+from slimnb.runs.results import read_committed, results_frame
 
 ROOT = Path(__file__).resolve().parents[1]
 PLACE = r"(<!-- {}:[^\n]*-->\n).*?(<!-- end of {} -->)"

@@ -1,1 +1,1 @@
-"""The papers' backbones, one file each, as short sentences in the alphabet of `slimnb.layers`."""
+"""The backbones, one file each, as short sentences in the alphabet of `slimnb.nn`."""

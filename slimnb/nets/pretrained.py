@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from slimnb.errors import SlimnbError
-from slimnb.layers import GROUP, PRIVATE
+from slimnb.nn.layers import GROUP, PRIVATE
 from slimnb.nets.base import SlimmableNet
-from slimnb.nets.blocks import ConvNormAct
+from slimnb.nn.blocks import ConvNormAct
 from slimnb.nets.mobilenet_v2 import MobileNetV2
 from slimnb.nets.resnet import ResNet50
 

@@ -10,16 +10,10 @@ import torch
 from torch import Tensor
 
 from slimnb.errors import SlimnbError
-from slimnb.layers import (
-    GROUP,
-    SlimmableConv2d,
-    SlimmableLinear,
-    SlimmableSqueezeExcite,
-    SwitchableBatchNorm2d,
-)
+from slimnb.nn.layers import GROUP, SlimmableConv2d, SlimmableLinear, SlimmableSqueezeExcite, SwitchableBatchNorm2d
 from slimnb.nets.base import SlimmableNet
 from slimnb.nets.elastic import ElasticNet
-from slimnb.nets.zero_padding import ENDS, MATCH, PADDINGS, SHORTCUT, leader, places_of, stream_order, streams
+from slimnb.nn.zero_padding import ENDS, MATCH, PADDINGS, SHORTCUT, leader, places_of, stream_order, streams
 from slimnb.subnet import Subnet
 
 Order = Sequence[np.ndarray | Tensor | Sequence[int]]

@@ -1,0 +1,1 @@
+"""What a notebook needs besides the library: parameters, execution, claims, the look of figures."""

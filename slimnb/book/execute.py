@@ -1,0 +1,207 @@
+"""Run a chapter through papermill and keep the result only when it is whole.
+
+papermill alone calls a killed kernel or a `sys.exit(0)` a success, only warns of an unknown parameter, and
+empties the last good output at its start. Here bad parameters are refused before a kernel starts; the chapter
+runs into a temporary file beside the target, is checked cell by cell, and replaces the target in one rename.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import json
+import os
+import sys
+import tempfile
+import time
+from collections.abc import Iterator, Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from filelock import FileLock, Timeout
+from nbformat import NotebookNode
+
+from slimnb.book.chapter import find_root
+from slimnb.errors import SlimnbError
+from slimnb.book.notebook import check_whole, cleaned, code_hash, content_key, declared_by, heading, read_chapter
+
+KERNEL = "slimnb"  # the name of the temporary kernel specification that starts this very interpreter
+
+
+def execute(
+    notebook: str | Path,
+    out_path: str | Path,
+    parameters: Mapping[str, Any] | None = None,
+    *,
+    echo: bool = False,
+    timeout: int | None = None,
+) -> Path:
+    """Execute the chapter at `notebook` into `out_path` (.ipynb) and return that path.
+
+    Parameters are checked against the chapter's own declaration first. One line per section with the time so
+    far goes to stdout, and with `echo` all that the cells print. `timeout` (seconds) bounds each cell. Raises
+    SlimnbError: P codes for parameters, B01 and B02 for a run that is not whole, K02 when another process is
+    executing into the same file; whatever `out_path` held before is then still there.
+    """
+    notebook, out_path, given = Path(notebook), Path(out_path).resolve(), dict(parameters or {})
+    book = read_chapter(notebook)
+    declared_by(book).check(given)
+    key = content_key(notebook, given)
+    out_path.parent.mkdir(parents=True, exist_ok=True)
+    with _only_one(out_path), _own_kernel() as scratch:
+        # Beside the target, not in the scratch folder: a rename across file systems is not atomic.
+        temporary = out_path.with_name(f".{out_path.stem}.running.ipynb")
+        started = time.monotonic()
+        source = Path(scratch, "source.ipynb")
+        nbformat.write(book, source)
+        try:
+            failure = _run(source, temporary, notebook, given, echo, timeout)
+            done = cleaned(nbformat.read(temporary, as_version=4), find_root(notebook.parent))
+            try:
+                check_whole(done, notebook.stem)
+            except SlimnbError as error:
+                failure = failure or error  # what stopped it says more than what it left undone
+            if failure:
+                _write(done, out_path.with_name(f"{out_path.stem}.failed.ipynb"))
+                raise failure
+            done.metadata["slimnb"] = {
+                "key": key,
+                "code": code_hash(done),
+                "parameters": given,
+                "seconds": round(time.monotonic() - started, 1),
+            }
+            _write(done, out_path)
+            out_path.with_name(f"{out_path.stem}.failed.ipynb").unlink(missing_ok=True)
+            seconds = time.monotonic() - started
+            print(f"[{notebook.stem}] {seconds:4.0f} s  done: {os.path.relpath(out_path)}", flush=True)
+        finally:
+            temporary.unlink(missing_ok=True)
+    return out_path
+
+
+def _run(source: Path, target: Path, notebook: Path, given: dict, echo: bool, timeout: int | None):
+    """Execute `source` into `target`; the error that stopped it short of its last cell, or None."""
+    import papermill
+    from jupyter_client.kernelspec import NoSuchKernel
+    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+
+    engine = _engine(notebook.stem)
+    papermill.engines.papermill_engines.register(KERNEL, engine)
+    braces = str(target).replace("{", "{{").replace("}", "}}")  # papermill reads a path as a format string
+    try:
+        papermill.execute_notebook(
+            str(source).replace("{", "{{").replace("}", "}}"),
+            braces,
+            given,
+            engine_name=KERNEL,
+            kernel_name=KERNEL,
+            language="python",
+            progress_bar=False,
+            cwd=str(notebook.resolve().parent),
+            stdout_file=sys.stdout if echo else None,
+            start_timeout=120,
+            execution_timeout=timeout,
+            coalesce_streams=True,
+            autosave_cell_every=0,
+        )
+    except papermill.PapermillExecutionError:
+        return None  # the error is among the outputs, where check_whole finds it
+    except CellTimeoutError:
+        return SlimnbError("B04", notebook.stem, f"a cell ran longer than {timeout} s", "Raise the timeout.")
+    except DeadKernelError:
+        return SlimnbError(
+            "B01",
+            notebook.stem,
+            "its kernel died in the middle of a cell (out of memory?)",
+            "Free memory or lower the batch size, then run again.",
+            "The last output is kept.",
+        )
+    except (NoSuchKernel, RuntimeError) as error:
+        return SlimnbError(
+            "B05",
+            f"{sys.executable[-60:]} -m ipykernel",
+            f"no kernel: {str(error)[:60]}",
+            "Run `make setup`.",
+            "The last output is kept.",
+        )
+    return None
+
+
+def _engine(name: str):
+    """papermill's nbclient engine with a line of progress at each section heading."""
+    from papermill.engines import NBClientEngine
+
+    class Engine(NBClientEngine):
+        @classmethod
+        def execute_managed_notebook(cls, nb_man, kernel_name, **options):
+            started, start = time.monotonic(), nb_man.cell_start
+            titles = [title for cell in nb_man.nb.cells if (title := heading(cell))]
+
+            def cell_start(cell, cell_index=None, **words):
+                title = heading(cell)
+                if title:
+                    at = f"{titles.index(title) + 1}/{len(titles)}"
+                    print(f"[{name}] {time.monotonic() - started:4.0f} s  {at} {title}", flush=True)
+                start(cell, cell_index, **words)
+
+            nb_man.cell_start = cell_start
+            super().execute_managed_notebook(nb_man, kernel_name, **options)
+
+    return Engine
+
+
+@contextlib.contextmanager
+def _only_one(out_path: Path) -> Iterator[None]:
+    path = out_path.with_name(f".{out_path.stem}.lock")
+    try:
+        with FileLock(path, timeout=0):
+            yield
+    except Timeout:
+        raise SlimnbError(
+            "K02",
+            out_path.name,
+            "another process is executing into this file",
+            "Wait for it, or give another output path.",
+        ) from None
+
+
+@contextlib.contextmanager
+def _own_kernel() -> Iterator[str]:
+    """A folder with a kernel specification for this interpreter, and the variables that select it.
+
+    So neither a registered kernel nor a home folder is needed, and a `python3` kernel of another environment,
+    registered in the user's home, is not taken by mistake.
+    """
+    with tempfile.TemporaryDirectory(prefix="slimnb-") as scratch:
+        spec = Path(scratch, "kernels", KERNEL)
+        spec.mkdir(parents=True)
+        argv = [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
+        argv += ["--log-level=ERROR"]  # else each kernel warns that loopback TCP is not encrypted
+        text = json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"})
+        (spec / "kernel.json").write_text(text)
+        ours = {
+            "JUPYTER_PATH": scratch,
+            "JUPYTER_RUNTIME_DIR": f"{scratch}/run",
+            "JUPYTER_CONFIG_DIR": f"{scratch}/config",
+            "IPYTHONDIR": f"{scratch}/ipython",
+            "MPLBACKEND": "module://matplotlib_inline.backend_inline",
+        }
+        saved = {name: os.environ.get(name) for name in ours}
+        os.environ.update(ours)
+        try:
+            yield scratch
+        finally:
+            for name, value in saved.items():
+                os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)
+
+
+def _write(book: NotebookNode, path: Path) -> None:
+    temporary = path.with_name(f".{path.name}.tmp")
+    with open(temporary, "w", encoding="utf-8") as file:
+        file.write(nbformat.writes(book) + "\n")
+        file.flush()
+        os.fsync(file.fileno())
+    os.replace(temporary, path)
+    folder = os.open(path.parent, os.O_RDONLY)
+    os.fsync(folder)  # the rename itself survives a power cut only after this
+    os.close(folder)

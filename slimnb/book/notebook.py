@@ -1,0 +1,188 @@
+"""A chapter as a file: read it, see what it declares, say whether its execution is whole and up to date."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+import os
+import re
+import sys
+from collections.abc import Mapping
+from pathlib import Path
+from typing import Any
+
+import nbformat
+from nbformat import NotebookNode
+
+from slimnb.book.chapter import END
+from slimnb.errors import SlimnbError
+from slimnb.book.parameters import Declaration, declaration
+
+OUR_LINE = re.compile(r"slimnb: error SNB-([A-Z]\d\d): (.*?) — (.*?)\. (.*)", re.S)
+PROGRESS = re.compile(r"(.+?): step \d+/\d+\b")  # as slimnb.train.loop prints it
+SEE = "Run that cell in JupyterLab, or read the .failed.ipynb."
+KEPT = "The last output is kept."
+
+
+def read_chapter(path: str | Path) -> NotebookNode:
+    """The notebook at `path` (.py in percent format, or .ipynb), with cell ids that follow from its content.
+
+    Raises B11 for a missing file, merge markers, or text that is no notebook.
+    """
+    path = Path(path)
+    if path.suffix not in (".py", ".ipynb") or not path.is_file():
+        raise SlimnbError(
+            "B11", f"{path.name[:60]}", "is no .py or .ipynb file", "Give e.g. notebooks/00_notation.py."
+        )
+    text = path.read_text(encoding="utf-8")
+    marker = re.search(r"^(<{7}|>{7}) ", text, re.M)
+    if marker:
+        line = text.count("\n", 0, marker.start()) + 1
+        raise SlimnbError(
+            "B11", f"{path.name}, line {line}", "an unresolved merge conflict", "Resolve it first."
+        )
+    if path.suffix == ".py":
+        import jupytext
+
+        book = jupytext.reads(text, fmt="py:percent")
+    else:
+        try:
+            book = nbformat.reads(text, as_version=4)
+        except Exception as error:  # nbformat raises half a dozen types for bad JSON and bad versions
+            why = f"is no notebook of format 4 ({str(error).splitlines()[0][:60]})"
+            raise SlimnbError("B11", path.name, why, "Make it anew from its .py half.") from None
+    return _named(book)
+
+
+def _named(book: NotebookNode) -> NotebookNode:
+    # jupytext draws fresh random ids on each reading, which would change a committed file for nothing.
+    seen: dict[str, int] = {}
+    for cell in book.cells:
+        seen[cell.source] = seen.get(cell.source, -1) + 1
+        cell.id = hashlib.sha256(f"{seen[cell.source]}{cell.source}".encode()).hexdigest()[:12]
+    book.nbformat, book.nbformat_minor = 4, 5
+    return book
+
+
+def declared_by(book: NotebookNode) -> Declaration:
+    """The parameters the notebook declares, read without running it. Raises B11 without a parameters cell."""
+    code = [cell for cell in book.cells if cell.cell_type == "code"]
+    tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
+    if len(tagged) != 1:
+        raise SlimnbError(
+            "B11", f"{len(tagged)} cells tagged 'parameters'", "a chapter has one", "Tag that cell."
+        )
+    lines = "\n".join(cell.source for cell in code if not cell.source.lstrip().startswith(("%", "!")))
+    lines = re.sub(r"^(\s*)[%!].*$", r"\1pass", lines, flags=re.M)
+    return declaration(tagged[0].source, lines)
+
+
+def content_key(notebook: str | Path, parameters: Mapping[str, Any] | None = None) -> str:
+    """Hash of what decides a chapter's output: its text, the library's text, parameters, Python and torch.
+
+    Two checkouts of the same content agree whatever their files' dates are; nothing of torch is imported.
+    """
+    notebook, package = Path(notebook), Path(__file__).resolve().parents[1]
+    parts = [notebook.read_bytes(), json.dumps(dict(parameters or {}), sort_keys=True).encode()]
+    for path in sorted(package.rglob("*.py")):
+        parts += [path.relative_to(package).as_posix().encode(), path.read_bytes()]
+    parts += [sys.version.encode(), importlib.metadata.version("torch").encode()]
+    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:32]
+
+
+def is_current(notebook: str | Path, output: str | Path, parameters: Mapping[str, Any] | None = None) -> bool:
+    """Whether `output` is a whole execution of `notebook` as it and the library now read."""
+    try:
+        book = nbformat.read(output, as_version=4)
+        check_whole(book, Path(output).name)
+    except (OSError, SlimnbError, ValueError, nbformat.ValidationError):
+        return False
+    return book.metadata.get("slimnb", {}).get("key") == content_key(notebook, parameters)
+
+
+def code_hash(book: NotebookNode) -> str:
+    """Hash of the notebook's code cells but the injected one: outputs that carry another are stale."""
+    cells = [c.source for c in book.cells if c.cell_type == "code" and not _injected(c)]
+    return hashlib.sha256(json.dumps(cells).encode()).hexdigest()[:32]
+
+
+def check_whole(book: NotebookNode, name: str) -> None:
+    """Raise B01 or B02 unless every code cell ran, in order, without an error, up to `chapter.end()`."""
+    cells = [(i, c) for i, c in enumerate(book.cells) if c.cell_type == "code" and c.source.strip()]
+    for count, (index, cell) in enumerate(cells, 1):
+        for output in cell.outputs:
+            if output.output_type == "error":
+                raise _cell_error(name, index, output.ename, output.evalue)
+        if cell.execution_count != count:
+            raise SlimnbError(
+                "B01",
+                f"{name[:60]}, cell {index + 1}",
+                "never ran: its kernel died or was stopped",
+                "Look at the cell before it (memory?), then run again.",
+                KEPT,
+            )
+    marks = [output.get("metadata", {}) for output in cells[-1][1].outputs] if cells else []
+    if not any(END in mark for mark in marks):
+        raise SlimnbError(
+            "B02",
+            name[:60],
+            "did not reach chapter.end() in its last cell",
+            "End the chapter with it, and let no cell leave early.",
+            KEPT,
+        )
+
+
+def _cell_error(name: str, index: int, ename: str, evalue: str) -> SlimnbError:
+    ours = OUR_LINE.match(evalue) if ename == "SlimnbError" else None
+    if ours:
+        return SlimnbError(ours[1], ours[2], ours[3], ours[4], "")
+    why = f"{ename}: {' '.join(evalue.split())[:90]}"
+    return SlimnbError("B02", f"{name[:60]}, cell {index + 1}", why, SEE, KEPT)
+
+
+def heading(cell: NotebookNode) -> str:
+    """The first title of level 1 or 2 in a Markdown cell, else an empty text."""
+    found = re.search(r"^##? +(.+)$", cell.source, re.M) if cell.cell_type == "markdown" else None
+    return found[1].strip() if found else ""
+
+
+def _injected(cell: NotebookNode) -> bool:
+    return "injected-parameters" in cell.metadata.get("tags", [])
+
+
+def cleaned(book: NotebookNode, root: Path) -> NotebookNode:
+    """Without clock readings, this machine's paths and all but the last line of progress: fit to commit."""
+    book.metadata = NotebookNode(
+        kernelspec={"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
+        language_info=book.metadata.get("language_info", {"name": "python"}),
+    )
+    book.cells = [c for c in book.cells if "papermill-error-cell-tag" not in c.metadata.get("tags", [])]
+    for cell in book.cells:
+        cell.metadata = NotebookNode(
+            {k: v for k, v in cell.metadata.items() if k in ("tags", "mystnb") and v}
+        )
+        cell.source = cell.source.rstrip("\n")
+        if "outputs" in cell:
+            cell.outputs = [_thinned(_without_paths(output, root)) for output in cell.outputs]
+    return _named(book)
+
+
+def _without_paths(item: Any, root: Path) -> Any:
+    if isinstance(item, str):
+        home = os.path.expanduser("~").rstrip("/")
+        text = item.replace(f"{root}{os.sep}", "")
+        return text.replace(f"{home}/", "~/") if home.startswith("/") else text
+    if isinstance(item, dict):
+        return NotebookNode({k: v if k == "image/png" else _without_paths(v, root) for k, v in item.items()})
+    return [_without_paths(part, root) for part in item] if isinstance(item, list) else item
+
+
+def _thinned(output: NotebookNode) -> NotebookNode:
+    # Twenty lines of progress per training run tell a reader of the finished page no more than the last one.
+    if output.output_type == "stream":
+        lines = output.text.splitlines(keepends=True)
+        labels = [found[1] if (found := PROGRESS.match(line)) else None for line in lines]
+        pairs = zip(lines, labels, [*labels[1:], None], strict=True)
+        output.text = "".join(line for line, label, after in pairs if label is None or label != after)
+    return output

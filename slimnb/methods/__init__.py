@@ -1,1 +1,0 @@
-"""One file per paper; `slimmable` holds the baselines they all share."""

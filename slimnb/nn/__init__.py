@@ -1,0 +1,1 @@
+"""Slimmable layers, norms, blocks and gates: what nets are written in."""

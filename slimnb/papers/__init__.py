@@ -1,0 +1,1 @@
+"""One folder per paper: its method, recipes, tables, figures and claims."""

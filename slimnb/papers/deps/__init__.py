@@ -1,0 +1,1 @@
+"""DepS: when to start shrinking (chapter 05)."""

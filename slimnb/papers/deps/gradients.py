@@ -1,0 +1,157 @@
+"""Looks at a net in training: gradients with and without shrinking (DepS, Figs. 3 and 4), accuracy of some subnets."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
+
+import torch
+from torch import Tensor, nn
+
+from slimnb.train.calibrate import calibrate_bn, evaluate
+from slimnb.nets.base import SlimmableNet
+from slimnb.subnet import Subnet
+from slimnb.train.loop import Objective, Pass, Probe
+
+Gradient = dict[str, Tensor]
+"""By parameter name; what no pass touches is left out."""
+
+
+def gradients(net: SlimmableNet, x: Tensor, y: Tensor, passes: Sequence[Pass],
+              objective: Objective) -> tuple[Gradient, Gradient]:
+    """Gradients of the first of `passes` and of the sum of the others as they are weighted, on one batch.
+
+    Every shrinking gradient follows from these two: full + epsilon others (DepS, eq. 4). Dropout is left out.
+    What `net` has in `grad` is replaced.
+    """
+    objective.begin(net, x, passes)
+    parts = []
+    for some in (passes[:1], passes[1:]):
+        net.zero_grad(set_to_none=True)
+        for made in some:
+            loss, _ = objective(made, net(x, made.route), y)
+            (made.weight * loss.mean()).backward()
+        parts.append({name: p.grad for name, p in net.named_parameters() if p.grad is not None})
+    net.zero_grad(set_to_none=True)
+    return parts[0], parts[1]
+
+
+def added(full: Gradient, others: Gradient, epsilon: float | Tensor) -> Gradient:
+    """full + epsilon others; what the full net does not use keeps the others' part."""
+    scaled = {name: epsilon * g for name, g in others.items()}
+    return {name: full[name] + scaled.get(name, 0) if name in full else scaled[name] for name in {**full, **scaled}}
+
+
+def norm(gradient: Gradient) -> Tensor:
+    """Euclidean norm of all of it, a scalar on the device."""
+    return nn.utils.get_total_norm(list(gradient.values()))
+
+
+def by_layer(full: Gradient, other: Gradient) -> list[dict]:
+    """Norm of `other`, and its cosine with `full`, in every weight that the full net uses, in order.
+
+    Weights are of convolutions and linear layers. Rows: layer (from 1), name, norm, cosine (None where one is zero).
+    """
+    names = [name for name, g in full.items() if g.dim() > 1]
+    pairs = [(full[name].flatten(), other[name].flatten()) for name in names]
+    dots = torch.stack([torch.dot(a, b) for a, b in pairs])
+    lengths = [torch.stack(torch._foreach_norm(side)) for side in zip(*pairs, strict=True)]
+    found = torch.stack([lengths[1], dots / (lengths[0] * lengths[1])]).T.tolist()  # the only wait for the device
+    return [{"layer": layer, "name": name, "norm": length, "cosine": None if cosine != cosine else cosine}
+            for layer, (name, (length, cosine)) in enumerate(zip(names, found, strict=True), 1)]
+
+
+Plan = Callable[[int], Sequence[Pass]]
+"""The passes of a step, the full net's first, as a sampler's `plan`; epsilon not among their weights."""
+
+
+class LayerGradients:
+    """At `steps`: full, shrinking (epsilon 1) and epsilon-shrinking gradient of each layer on one batch (Fig. 3).
+
+    Rows: look "layers", step, gradient ("full", "shrinking" or "epsilon-shrinking"), epsilon, and those of
+    `by_layer`, the cosine with the full net's.
+    """
+
+    def __init__(self, plan: Plan, objective: Objective, steps: Collection[int], epsilon: float = 1e-3):
+        self.plan, self.objective, self.steps, self.epsilon = plan, objective, frozenset(steps), epsilon
+        self.rows: list[dict] = []
+
+    def at(self, step: int) -> bool:
+        """Whether `step` is one of the steps."""
+        return step in self.steps
+
+    def __call__(self, step: int, net: SlimmableNet, x: Tensor, y: Tensor) -> list[dict]:
+        """Three rows per layer."""
+        full, others = gradients(net, x, y, self.plan(step), self.objective)
+        named = {"full": 0.0, "shrinking": 1.0, "epsilon-shrinking": self.epsilon}
+        return [{"look": "layers", "step": step, "gradient": name, "epsilon": epsilon, **row}
+                for name, epsilon in named.items() for row in by_layer(full, added(full, others, epsilon))]
+
+
+class NormRatio:
+    """Every `every` steps from `first` on: norm of the shrinking gradient by that of the full net's (Fig. 4).
+
+    `epsilon(step)` is that of the training; the row has the ratio with it and with 1, from the same two gradients.
+    Costs as much as one step. Rows: look "norms", step, epsilon, ratio, ratio_at_1.
+    """
+
+    def __init__(self, plan: Plan, objective: Objective, epsilon: Callable[[int], float], every: int = 25,
+                 first: int = 0):
+        self.plan, self.objective, self.epsilon, self.every, self.first = plan, objective, epsilon, every, first
+        self.rows: list[dict] = []
+
+    def at(self, step: int) -> bool:
+        """Whether `step` is due."""
+        return step >= self.first and (step - self.first) % self.every == 0
+
+    def __call__(self, step: int, net: SlimmableNet, x: Tensor, y: Tensor) -> list[dict]:
+        """One row."""
+        full, others = gradients(net, x, y, self.plan(step), self.objective)
+        epsilon = self.epsilon(step)
+        ratios = torch.stack([norm(added(full, others, e)) for e in (epsilon, 1.0)]) / norm(full)
+        ratio, at_1 = ratios.tolist()
+        return [{"look": "norms", "step": step, "epsilon": epsilon, "ratio": ratio, "ratio_at_1": at_1}]
+
+
+class Accuracy:
+    """At `steps`: validation accuracy of named subnets with the weights of that step, calibrated for it.
+
+    In a net that has only been trained at full size these are zero-shot subnets (Fig. 2); of the full net alone it is
+    the curve across the start of shrinking (Fig. 7b). `images()` gives batches of calibration images, `val()` of
+    (images, labels). Rows: look "accuracy", step, name, top1 (percent), ce (nats).
+    """
+
+    def __init__(self, subnets: Mapping[str, Subnet], images: Callable[[], Iterable[Tensor]],
+                 val: Callable[[], Iterable[tuple[Tensor, Tensor]]], steps: Collection[int]):
+        self.subnets, self.images, self.val, self.steps = dict(subnets), images, val, frozenset(steps)
+        self.rows: list[dict] = []
+
+    def at(self, step: int) -> bool:
+        """Whether `step` is one of the steps."""
+        return step in self.steps
+
+    def __call__(self, step: int, net: SlimmableNet, x: Tensor, y: Tensor) -> list[dict]:
+        """A row per subnet; the batch is not used."""
+        return self.rows_of(step, net)
+
+    def rows_of(self, step: int, net: SlimmableNet) -> list[dict]:
+        """The rows at the weights `net` has, as after the last step of a training, whose calibration they replace."""
+        calibrate_bn(net, list(self.subnets.values()), self.images())
+        found = evaluate(net, list(self.subnets.values()), self.val())
+        return [{"look": "accuracy", "step": step, "name": name, "top1": each.top1, "ce": each.ce}
+                for name, each in zip(self.subnets, found, strict=True)]
+
+
+class Probes:
+    """Several probes as one: each looks where it is due, those of accuracy last, for they leave statistics behind."""
+
+    def __init__(self, probes: Sequence[Probe]):
+        self.probes = sorted(probes, key=lambda probe: isinstance(probe, Accuracy))
+        self.rows: list[dict] = []
+
+    def at(self, step: int) -> bool:
+        """Whether one of them is due."""
+        return any(probe.at(step) for probe in self.probes)
+
+    def __call__(self, step: int, net: SlimmableNet, x: Tensor, y: Tensor) -> list[dict]:
+        """The rows of those that are due."""
+        return [row for probe in self.probes if probe.at(step) for row in probe(step, net, x, y)]

@@ -1,0 +1,286 @@
+"""DepS: a supernet first learns to be large, then by epsilon to be small; beside it BigNAS, OFA and CompOFA.
+
+Wang et al., Delayed epsilon-Shrinking. Every method runs in `slimnb.train.loop`; they differ in the passes of a step.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass, replace
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from slimnb.cost.macs import count_macs
+from slimnb.cost.elastic import ElasticTable, structures_of
+from slimnb.errors import SlimnbError
+from slimnb.papers.deps.gradients import Accuracy, LayerGradients, NormRatio, Probes
+from slimnb.papers.slimmable.method import Draw, InplaceDistillation, Sandwich, Stateless, Switches
+from slimnb.nets.base import SlimmableNet
+from slimnb.nets.sorting import embed_, expand_order
+from slimnb.subnet import SearchSpace, Subnet
+from slimnb.train.loop import Labels, Objective, Outcome, Pass, Probe, Sampler, Schedule, rng_at
+
+# -- epsilon ---------------------------------------------------------------------------------------------
+
+
+@dataclass(frozen=True, slots=True)
+class LinearRamp:
+    """The paper's epsilon: from `first` by equal increments to 1, which it reaches after `steps` steps."""
+
+    steps: int
+    first: float = 1e-4
+
+    def __call__(self, i: int) -> float:
+        """Epsilon of the i-th step of shrinking, from 0."""
+        return self.first + (1 - self.first) * i / self.steps
+
+
+@dataclass(frozen=True, slots=True)
+class RateRamp:
+    """The released code's epsilon: the subnets' learning rate epsilon * `rates` rises linearly over `steps` steps.
+
+    It rises to the rate of step `reference`: there the ramp ends, but for the released code, whose tables are read an
+    epoch late. The code has them for one schedule; this is their closed form. Raises S66 where a rate is zero.
+    """
+
+    rates: Schedule
+    start: int  # first step of shrinking
+    steps: int
+    reference: int
+
+    def __post_init__(self):
+        for step in (*range(self.start, self.start + self.steps), self.reference):
+            if not self.rates(step) > 0:
+                raise SlimnbError("S66", f"learning rate {self.rates(step):g} at step {step}",
+                                  "the ramp divides by it and multiplies with it", "Give the schedule a floor > 0.")
+
+    def __call__(self, i: int) -> float:
+        """Epsilon of the i-th step of shrinking, from 0."""
+        return (i + 1) / self.steps * self.rates(self.reference) / self.rates(self.start + i)
+
+
+Ramp = LinearRamp | RateRamp
+
+
+class DelayedShrinking:
+    """Any sampler, delayed: `warm_up` steps of its first pass alone, then all, the others weighted by epsilon.
+
+    The gradient of a step is grad l(full) + epsilon sum grad l(others) (eq. 4), a sum, not a mean. Epsilon is a pure
+    function of the step: `ramp` from the first step of shrinking on, then 1; without a ramp 1 at once. The sampler
+    sees nothing of the warm-up; its steps are counted from the start of training all the same.
+
+    Errors: P04 for a negative `warm_up` or a ramp of no steps, S67 for an epsilon outside (0, 1], S68 for a sampler of
+    fewer than two passes, S69 if its first one does not learn from the labels.
+    """
+
+    def __init__(self, sampler: Sampler, warm_up: int, ramp: Ramp | None = None):
+        if warm_up < 0 or (ramp is not None and ramp.steps < 1):
+            raise SlimnbError("P04", f"a warm-up of {warm_up} steps" + (f", a ramp of {ramp.steps}" if ramp else ""),
+                              "a warm-up has 0 or more, a ramp 1 or more", "Leave the ramp out for none.")
+        for i in range(ramp.steps if ramp else 0):
+            if not 0 < ramp(i) <= 1:
+                raise SlimnbError("S67", f"epsilon = {ramp(i):g} in step {i} of the ramp", "it lies in (0, 1]",
+                                  "Raise the ramp's start, or use a schedule that does not rise meanwhile.")
+        passes = sampler.plan(warm_up)
+        if len(passes) < 2:
+            raise SlimnbError("S68", f"k = {len(passes)} subnets per step", "shrinking trains the full net and others",
+                              "Use a sampler of two or more passes.")
+        if passes[0].target != "labels":
+            raise SlimnbError("S69", f"a first pass with target {passes[0].target!r}",
+                              "every step trains the full net from the labels, first",
+                              "Use a sampler that plans the largest subnet first.")
+        self.sampler, self.warm_up, self.ramp = sampler, warm_up, ramp
+
+    def epsilon(self, step: int) -> float:
+        """Weight of all passes but the first; 0 during the warm-up."""
+        i = step - self.warm_up
+        if i < 0:
+            return 0.0
+        return self.ramp(i) if self.ramp and i < self.ramp.steps else 1.0
+
+    def subnets(self) -> list[Subnet]:
+        """The sampler's."""
+        return self.sampler.subnets()
+
+    def plan(self, step: int) -> list[Pass]:
+        """The sampler's passes of `step`, weighted; of the warm-up only the first."""
+        full, *others = self.sampler.plan(step)
+        epsilon = self.epsilon(step)
+        if not epsilon:
+            return [full]
+        return [full, *(others if epsilon == 1 else (replace(p, weight=epsilon * p.weight) for p in others))]
+
+    def observe(self, step: int, outcomes: Sequence[Outcome]) -> None:
+        """Hand the losses on, but those of the warm-up."""
+        if step >= self.warm_up:
+            self.sampler.observe(step, outcomes)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The sampler's: epsilon follows from the step."""
+        return self.sampler.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore the sampler."""
+        self.sampler.load_state_dict(state)
+
+
+def delayed(sampler: Sampler, rates: Schedule, share: float, ramp: str | None = "linear",
+            ramp_steps: int = 0) -> DelayedShrinking:
+    """`sampler` after a warm-up of `share` (the paper's P) of the schedule's steps.
+
+    `ramp`: "linear" (`LinearRamp`), "rate" (`RateRamp`) or None. Errors: P10 for another one, S64 for a share outside
+    [0, 1), S65 for a ramp longer than what follows the warm-up, and those of `DelayedShrinking`.
+    """
+    if not 0 <= share < 1:
+        raise SlimnbError("S64", f"P = {share!r}"[:60], "the warm-up's share of all steps lies in [0, 1)",
+                          "Set 0.5, the paper's.")
+    start = round(share * rates.steps)
+    if ramp is None:
+        return DelayedShrinking(sampler, start)
+    if ramp not in ("linear", "rate"):
+        raise SlimnbError("P10", f"ramp = {ramp!r}"[:60], "it is linear, rate or None", "Set ramp='linear'.")
+    if ramp_steps > rates.steps - start:
+        raise SlimnbError("S65", f"a ramp of {ramp_steps} steps", f"{rates.steps - start} steps follow the warm-up",
+                          "Shorten the ramp, or the warm-up.")
+    made = LinearRamp(ramp_steps) if ramp == "linear" else RateRamp(rates, start, ramp_steps, start + ramp_steps)
+    return DelayedShrinking(sampler, start, made)
+
+
+# -- Once-for-All and CompOFA ----------------------------------------------------------------------------
+
+
+class Draws(Stateless):
+    """`n` random subnets in every step and no largest: for a teacher that is not trained with them (OFA)."""
+
+    def __init__(self, draw: Draw, n: int, seed: int = 0):
+        if n < 1:
+            raise SlimnbError("P04", f"n = {n}", "a step trains one subnet or more", "Set e.g. n=4.")
+        self.draw, self.n, self.seed = draw, n, seed
+
+    def subnets(self) -> list[Subnet]:
+        """None is known before training."""
+        return []
+
+    def plan(self, step: int) -> list[Pass]:
+        """A pure function of (seed, step)."""
+        rng = rng_at(self.seed, "draws", step)
+        return [Pass(self.draw(rng), name="random") for _ in range(self.n)]
+
+
+class FixedTeacher(Labels):
+    """Every pass learns the labels and, with weight `ratio`, what another net makes of the batch (OFA).
+
+    loss = CE(y, z) + ratio CE(softmax(z_teacher), z). The teacher normalises by the batch, as OFA's does: it is in
+    train mode and not trained.
+    """
+
+    def __init__(self, teacher: SlimmableNet, ratio: float = 1.0, smoothing: float = 0.0):
+        super().__init__(smoothing)
+        self.teacher, self.ratio = teacher, ratio
+
+    def begin(self, net: SlimmableNet, x: Tensor, passes: Sequence[Pass]) -> None:
+        """Ask the teacher."""
+        with torch.no_grad():
+            self.taught = self.teacher(x, statistics="batch").softmax(1)
+
+    def __call__(self, made: Pass, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Per-sample loss and cross-entropy with the labels, each (B,)."""
+        loss, ce = super().__call__(made, logits, y)
+        return loss + self.ratio * F.cross_entropy(logits, self.taught, reduction="none"), ce
+
+
+def phase(space: SearchSpace, kernels: int = 1, depths: int = 1, expands: int = 1) -> SearchSpace:
+    """Of every block and stage the largest so many choices: what a phase of progressive shrinking draws from."""
+    return replace(space, kernels=tuple(c[-kernels:] for c in space.kernels),
+                   depths=tuple(c[-depths:] for c in space.depths), widths=tuple(c[-expands:] for c in space.widths))
+
+
+def compound(space: SearchSpace) -> Draw:
+    """CompOFA's draws: in each stage the smallest depth comes with the smallest expansion, and so on.
+
+    Kernels are the largest. Three choices in five stages give 3^5 = 243 subnets. Raises S69 where a stage has another
+    number of depths than of expansions, unless one of them is fixed.
+    """
+    blocks, stages = iter(space.block_units), []
+    for depths in space.depths:
+        units = [unit for _, block in zip(range(max(depths)), blocks, strict=False) for unit in block]
+        counts = {len(depths), *(len(space.widths[unit]) for unit in units)} - {1}
+        if len(counts) > 1:
+            raise SlimnbError("S69", f"stage {len(stages)} with {sorted(counts)} choices",
+                              "CompOFA ties as many depths to as many expansions", "Give as many of each.")
+        stages.append((depths, units, max(counts, default=1)))
+
+    def draw(rng) -> Subnet:
+        subnet, widths, kept = space.largest, list(space.largest.widths), []
+        for depths, units, choices in stages:
+            index = int(rng.integers(choices))
+            kept.append(depths[min(index, len(depths) - 1)])
+            for unit in units:
+                widths[unit] = space.widths[unit][min(index, len(space.widths[unit]) - 1)]
+        return space.canonical(replace(subnet, widths=tuple(widths), depths=tuple(kept)))
+
+    return draw
+
+
+# -- from a recipe ---------------------------------------------------------------------------------------
+
+def prepare(recipe, net: SlimmableNet) -> None:
+    """Sort hidden channels by importance, within the expansions `recipe.levels`, before shrinking begins."""
+    if recipe.levels is not None:
+        embed_(net, expand_order(net, recipe.levels), {})
+
+
+METHODS = ("full", "shrinking", "progressive", "compound")
+
+
+def plan(recipe, net: SlimmableNet, steps: int, teacher: SlimmableNet | None = None) -> tuple[Sampler, Objective]:
+    """Sampler and objective of a `slimnb.papers.deps.recipes.ShrinkingRecipe`. Raises P06 where `teacher` is missing."""
+    if recipe.method == "full":
+        return Switches({"largest": net.largest}, recipe.dropout), Labels(recipe.smoothing)
+    if recipe.method == "shrinking":
+        space, epoch = net.search_space, steps / recipe.epochs
+        rates = Schedule.of(recipe, round(epoch))
+        sampler = Sandwich(space.largest, space.smallest, space.sample, recipe.n_random, recipe.seed, recipe.dropout)
+        made = delayed(sampler, rates, recipe.warm_up, recipe.ramp, round(recipe.ramp_epochs * epoch))
+        return made, InplaceDistillation(recipe.temperature, smoothing=recipe.smoothing)
+    if recipe.method not in METHODS:
+        raise SlimnbError("P10", f"method = {recipe.method!r}", f"it is one of {', '.join(METHODS)}",
+                          "Set method='shrinking'.")
+    if teacher is None:
+        raise SlimnbError("P06", f"method = {recipe.method!r} without a teacher", "it learns from a full net, fixed",
+                          "Set teacher to the id of its run.")
+    space = phase(net.search_space, *recipe.choices)
+    draw = compound(space) if recipe.method == "compound" else space.sample
+    return Draws(draw, recipe.n_random, recipe.seed), FixedTeacher(teacher, smoothing=recipe.smoothing)
+
+
+def probe(recipe, net: SlimmableNet, epoch: int, images: Callable, val: Callable) -> Probe | None:
+    """What Figs. 2, 3, 4 and 7b show of a `recipe.looked_at`, `epoch` steps to an epoch; None of any other.
+
+    `images` and `val` are those of `Accuracy`. As shrinking begins, gradients layer by layer and the shown subnets;
+    from then on the norms' ratio ten times an epoch, and the full net four times an epoch for two epochs.
+    """
+    if not recipe.looked_at:
+        return None
+    sampler, objective = plan(recipe, net, epoch * recipe.epochs)
+    start, inner = sampler.warm_up, sampler.sampler.plan
+    quarters = [start + epoch * k // 4 for k in range(9)]
+    return Probes([LayerGradients(inner, objective, [start]),
+                   NormRatio(inner, objective, sampler.epsilon, max(1, epoch // 10), start),
+                   Accuracy(recipe.named(net), images, val, [start]),
+                   Accuracy({"full": net.largest}, images, val, quarters)])
+
+
+def found(recipe, net: SlimmableNet, sampler: Sampler) -> dict:
+    """What a step of this run costs, once warmed up: passes (forward and backward), and MACs of one forward per image.
+
+    `macs_per_step` is the mean over the plans of 256 steps; `teacher_macs` are those of a fixed teacher's forward.
+    """
+    first = getattr(sampler, "warm_up", 0)
+    plans = [sampler.plan(first + i) for i in range(256)]
+    structures = structures_of(net.search_space, [made.route for passes in plans for made in passes])
+    macs = ElasticTable.macs(net).predict(structures)
+    return {"passes_per_step": len(plans[0]), "macs_per_step": macs.sum().item() / len(plans),
+            "teacher_macs": count_macs(net, net.largest) if recipe.teacher else 0}

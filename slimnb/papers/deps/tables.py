@@ -1,0 +1,214 @@
+"""What shrinking left, as tables for chapter 05: shares, gradients, costs of training; and subnets to deploy."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+
+import numpy as np
+import pandas as pd
+import torch
+
+from slimnb.data.datasets import ImageData
+from slimnb.cost.elastic import ElasticTable
+from slimnb.cost.elastic_latency import check_latency, elastic_latency
+from slimnb.search.evolution import Found, Validated, evolve, random_search, reach
+from slimnb.train.experiment import Result, build, net_name, once, trained
+from slimnb.train.measure import measure, plain_batches
+from slimnb.search.pareto import mean_pareto_accuracy
+from slimnb.runs.store import RunStore, code_fingerprint
+from slimnb.subnet import Subnet
+
+ARMS = ("DepS", "DepS without epsilon", "DepS, P = 25%", "DepS, P = 75%", "DepS, epsilon by rate", "BigNAS", "OFA",
+        "CompOFA")
+"""Ends of the chains of `slimnb.papers.deps.recipes`: trained supernets."""
+
+
+def accuracies(results: Iterable[Result]) -> pd.DataFrame:
+    """Rows of net, arm, method, share, seed, run_id, name, macs, top1, top1_val, one per subnet of a run.
+
+    `share` is what of the full net's training a leg ends with, or a `DelayedShrinking` begins after; else NaN.
+    """
+    rows = [(r.recipe.net, r.recipe.arm, r.recipe.method, _share(r), r.recipe.seed, r.run_id, row["name"], row["macs"],
+             row["top1"], row["top1_val"]) for r in results for row in r.rows]
+    columns = ["net", "arm", "method", "share", "seed", "run_id", "name", "macs", "top1", "top1_val"]
+    return pd.DataFrame(rows, columns=columns)
+
+
+def _share(result: Result) -> float:
+    recipe = result.recipe
+    if recipe.method == "full":
+        return recipe.span[1] / recipe.epochs if recipe.span else np.nan
+    return recipe.warm_up if recipe.warm_up is not None else np.nan
+
+
+def means(frame: pd.DataFrame) -> pd.DataFrame:
+    """Mean Pareto accuracy, smallest and largest subnet's accuracy of every run; index (net, arm, seed)."""
+    def of(rows: pd.DataFrame) -> pd.Series:
+        rows = rows.sort_values("macs")
+        return pd.Series({"mean_pareto": mean_pareto_accuracy(rows["macs"], rows["top1"]),
+                          "smallest": rows["top1"].iloc[0], "largest": rows["top1"].iloc[-1]})
+
+    return frame.groupby(["net", "arm", "seed"], sort=False)[["macs", "top1"]].apply(of)
+
+
+# -- probes ----------------------------------------------------------------------------------------------
+
+
+def looks(results: Iterable[Result], look: str) -> pd.DataFrame:
+    """What a probe saw ("layers", "norms" or "accuracy") in all runs that took it, with arm, seed, epoch and run_id.
+
+    Steps are counted from the start of training.
+    """
+    rows = []
+    for r in results:
+        probed = r.found.get("probed", [])
+        if not probed:
+            continue
+        epoch = min(row["step"] for row in probed) / (r.recipe.warm_up * r.recipe.epochs)
+        rows += [{"arm": r.recipe.arm, "seed": r.recipe.seed, "run_id": r.run_id, "epoch": row["step"] / epoch, **row}
+                 for row in probed if row["look"] == look]
+    return pd.DataFrame(rows)
+
+
+def layers(results: Iterable[Result]) -> pd.DataFrame:
+    """Of `looks(results, "layers")` the weights of convolutions and linear layers, numbered from 1, in order."""
+    seen = looks(results, "layers")
+    seen = seen[seen["name"].str.endswith(".weight") & ~seen["name"].str.contains(".norm.", regex=False)]
+    return seen.assign(layer=seen.groupby(["run_id", "step", "gradient"])["layer"].rank(method="dense").astype(int))
+
+
+def drops(seen: pd.DataFrame, epochs: float = 1.0) -> pd.DataFrame:
+    """Points the full net loses within `epochs` of the start of shrinking, at its worst; columns arm, seed, drop."""
+    rows = []
+    for (arm, seed), of_run in seen[seen["name"] == "full"].groupby(["arm", "seed"], sort=False):
+        of_run = of_run.sort_values("step")
+        within = of_run[of_run["epoch"] <= of_run["epoch"].iloc[0] + epochs]
+        rows.append((arm, seed, within["top1"].iloc[0] - within["top1"].iloc[1:].min()))
+    return pd.DataFrame(rows, columns=["arm", "seed", "drop"])
+
+
+# -- cost of training ------------------------------------------------------------------------------------
+
+
+def chain(result: Result, results: Sequence[Result]) -> list[Result]:
+    """The runs whose weights `result` goes on from, oldest first, and itself."""
+    by_id = {r.run_id: r for r in results}
+    links = [result]
+    while links[0].recipe.start:
+        links.insert(0, by_id[links[0].recipe.start])
+    return links
+
+
+def epochs_of(result: Result) -> float:
+    """Epochs that a run itself trains."""
+    since, to = result.recipe.span or (0, result.recipe.epochs)
+    return to - since
+
+
+def phases(result: Result, results: Sequence[Result]) -> pd.DataFrame:
+    """Rows of arm, phase, subnets (per minibatch), length (epochs) for `figures.training_cost`, equal ones joined."""
+    rows: list[list] = []
+    for link in chain(result, results):
+        if rows and rows[-1][2] == link.found["passes_per_step"]:
+            rows[-1][3] += epochs_of(link)
+        else:
+            rows.append([result.recipe.arm, len(rows), link.found["passes_per_step"], epochs_of(link)])
+    return pd.DataFrame(rows, columns=["arm", "phase", "subnets", "length"])
+
+
+def training_costs(results: Sequence[Result]) -> pd.DataFrame:
+    """Table 2's shape: what each supernet of `ARMS` cost, its chain from scratch included, and how accurate it is.
+
+    Columns net, arm, seed, epochs, passes (per image), work (epochs of the full net, by MACs; backward counted as two
+    forwards, a teacher as a forward), minutes, smallest, largest, mean_pareto (percent, test).
+    """
+    finals = [r for r in results if r.recipe.arm in ARMS]
+    quality, rows = means(accuracies(finals)), []
+    for r in finals:
+        links = chain(r, results)
+        most = max(row["macs"] for row in r.rows)
+        work = sum(epochs_of(k) * (k.found["macs_per_step"] + k.found["teacher_macs"] / 3) / most for k in links)
+        rows.append({"net": r.recipe.net, "arm": r.recipe.arm, "seed": r.recipe.seed,
+                     "epochs": sum(map(epochs_of, links)),
+                     "passes": sum(epochs_of(k) * k.found["passes_per_step"] for k in links), "work": work,
+                     "minutes": sum(k.seconds for k in links) / 60,
+                     **quality.loc[r.recipe.net, r.recipe.arm, r.recipe.seed]})
+    return pd.DataFrame(rows)
+
+
+# -- deployment ------------------------------------------------------------------------------------------
+
+
+def latency_table(result: Result, num_classes: int, store: RunStore, *, batch: int = 8, rounds: int = 20,
+                  subnets: int = 40, device: str = "cpu") -> tuple[ElasticTable, dict]:
+    """Milliseconds per block and choice of a run's net on this device, and how far they are off on whole subnets.
+
+    Measured once per store and settings; the errors are those of `check_latency`.
+    """
+    net = build(result.recipe, num_classes)
+    settings = {"paper": "deps", "arm": "latency", "scale": result.recipe.scale, "net": result.recipe.net,
+                "classes": num_classes, "batch": batch, "rounds": rounds, "subnets": subnets,
+                "device": torch.device(device).type}
+    code = code_fingerprint([elastic_latency, check_latency, net_name(result.recipe)])
+
+    def take() -> dict:
+        timed = net.to(device).eval()
+        table = elastic_latency(timed, batch, rounds=rounds)
+        return {"constant": table.constant, "terms": table.terms.tolist(), "about": table.about,
+                "check": check_latency(table, timed, subnets)}
+
+    found = once(store, settings, code, take)
+    choices = tuple((expand, kernel) for expand in net.expands for kernel in net.kernels)
+    table = ElasticTable("ms", net.search_space, choices, found["constant"], np.array(found["terms"]), found["about"])
+    return table, found["check"]
+
+
+def between(table: ElasticTable, share: float) -> float:
+    """The cost at `share` of the way from the cheapest subnet to the dearest."""
+    cheapest, dearest = reach(table)
+    return cheapest + share * (dearest - cheapest)
+
+
+def deploy(result: Result, data: ImageData, store: RunStore, table: ElasticTable, share: float, evaluations: int, *,
+           device: str = "cpu") -> dict:
+    """The best subnet up to a cost, by evolution and by random search of as many evaluations, on a run's weights.
+
+    Both validate; test images are opened for the two winners. The target is `between(table, share)`. Searched once
+    per store and settings. Keys: target, rows (arm, evaluation, cost, score, best), winners (arm, subnet, cost, macs,
+    top1, top1_val), run_id.
+    """
+    recipe, target = result.recipe, between(table, share)
+    settings = {"paper": "deps", "arm": f"search by {table.unit}", "scale": recipe.scale, "of": result.run_id,
+                "share": share, "target": target, "evaluations": evaluations, "images": recipe.calibration_images,
+                "seed": recipe.seed}
+    code = code_fingerprint([Validated, evolve, random_search, measure, net_name(recipe)])
+
+    def take() -> dict:
+        net = trained(result, data.num_classes, store).to(device)
+        calibration, val = (plain_batches(data, split, net.input_size, device) for split in (data.train, data.val))
+        validated = Validated(net, lambda: calibration.images(recipe.calibration_images), lambda: val)
+        known: dict[Subnet, float] = {}
+
+        def score(subnets: Sequence[Subnet]) -> list[float]:  # both searches begin with the same subnets
+            fresh = [subnet for subnet in subnets if subnet not in known]
+            known.update(zip(fresh, validated(fresh), strict=True))
+            return [known[subnet] for subnet in subnets]
+
+        population = max(2, evaluations // 4)
+        least = 0.9 * target if table.unit == "MACs" else 0.0
+        found = {"Random search": random_search(table, target, score, evaluations, least=least, seed=recipe.seed,
+                                                batch=population),
+                 "Evolution": evolve(table, target, score, evaluations, least=least, seed=recipe.seed,
+                                     population=population)}
+        tested = measure(net, data, [each.subnet for each in found.values()], images=recipe.calibration_images,
+                         calibrate=True, device=device)
+        return {"target": target, "rows": [row for arm, each in found.items() for row in _progress(arm, each)],
+                "winners": [{"arm": arm, "subnet": each.subnet.to_json(), "cost": each.cost}
+                            | {name: row[name] for name in ("macs", "top1", "top1_val")}
+                            for (arm, each), row in zip(found.items(), tested, strict=True)]}
+
+    return once(store, settings, code, take)
+
+
+def _progress(arm: str, found: Found) -> list[dict]:
+    return [{"arm": arm} | {name: row[name] for name in ("evaluation", "cost", "score", "best")} for row in found.rows]

@@ -1,0 +1,1 @@
+"""DS-Net: which width for which image (chapter 06)."""

@@ -1,0 +1,1 @@
+"""DS-Net as the backbone of a detector (Table 4)."""

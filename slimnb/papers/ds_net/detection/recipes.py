@@ -1,0 +1,148 @@
+"""Detection runs (DS-Net, Table 4): from a recipe to stored rows, loaded if finished and resumed if interrupted.
+
+A detector is trained on all paths that its row of the table is about in every step, and is evaluated at each: one net
+serves all of them, as DS-Net means it; the paper does not say how its three were trained.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from dataclasses import dataclass, replace
+
+from slimnb.papers.ds_net.detection import detector
+from slimnb.train.calibrate import calibrate_bn
+from slimnb.papers.ds_net.detection.detector import DetectionLoss, Detector, detector_macs
+from slimnb.errors import SlimnbError
+from slimnb.train.experiment import Result, as_result, build, finished, label, made_in, net_name, training_dtype, weights_of
+from slimnb.runs.fingerprint import code_fingerprint, machine_fingerprint
+from slimnb.nn.layers import CALIBRATED
+from slimnb.papers.slimmable.method import Switches
+from slimnb.papers.ds_net.detection.precision import evaluate_detector
+from slimnb.train.recipe import SMALL, SMOKE, Recipe, check_scale
+from slimnb.runs.store import Run, RunStore
+from slimnb.papers.ds_net.detection.batches import SceneBatches
+from slimnb.papers.ds_net.detection.scenes import Scenes, generated
+from slimnb.train.state import net_state
+from slimnb.train.loop import Schedule, make_optimizer, train
+from slimnb.papers.ds_net.detection.voc import load_voc
+
+BASELINE, DYNAMIC = "MobileNetV1 + FSSD", "DS-MBNet + FSSD"
+"""The two detectors of Table 4."""
+
+
+@dataclass(frozen=True)
+class DetectionRecipe(Recipe):
+    """A detector on a backbone; `start` names the classification run whose blocks it begins with.
+
+    The subnets are those of any recipe, or of a gated backbone its `paths`.
+    """
+
+    side: int = 300  # of the scenes, pixels
+    taps: tuple[int, ...] = detector.TAPS  # this and what follows: see `Detector`
+    channels: int = 256
+    pyramid: tuple[int, ...] = detector.PYRAMID
+    scales: tuple[float, ...] = detector.SCALES
+    ratios: tuple[tuple[float, ...], ...] = detector.RATIOS
+    threshold: float = 0.01  # of scores that count as detections
+    crop: bool = False  # SSD's random crops while training
+    paths: tuple[tuple[str, int], ...] | None = None  # (name, choice of every gate)
+    variant: str | None = None  # of DSMobileNet, as what follows
+    strides: tuple[int, ...] | None = None
+    fixed: tuple[int, ...] | None = None
+    grid: tuple[tuple[int, int, int], ...] | None = None
+    num_choices: int | None = None
+
+    @property
+    def largest(self) -> float | tuple[int, ...]:
+        """As of any recipe; of a gated backbone its own."""
+        return 1.0 if self.paths else super().largest
+
+    def named(self, net) -> dict:
+        """The subnets of the backbone `net` that are trained and evaluated, by name."""
+        return {name: net.path(k) for name, k in self.paths} if self.paths else super().named(net)
+
+
+# Section 4.1: batch 128, 300 epochs, lr .004, a tenth of it from epochs 200 and 250 on. Weight decay, default boxes and
+# head are those of the FSSD for MobileNet that its author released. The paths are those of Table 2's S, M and L: with
+# them the detectors have the paper's 2.3, 2.7 and 3.2 G MACs. MobileNetV1 has 3.2 G, not the 4.3 G printed.
+_FULL = DetectionRecipe(**{**vars(SMOKE), "paper": "ds_net", "arm": BASELINE, "scale": "full", "net": "mobilenet_v1",
+                           "bn": "shared_affine", "mults": (1.0,), "epochs": 300, "batch_size": 128, "lr": 0.004,
+                           "schedule": "multistep", "milestones": (200, 250), "weight_decay": 5e-4, "decay": "all",
+                           "input_size": 224, "layout": None, "warmup_epochs": 6, "dtype": "bfloat16"}, crop=True)
+_PATHS = {"net": "ds_mbnet", "arm": DYNAMIC, "mults": (), "layout": None}
+_SMALL = replace(  # ours, for two CPU cores: scenes of 96 pixels, and the nets of chapter 06 at small
+    _FULL, scale="small", epochs=5, batch_size=16, lr=0.02, milestones=(3, 4), warmup_epochs=1, crop=False, side=96,
+    input_size=32, layout=SMALL.layout, taps=(5, 7), channels=64, pyramid=(128, 64), scales=(0.25, 0.45, 0.6),
+    ratios=((2,),) * 2, threshold=0.05, dtype="float32")
+_SMOKE = replace(_SMALL, scale="smoke", epochs=3, batch_size=8, lr=0.03, schedule="cosine", milestones=None,
+                 momentum=0.8, side=64, layout=((16, 2), (24, 2), (48, 2), (64, 1)), taps=(2, 3), channels=32,
+                 pyramid=(48, 32))
+TABLE_4 = {
+    "full": (_FULL, replace(_FULL, **_PATHS, paths=(("S", 1), ("M", 7), ("L", 13)))),
+    "small": (_SMALL, replace(_SMALL, **_PATHS, paths=(("S", 1), ("M", 4), ("L", 7)), strides=(2, 1, 2, 1, 2, 1, 1, 1),
+                              fixed=(16, 32, 64, 64), grid=((64, 32, 2), (128, 64, 2)), num_choices=8)),
+    "smoke": (_SMOKE, replace(_SMOKE, **_PATHS, paths=(("S", 0), ("L", 4)), strides=(2, 1, 2, 2, 1), taps=(3, 4),
+                              fixed=(8, 16, 24), grid=((16, 16, 1), (24, 24, 1)), num_choices=5)),
+}
+GENERATED = {"small": {"train": 1_000, "test": 300, "side": 96, "hardest": 0.8},
+             "smoke": {"train": 160, "test": 80, "hardest": 0.3}}
+"""What scenes are generated at the scales that use them."""
+
+
+def recipes(scale: str, seed: int = 0, starts: dict[str, str] | None = None) -> list[DetectionRecipe]:
+    """The detectors of Table 4; `starts` names, by arm, the classification runs that they begin with."""
+    return [replace(recipe, seed=seed, start=(starts or {}).get(recipe.arm)) for recipe in TABLE_4[check_scale(scale)]]
+
+
+def load_scenes(scale: str, root: str | os.PathLike | None = None, download: bool = False) -> Scenes:
+    """The set of a scale: VOC at full, see `load_voc`, else generated scenes."""
+    return load_voc(root, download=download) if check_scale(scale) == "full" else generated(**GENERATED[scale])
+
+
+def run_detection(recipe: DetectionRecipe, scenes: Scenes, store: RunStore | None = None, *, device: str = "cpu",
+                  quiet: bool = False, allow_drift: bool = False) -> Result:
+    """The result of `recipe` on `scenes`: loaded if it is finished, resumed if interrupted, else trained.
+
+    Rows, one per subnet: name, macs (of the whole detector, convention A), what `average_precision` gives, and n. With
+    SLIMNB_NO_TRAINING set in the environment an unfinished run is error B08. Raises P04 for scenes of another side.
+    """
+    if scenes.side != recipe.side:
+        raise SlimnbError("P04", f"scenes of {scenes.side} pixels", f"the recipe is for {recipe.side}",
+                          "Load them at that size.")
+    store = store or RunStore()
+    code = code_fingerprint([train, make_optimizer, Schedule, Switches, DetectionLoss, Detector, SceneBatches,
+                             net_name(recipe)])
+    stored = store.open(recipe.to_json(), code, scenes.fingerprint, machine_fingerprint(device), allow_drift)
+    return as_result(recipe, finished(stored, lambda: _train(recipe, scenes, store, stored, device, quiet)))
+
+
+def build_detector(recipe: DetectionRecipe, num_classes: int, store: RunStore | None = None) -> tuple[Detector, dict]:
+    """The detector as its training finds it, and its subnets by name. Raises B08 without the weights of `start`."""
+    backbone = build(recipe, num_classes)
+    net = Detector(backbone, num_classes, recipe.side, taps=recipe.taps, channels=recipe.channels,
+                   pyramid=recipe.pyramid, scales=recipe.scales, ratios=recipe.ratios, seed=recipe.seed,
+                   score_thresh=recipe.threshold)
+    if recipe.start:
+        net.load_backbone_(weights_of(store or RunStore(), recipe.start))
+    return net, {name if isinstance(name, str) else f"{name}x": s for name, s in recipe.named(backbone).items()}
+
+
+def _train(recipe: DetectionRecipe, scenes: Scenes, store: RunStore, stored: Run, device: str, quiet: bool) -> None:
+    net, named = build_detector(recipe, scenes.num_classes, store)
+    net = net.to(device)
+    feed = SceneBatches(scenes.train, recipe.batch_size, mean=scenes.mean, std=scenes.std, seed=recipe.seed,
+                        crop=recipe.crop, dtype=training_dtype(recipe.dtype, device), device=device)
+    rates = Schedule.of(recipe, feed.steps_per_epoch)
+    optimizer = make_optimizer(net, recipe.momentum, recipe.weight_decay, recipe.decay)
+    began = time.perf_counter()
+    history = train(net, feed, Switches(named), DetectionLoss(), rates, optimizer, seed=recipe.seed, run=stored,
+                    label=label(recipe), stop=lambda: stored.preempted, quiet=quiet)
+    seconds = time.perf_counter() - began
+    subnets = list(named.values())
+    if net.bn == CALIBRATED or recipe.calibrate:
+        calibrate_bn(net, subnets, feed.images(recipe.calibration_images))
+    rows = [{"name": name, "macs": detector_macs(net, subnet)} | row for (name, subnet), row in
+            zip(named.items(), evaluate_detector(net, subnets, scenes), strict=True)]
+    found = {"rows": rows, "history": history, "seconds": round(seconds, 1), **made_in(recipe, device)}
+    stored.finish(found, net_state(net)[0])

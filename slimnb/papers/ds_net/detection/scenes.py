@@ -1,0 +1,241 @@
+"""Detection sets: images with boxes. The generated one shows one to three of `slimnb.data.synthetic`'s objects per scene."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slimnb.data import synthetic
+from slimnb.data.augment import keyed_bits
+from slimnb.data.datasets import _moments
+from slimnb.errors import SlimnbError
+from slimnb.data.synthetic import CLASS_NAMES, COLOUR_CUE, CONTRAST, NOISE
+
+UNIT = synthetic.SIZE / 2
+"""Pixels per unit of length of the drawing functions."""
+
+RADIUS = (0.11, 0.27)  # of an object, as a share of the scene's side
+REACH = 1.2  # radii from an object's centre that its shape may extend to
+PLACES = 6  # that are tried for an object; the one with most room is taken
+
+_CHUNK = 100  # scenes drawn at a time: 5 MB of pixels at 64 a side, which stays in cache
+
+
+@dataclass(frozen=True)
+class SceneSplit:
+    """Scenes of one side S and their objects, padded to M per scene.
+
+    Images (N, 3, S, S) uint8; boxes (N, M, 4) float32, left, top, right, bottom in pixels; labels (N, M) int64, -1
+    where there is no object; difficult (N, M) bool: neither trained on nor counted in testing.
+    """
+
+    images: Tensor
+    boxes: Tensor
+    labels: Tensor
+    difficult: Tensor
+
+    def __len__(self) -> int:
+        return len(self.images)
+
+    @property
+    def side(self) -> int:
+        """Pixels."""
+        return self.images.shape[-1]
+
+    def map(self, change: Callable[[Tensor], Tensor]) -> SceneSplit:
+        """The split with `change` applied to each of its tensors."""
+        return SceneSplit(*map(change, (self.images, self.boxes, self.labels, self.difficult)))
+
+    def to(self, device: torch.device | str) -> SceneSplit:
+        """The split with its tensors on `device`."""
+        return self.map(lambda values: values.to(device))
+
+
+@dataclass(frozen=True)
+class Scenes:
+    """A detection set. `mean` and `std` are those of the training images, pixels in 0..1.
+
+    `fingerprint` is the SHA-256 of all images, boxes and labels, and of the class names.
+    """
+
+    name: str
+    class_names: tuple[str, ...]
+    train: SceneSplit
+    test: SceneSplit
+    mean: tuple[float, float, float]
+    std: tuple[float, float, float]
+    fingerprint: str
+
+    @property
+    def num_classes(self) -> int:
+        """Number of classes, background not counted."""
+        return len(self.class_names)
+
+    @property
+    def side(self) -> int:
+        """Pixels."""
+        return self.train.side
+
+    def to(self, device: torch.device | str) -> Scenes:
+        """The set with its tensors on `device`."""
+        return Scenes(self.name, self.class_names, self.train.to(device), self.test.to(device), self.mean, self.std,
+                      self.fingerprint)
+
+    def __repr__(self) -> str:
+        return (f"{self.name}: {len(self.train):,} train, {len(self.test):,} test scenes of {self.side} x {self.side} "
+                f"pixels, {self.num_classes} classes")
+
+
+def assemble(name: str, class_names: tuple[str, ...], train: SceneSplit, test: SceneSplit) -> Scenes:
+    """A checked set with its fingerprint, on the CPU. Raises D04 (labels), D06 (no scenes), D08 (boxes)."""
+    content = hashlib.sha256(json.dumps(class_names).encode())
+    for part, split in (("train", train), ("test", test)):
+        check(split, len(class_names), f"{name} {part}")
+        for values in (split.images, split.boxes, split.labels, split.difficult):
+            content.update(values.contiguous().numpy())
+    mean, std = _moments(train.images)
+    return Scenes(name, tuple(class_names), train, test, mean, std, content.hexdigest())
+
+
+def check(split: SceneSplit, classes: int, where: str) -> None:
+    """Raise D04 unless labels are -1 to classes - 1, D08 unless boxes have an area and lie inside, D06 if empty."""
+    if not len(split):
+        raise SlimnbError("D06", f"0 scenes in {where}", "a set has at least one", "Check its lists.")
+    wrong = ((split.labels < -1) | (split.labels >= classes)).nonzero().tolist()
+    if wrong:
+        row, column = wrong[0]
+        raise SlimnbError("D04", f"label {split.labels[row, column]} in scene {row} of {where}",
+                          f"labels are 0 to {classes - 1}, and -1 for none", "Mend the labels.")
+    low, high = split.boxes[..., :2], split.boxes[..., 2:]
+    good = ((low >= 0) & (high <= split.side) & (low < high)).all(2) | (split.labels < 0)
+    if not good.all():
+        row, column = (~good).nonzero()[0].tolist()
+        seen = ", ".join(f"{value:g}" for value in split.boxes[row, column].tolist())
+        raise SlimnbError("D08", f"box ({seen}) in scene {row} of {where}",
+                          f"left < right and top < bottom, all within 0 to {split.side}", "Mend the box.")
+
+
+# -- generated scenes ------------------------------------------------------------------------------------
+
+
+def generated(train: int = 600, test: int = 200, side: int = 64, seed: int = 0, hardest: float = 0.5) -> Scenes:
+    """A generated set of textured shapes in ten classes; `hardest` is the difficulty that no scene exceeds.
+
+    800 scenes of 64 pixels take a second. Raises P04.
+    """
+    if min(train, test) < 1 or side < 32 or side % 2 or not 0 <= hardest <= 1:
+        raise SlimnbError("P04", f"train = {train}, test = {test}, side = {side}, hardest = {hardest}",
+                          "at least one scene each, of an even side from 32 on, difficulty in [0, 1]",
+                          "Set e.g. 600, 200, 64 and 0.5.")
+    parts = {"train": train, "test": test}
+    splits = (_all(count, seed, part, side, hardest) for part, count in parts.items())
+    return assemble("generated scenes", CLASS_NAMES, *splits)
+
+
+def _all(count: int, seed: int, part: str, side: int, hardest: float) -> SceneSplit:
+    chunks = [render(chunk, seed, part, side, hardest) for chunk in torch.arange(count).split(_CHUNK)]
+    images, boxes, labels = (torch.cat(values) for values in zip(*chunks, strict=True))
+    return SceneSplit(images, boxes, labels, torch.zeros_like(labels, dtype=torch.bool))
+
+
+def render(index: Tensor, seed: int = 0, part: str = "train", side: int = 64, hardest: float = 0.5,
+           most: int = 3) -> tuple[Tensor, Tensor, Tensor]:
+    """Scenes number `index` (n,) of the endless sequence (seed, part): images, boxes and labels as in `SceneSplit`.
+
+    A scene has one to `most` objects, whose circles do not overlap: one that finds no room is left out. A box is that
+    of the pixels of which its object covers half or more. Only correctly rounded operations are used, as in
+    `slimnb.data.synthetic`: the pixels are the same on all machines.
+    """
+    index = torch.as_tensor(index, dtype=torch.int64)
+    draw = synthetic._Draws(seed, f"scene {part}", index)
+    hard = np.float32(hardest) * draw("difficulty")
+    background, images = _background(draw, side)
+    wanted = 1 + draw.choice("objects", most)
+    boxes = np.zeros((len(index), most, 4), dtype=np.float32)
+    labels = np.full((len(index), most), -1, dtype=np.int64)
+    x, y, radius = (np.zeros((len(index), 0), dtype=np.float32) for _ in range(3))
+    for k in range(most):
+        placed, room = _place(draw, k, side, x, y, radius)
+        kept = np.flatnonzero((k < wanted) & (room > 0))
+        x, y, radius = (np.column_stack(pair) for pair in zip((x, y, radius), placed, strict=True))
+        absent = np.setdiff1d(np.arange(len(index)), kept)
+        radius[absent, k] = -side / UNIT  # takes no room from those after it
+        label = draw.choice(f"class {k}", len(CLASS_NAMES))[kept]
+        some = synthetic._Draws(seed, f"scene {part}", index[kept])
+        pieces = images[kept]
+        coverage = _add_object(pieces, some, k, label, x[kept, k], y[kept, k], radius[kept, k], hard[kept],
+                               background[kept])
+        images[kept], labels[kept, k], boxes[kept, k] = pieces, label, boxes_of(coverage >= 0.5)
+    _add_noise(images, seed, part, index, hard)
+    pixels = np.round(np.clip(images, 0, 1) * 255).astype(np.uint8)
+    return torch.from_numpy(pixels), torch.from_numpy(boxes), torch.from_numpy(labels)
+
+
+def boxes_of(mask: np.ndarray) -> np.ndarray:
+    """The tight boxes (n, 4) float32 of masks (n, H, W), none of them empty."""
+    across, down = mask.any(1), mask.any(2)
+    low = [line.argmax(1) for line in (across, down)]
+    high = [line.shape[1] - line[:, ::-1].argmax(1) for line in (across, down)]
+    return np.stack([*low, *high], axis=1).astype(np.float32)
+
+
+def _grid(side: int) -> np.ndarray:
+    return ((np.arange(side) + 0.5) / UNIT).astype(np.float32)
+
+
+def _background(draw, side: int) -> tuple[np.ndarray, np.ndarray]:
+    """A colour (n, 3) and the images (n, 3, S, S) that shade it from side to side."""
+    colour = 0.25 + 0.5 * draw.colour("background")
+    grid = _grid(side) * np.float32(2 * UNIT / side) - 1
+    shade = (synthetic._map(draw("shade x", -0.15, 0.15)) * grid
+             + synthetic._map(draw("shade y", -0.15, 0.15)) * grid[:, None])
+    return colour, colour[:, :, None, None] + shade[:, None]
+
+
+def _place(draw, k: int, side: int, x: np.ndarray, y: np.ndarray, radius: np.ndarray):
+    """Centre and radius of object k, each (n,), and its room (n,): to the nearest earlier circle of (n, k)."""
+    length = side / UNIT
+    own = draw(f"radius {k}", RADIUS[0] * length, RADIUS[1] * length)
+    margin = np.float32(REACH) * own
+    tries = [(margin + (length - 2 * margin) * draw(f"x {k} {i}"), margin + (length - 2 * margin) * draw(f"y {k} {i}"))
+             for i in range(PLACES if k else 1)]
+    rooms = []
+    for across, down in tries:
+        apart = np.sqrt((x - across[:, None]) ** 2 + (y - down[:, None]) ** 2) - radius - own[:, None]
+        rooms.append(apart.min(1, initial=length))
+    best = np.argmax(rooms, axis=0)
+    rows = np.arange(len(best))
+    across, down = (np.stack(values)[best, rows] for values in zip(*tries, strict=True))
+    return (across, down, own), np.stack(rooms)[best, rows]
+
+
+def _add_object(images: np.ndarray, draw, k: int, label: np.ndarray, x: np.ndarray, y: np.ndarray, radius: np.ndarray,
+                hard: np.ndarray, background: np.ndarray) -> np.ndarray:
+    """Paint an object into each image, coloured as `slimnb.data.synthetic` does; returns its coverage (n, S, S)."""
+    grid = _grid(images.shape[-1])
+    coverage, texture = synthetic._piece(draw, f"object {k}", label, grid - synthetic._map(x),
+                                         grid[:, None] - synthetic._map(y), radius, 0.25, (2.4, 3.4))
+    own = (label / len(CLASS_NAMES)).astype(np.float32) + draw(f"hue jitter {k}", -0.03, 0.03)
+    cue = COLOUR_CUE[0] + (COLOUR_CUE[1] - COLOUR_CUE[0]) * hard
+    hue = np.where(draw(f"cue {k}") < cue, own, draw(f"hue {k}"))
+    contrast = (CONTRAST[0] + (CONTRAST[1] - CONTRAST[0]) * hard)[:, None]
+    dark, light = 0.55 * synthetic._hues(hue), 0.45 + 0.55 * synthetic._hues(hue)
+    middle = background + contrast * ((light + dark) / 2 - background)
+    swing = contrast * (light - dark) / 2
+    synthetic._paint(images, coverage, middle[:, :, None, None] + swing[:, :, None, None] * texture[:, None])
+    return coverage
+
+
+def _add_noise(images: np.ndarray, seed: int, part: str, index: Tensor, hard: np.ndarray) -> None:
+    side = images.shape[-1]
+    words = 3 * side * side * 2 // 8  # two random bytes a pixel and channel
+    bits = keyed_bits(seed, f"scene {part}/noise", 0, index[:, None] * words + torch.arange(words))
+    pair = bits.numpy().view(np.uint8).reshape(len(images), 2, 3, side, side)
+    noise = pair[:, 0].astype(np.float32) + pair[:, 1] - 255  # two bytes' sum: standard deviation 104.5
+    images += noise * (NOISE[0] + (NOISE[1] - NOISE[0]) * hard)[:, None, None, None] / 104.5

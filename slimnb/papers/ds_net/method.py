@@ -1,0 +1,332 @@
+"""DS-Net: in-place ensemble bootstrapping trains a supernet (stage I), sandwich gate sparsification its gates (II).
+
+Li et al., Dynamic Slimmable Network. Both stages run in `slimnb.train.loop`; in the second only slimming heads move.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from slimnb.data.batches import Batches
+from slimnb.train.calibrate import calibrate_bn
+from slimnb.cost.macs import count_macs
+from slimnb.data.datasets import ImageData
+from slimnb.papers.ds_net.dynamic import DynamicNet, path_macs
+from slimnb.errors import SlimnbError
+from slimnb.nn.gate import Gated
+from slimnb.papers.deps.gradients import Accuracy
+from slimnb.nn.layers import GROUP
+from slimnb.train.measure import measured, plain_batches
+from slimnb.papers.slimmable.method import Draw, InplaceDistillation, Sandwich, Stateless, Switches, any_of
+from slimnb.nets.base import SlimmableNet
+from slimnb.nets.gated import GatedNet
+from slimnb.train.state import load_first_channels_, load_net
+from slimnb.subnet import Subnet
+from slimnb.train.loop import Labels, Objective, Pass, Probe, Sampler
+
+# -- stage I ---------------------------------------------------------------------------------------------
+
+
+class Ema:
+    """A copy of a net whose parameters and batch-norm statistics follow it: t <- decay t + (1 - decay) net (eq. 3).
+
+    Integers are copied, not averaged. The copy is frozen, in eval mode, and has statistics for every subnet that the
+    net keeps some for. Raises P04 for a decay outside [0, 1).
+    """
+
+    def __init__(self, net: SlimmableNet, decay: float = 0.997):
+        if not 0 <= decay < 1:
+            raise SlimnbError("P04", f"decay = {decay!r}"[:60], "it lies in [0, 1)", "Set 0.997, the released code's.")
+        self.decay = decay
+        self.net = net.frozen_copy()
+        self.net.mark_calibrated(list(self.net.slots))
+
+    @torch.no_grad()
+    def update(self, net: SlimmableNet) -> None:
+        """One step towards `net`."""
+        if len(net.slots) != len(self.net.slots):
+            raise SlimnbError("P08", f"{len(net.slots)} subnets with statistics, {len(self.net.slots)} in the average",
+                              "the copy is made of the net as it will be", "Call net.reserve([...]) before.", "")
+        ours, theirs = [], []
+        for mine, other in zip(self.tensors().values(), _tensors(net).values(), strict=True):
+            if mine.is_floating_point():
+                ours.append(mine)
+                theirs.append(other.detach())
+            else:
+                mine.copy_(other)
+        torch._foreach_lerp_(ours, theirs, 1 - self.decay)
+        self.net.mark_calibrated(list(self.net.slots))
+
+    def tensors(self) -> dict[str, Tensor]:
+        """The copy's parameters and buffers by name, not copied."""
+        return _tensors(self.net)
+
+
+def _tensors(net: SlimmableNet) -> dict[str, Tensor]:
+    return {name: value for name, value in net.state_dict().items() if isinstance(value, Tensor)}
+
+
+class EnsembleBootstrapping:
+    """In-place ensemble bootstrapping: soft labels come from an `Ema` of the net in training (eqs. 4 and 5).
+
+    Passes with target "teacher" learn what the average's largest subnet makes of the batch; those with target
+    "ensemble" the mean probabilities of that subnet and of the "teacher" passes' own, as the average has them: the
+    very subnets of this step. (The released code draws others.) Soft labels only: T^2 CE(softmax(z' / T), z / T).
+    """
+
+    def __init__(self, net: SlimmableNet, decay: float = 0.997, temperature: float = 1.0):
+        if not 0 < temperature < float("inf"):
+            raise SlimnbError("P04", f"temperature = {temperature!r}"[:60], "it is above 0", "Set 1.0, the paper's.")
+        self.ema, self.temperature = Ema(net, decay), temperature
+        self.soft: dict[str, Tensor] = {}
+
+    def begin(self, net: SlimmableNet, x: Tensor, passes: Sequence[Pass]) -> None:
+        """Bring the average up to the weights that the last step left, then ask it for this step's soft labels."""
+        self.ema.update(net)
+        wanted = {made.target for made in passes}
+        taught = [made.route for made in passes if made.target == "teacher"] if "ensemble" in wanted else []
+        largest = next((made.route for made in passes if made.target == "labels"), None)
+        if largest is None:
+            raise SlimnbError("P08", "a step without a pass from the labels", "the largest subnet's average teaches",
+                              "Plan a pass with target='labels' first.", "")
+        with torch.no_grad():
+            soft = [(self.ema.net(x, route) / self.temperature).softmax(1) for route in (largest, *taught)]
+        self.soft = {"teacher": soft[0], "ensemble": torch.stack(soft).mean(0)}
+
+    def __call__(self, made: Pass, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Per-sample loss and cross-entropy with the labels, each (B,)."""
+        ce = F.cross_entropy(logits, y, reduction="none")
+        if made.target == "labels":
+            return ce, ce.detach()
+        kd = F.cross_entropy(logits / self.temperature, self.soft[made.target], reduction="none")
+        return kd * self.temperature**2, ce.detach()
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The average."""
+        return self.ema.tensors()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Put the average back."""
+        load_net(self.ema.net, state, self.ema.net.get_extra_state())
+        self.ema.net.mark_calibrated(list(self.ema.net.slots))
+
+
+def any_path(net: GatedNet) -> Draw:
+    """Draws a path: of one gate any but the slimmest, which every step trains; of several each gate's choice alone."""
+    if len(net.gates) == 1:
+        return any_of(net.paths[1:])
+    return lambda rng: net.path(*(int(rng.integers(count)) for count in net.choices))
+
+
+# -- stage II --------------------------------------------------------------------------------------------
+
+
+class Routed(Stateless):
+    """One pass a step, routed by the gates, whose Gumbel noise is a pure function of (seed, step)."""
+
+    def __init__(self, lowest: int | None = None, temperature: float = 1.0, seed: int = 0):
+        self.lowest, self.temperature, self.seed = lowest, temperature, seed
+
+    def subnets(self) -> list[Subnet]:
+        """None is named."""
+        return []
+
+    def plan(self, step: int) -> list[Pass]:
+        """The pass."""
+        return [Pass(Gated(self.lowest, self.temperature, self.seed, step), name="gated")]
+
+
+TRY_BEST, GIVE_UP = "try best", "give up"
+
+
+class SandwichGateSparsification:
+    """Classification, complexity and SGS losses of a routed pass (eqs. 10 to 12), `weights` in this order.
+
+    An image that the slimmest path classifies rightly is easy, and its target in every gate is the narrowest choice;
+    any other's is the widest of the open ones. With `strategy` "give up", an image that the widest path gets wrong,
+    too, is sent to the narrowest. Complexity is per image: (MACs / MACs of the widest path)^2. SGS is cross-entropy of
+    the scores themselves, a mean over gates. Raises P10, P04.
+    """
+
+    def __init__(self, net: GatedNet, weights: tuple[float, float, float] = (1.0, 0.5, 1.0), strategy: str = TRY_BEST,
+                 lowest: int | None = None):
+        if strategy not in (TRY_BEST, GIVE_UP):
+            raise SlimnbError("P10", f"strategy = {strategy!r}"[:60], f"it is {TRY_BEST!r} or {GIVE_UP!r}",
+                              f"Set strategy={TRY_BEST!r}.")
+        if len(weights) != 3 or min(weights) < 0 or not sum(weights) > 0:
+            raise SlimnbError("P04", f"weights = {weights!r}"[:60], "they are three, none negative, not all zero",
+                              "Set (1, 0.5, 1), the paper's.")
+        if lowest is None and len(set(net.choices)) > 1:
+            raise SlimnbError("P08", f"gates of {' and '.join(map(str, sorted(set(net.choices))))} choices",
+                              "SGS has one label for all gates of an image", "Set lowest to the smaller number.")
+        self.weights, self.strategy = tuple(weights), strategy
+        self.top = (net.check_lowest(lowest) or net.choices[0]) - 1  # index of the widest open choice
+        macs = path_macs(net)
+        device = next(net.parameters()).device
+        self.macs = torch.tensor(macs / macs.max(), dtype=torch.float32, device=device)  # an axis per gate
+        self.guesses: tuple[Tensor, Tensor | None] | None = None
+
+    def begin(self, net: GatedNet, x: Tensor, passes: Sequence[Pass]) -> None:
+        """What the slimmest path makes of the batch, and where it matters the widest: easy and hard, as it goes."""
+        if not self.weights[2]:
+            return
+        with torch.no_grad():
+            slim = net(x, net.slimmest, statistics="slot").argmax(1)
+            give_up = self.strategy == GIVE_UP
+            wide = net(x, net.path(self.top), statistics="slot").argmax(1) if give_up else None
+        self.guesses = slim, wide
+
+    def targets(self, y: Tensor) -> Tensor:
+        """(B,) the choice that SGS asks of every gate."""
+        slim, wide = self.guesses
+        narrow = slim == y if wide is None else (slim == y) | (wide != y)
+        return torch.where(narrow, 0, self.top)
+
+    def __call__(self, made: Pass, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Per-sample loss and cross-entropy with the labels, each (B,)."""
+        ce = F.cross_entropy(logits, y, reduction="none")
+        classify, cost, sparsify = self.weights
+        loss = classify * ce
+        if cost:
+            loss = loss + cost * routed_macs(self.macs, [d.weights for d in made.route.seen]) ** 2
+        if sparsify:
+            asked = self.targets(y)
+            loss = loss + sparsify * torch.stack([self._sgs(d.scores, asked) for d in made.route.seen]).mean(0)
+        return loss, ce.detach()
+
+    def _sgs(self, scores: Tensor, asked: Tensor) -> Tensor:
+        if scores.shape[1] == 1:  # a scalar head: 0 is the narrowest choice, 1 the widest
+            return F.binary_cross_entropy_with_logits(scores[:, 0], asked.to(scores.dtype) / max(self.top, 1),
+                                                      reduction="none")
+        return F.cross_entropy(scores, asked, reduction="none")
+
+
+def routed_macs(macs: Tensor, weights: Sequence[Tensor]) -> Tensor:
+    """(B,) cost of each sample: `macs`, an axis per gate, at the choices that `weights` (B, choices) weigh."""
+    first, *rest = weights
+    cost = torch.tensordot(first.to(macs.dtype), macs, 1)  # (B, ...)
+    for each in rest:
+        cost = (cost * each.to(macs.dtype).view(*each.shape, *[1] * (cost.dim() - 2))).sum(1)
+    return cost
+
+
+# -- from a recipe ---------------------------------------------------------------------------------------
+
+METHODS = ("plain", "in-place", "bootstrapping", "gates")
+
+
+def plan(recipe, net: GatedNet, steps: int) -> tuple[Sampler, Objective]:
+    """Sampler and objective of a `slimnb.papers.ds_net.recipes.GatedRecipe`."""
+    if recipe.method == "gates":
+        return (Routed(recipe.lowest, seed=recipe.seed),
+                SandwichGateSparsification(net, recipe.losses, recipe.strategy, recipe.lowest))
+    if recipe.method not in METHODS:
+        raise SlimnbError("P10", f"method = {recipe.method!r}", f"it is one of {', '.join(METHODS)}",
+                          "Set method='bootstrapping'.")
+    if recipe.method == "plain":
+        return Switches({"widest": net.widest}, recipe.dropout), Labels()
+    target = "ensemble" if recipe.ensemble else "teacher"
+    sampler = Sandwich(net.largest, net.slimmest, any_path(net), recipe.n_random, recipe.seed, recipe.dropout, target)
+    if recipe.method == "in-place":
+        return sampler, InplaceDistillation(recipe.temperature)
+    return sampler, EnsembleBootstrapping(net, recipe.ema, recipe.temperature)
+
+
+def load(recipe, net: GatedNet, weights_of: Callable[[str], dict[str, Tensor]]) -> None:
+    """Put the weights of `recipe.start` into `net`, for stage II with the statistics of all paths.
+
+    Slimming heads begin anew, or with `recipe.gate` as that run left them. So does the classifier of a supernet that
+    goes on from another data set.
+    """
+    given = weights_of(recipe.start)
+    if recipe.method != "gates":
+        given |= {name: value for name, value in net.state_dict().items() if name.startswith("classifier.")}
+        load_first_channels_(net, given)
+        return
+    heads = weights_of(recipe.gate) if recipe.gate else _tensors(net)
+    given = {name: value for name, value in given.items() if ".slim_" not in name}
+    given |= {name: value for name, value in heads.items() if ".slim_" in name}
+    load_net(net, given, net.get_extra_state())
+    net.mark_calibrated(list(net.slots))
+
+
+def prepare(recipe, net: GatedNet) -> None:
+    """For stage II freeze all but the slimming heads."""
+    if recipe.method == "gates":
+        net.requires_grad_(False)
+        for gate in net.gates:
+            for p in gate.heads():
+                p.requires_grad_(True)
+
+
+def probe(recipe, net: GatedNet, epoch: int, images: Callable, val: Callable) -> Probe | None:
+    """Fig. 6: the slimmest path `recipe.looks` times in the training of a supernet; None without looks."""
+    if not recipe.looks:
+        return None
+    steps = {round(epoch * recipe.epochs * k / recipe.looks) for k in range(recipe.looks)}
+    return Accuracy({"slimmest": net.slimmest}, images, val, steps)
+
+
+def found(recipe, net: GatedNet, sampler: Sampler) -> dict:
+    """Nothing beside what `results` stores."""
+    return {}
+
+
+def results(recipe, net: GatedNet, data: ImageData, *, images: int, device: str, group=None) -> tuple[list[dict], dict]:
+    """Rows of a finished training, and what is stored beside them: of paths, or of the gates' routes.
+
+    A supernet's paths are calibrated together, validated and tested. Gates route all validation and test images;
+    nothing is calibrated, for only slimming heads have moved.
+    """
+    if recipe.method == "gates":
+        return routed_results(recipe, net, data, device)
+    named = recipe.named(net)
+    if net.bn != GROUP:
+        train = plain_batches(data, data.train, net.input_size, device, group)
+        calibrate_bn(net, list(named.values()), train.images(images), group)
+    tested = measured(net, data, list(named.values()), images=images, device=device, group=group)
+    rows = [{"name": name} | row | {"macs": count_macs(net, named[name], "D")}
+            for name, (row, _) in zip(named, tested, strict=True)]
+    return rows, {"correct": {name: packed_bits(each.correct.numpy()) for name, (_, each) in
+                              zip(named, tested, strict=True)}}
+
+
+def routed_results(recipe, net: GatedNet, data: ImageData, device: str) -> tuple[list[dict], dict]:
+    """One row: mean MACs and accuracy of routing; beside it every test image's choices and whether it was right.
+
+    `choices` is a string per gate, a digit in base 36 per image; `correct` as `packed_bits` gives it.
+    """
+    dynamic, macs = DynamicNet(net.eval(), recipe.lowest), path_macs(net)
+    test = data.test
+    on_val = route_all(dynamic, plain_batches(data, data.val, net.input_size, device))
+    chosen, correct, ce = route_all(dynamic, plain_batches(data, test, net.input_size, device))
+    spent = macs[tuple(chosen.T)]
+    row = {"name": "routed", "macs": float(spent.mean()), "top1": 100 * float(correct.mean()),
+           "top1_val": 100 * float(on_val[1].mean()), "ce": float(ce.mean()), "n": len(correct),
+           "macs_val": float(macs[tuple(on_val[0].T)].mean())}
+    choices = ["".join(np.base_repr(k, 36) for k in column) for column in chosen.T.tolist()]
+    return [row], {"choices": choices, "correct": {"routed": packed_bits(correct)}, "path_macs": macs.tolist()}
+
+
+def route_all(dynamic: DynamicNet, batches: Batches) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
+    """Choices (N, gates), whether right (N,) and cross-entropy (N,) of all images, in their order."""
+    parts = []
+    for x, y in batches:
+        logits, chosen = dynamic.route(x)
+        parts.append((chosen.cpu(), (logits.argmax(1) == y).cpu(), F.cross_entropy(logits, y, reduction="none").cpu()))
+    return tuple(torch.cat(column).numpy() for column in zip(*parts, strict=True))
+
+
+def packed_bits(flags: np.ndarray) -> str:
+    """Booleans (N,) as hexadecimal digits, four to a digit, zeros to fill the last byte."""
+    return np.packbits(flags).tobytes().hex()
+
+
+def unpacked_bits(text: str, count: int) -> np.ndarray:
+    """The first `count` booleans that `packed_bits` wrote."""
+    return np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8), count=count).astype(bool)

@@ -1,0 +1,233 @@
+"""Chapter 06: dynamic slimmable nets. Stage I trains supernets, stage II their gates; then both move to other data.
+
+Arms of a net are named alike; `Recipe.net` tells nets apart. A run of stage II starts from the weights of a run of
+stage I.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+from slimnb.train.experiment import Result
+from slimnb.papers.ds_net.method import GIVE_UP, TRY_BEST
+from slimnb.train.recipe import SMALL, SMOKE, Recipe, check_scale
+from slimnb.runs.store import RunStore
+
+SUPERNET = "IEB"
+"""The arm of stage I that gates are trained on."""
+
+TRANSFER = {"smoke": "synthetic", "small": "cifar10", "full": "cifar10"}
+"""The data set that a supernet and its gates move to, by scale; at smoke generated images of another seed."""
+
+
+@dataclass(frozen=True)
+class GatedRecipe(Recipe):
+    """A supernet ("plain": only its widest path, "in-place", "bootstrapping") or the gates of one ("gates")."""
+
+    variant: str | None = None  # of DSMobileNet
+    strides: tuple[int, ...] | None = None
+    fixed: tuple[int, ...] | None = None
+    grid: tuple[tuple[int, int, int], ...] | None = None
+    num_choices: int | None = None
+    channels_per_group: int | None = None
+    head: str | None = None  # design of the slimming heads; None: one-hot
+    shared: bool | None = None  # False: slimming heads have reductions of their own
+    shown: tuple[tuple[int, ...], ...] | None = None  # paths that are evaluated; None: all
+    ensemble: bool = False  # the slimmest path learns from an ensemble
+    ema: float = 0.997
+    looks: int = 0  # at the slimmest path while training
+    lowest: int | None = None  # of each gate's choices so many are open, the narrowest; None: all
+    losses: tuple[float, float, float] = (1.0, 0.5, 1.0)  # weights of classification, complexity and SGS
+    strategy: str = TRY_BEST
+    gate: str | None = None  # run whose slimming heads these begin from
+    source: str | None = None  # data that the weights come from, where it is not the data at hand
+
+    @property
+    def largest(self) -> float:
+        """The supernet of the net's own variant."""
+        return 1.0
+
+    def named(self, net) -> dict[str, object]:
+        """What is evaluated: paths by their choices, "3" or "0-2-3-1", and the largest net where no path is it."""
+        if self.method == "plain":
+            return {"widest": net.widest}
+        chosen = self.shown or [(k,) for k in range(net.choices[0])]
+        paths = {"-".join(map(str, path)): net.path(*path) for path in chosen}
+        return paths | ({"largest": net.largest} if net.largest not in paths.values() else {})
+
+
+@dataclass(frozen=True)
+class Family:
+    """One net: its supernet's recipe, its gates', and which arms are trained."""
+
+    supernet: GatedRecipe
+    gates: GatedRecipe
+    spaces: tuple[tuple[str, int | None], ...] = ()  # names and open choices of gates with all three losses
+    schemes: bool = True  # whether the arms of Table 5 and Table 10 are trained
+    ablations: bool = False  # whether the arms of Tables 6 and 7 are
+    plain: bool = True  # the widest path alone
+
+
+def _family(base: GatedRecipe, epochs: int, lr: float, **more) -> Family:
+    """The gates of `base` learn for `epochs`, at a rate that falls to .9 of itself with each (section 4)."""
+    gates = replace(base, method="gates", epochs=epochs, lr=lr, schedule="exponential", gamma=0.9, floor=None, looks=0,
+                    dropout=0.0, warmup_epochs=0)
+    return Family(base, gates, **more)
+
+
+_UNIFORM = tuple((k,) * 4 for k in range(4))  # of DS-ResNet's 256 paths those of one width throughout
+_ML = (("DS-Net-L", None),)
+
+# Section 4 and appendix A; dropout and the number of random paths are the released code's.
+_MBNET = GatedRecipe(**{**vars(SMOKE), "paper": "ds_net", "arm": "", "net": "ds_mbnet", "method": "bootstrapping",
+                        "bn": "shared_affine", "mults": (), "scale": "full", "epochs": 150, "batch_size": 512,
+                        "lr": 0.08, "floor": 0.0008, "augment": "resized_crop", "input_size": 224, "layout": None,
+                        "calibration_images": 1001 * 256, "dropout": 0.2, "dtype": "bfloat16", "looks": 30})
+_RESNET = replace(_MBNET, net="ds_resnet", bn="group", lr=0.2, floor=0.002, shown=_UNIFORM)
+_EFFNET = replace(_MBNET, net="ds_effnet", lr=0.2, floor=0.002)
+_SPACES_MB = (("DS-Net-S", 4), ("DS-Net-M", 8), ("DS-Net-L", None))
+
+
+def _paper(mbnet: GatedRecipe, resnet: GatedRecipe, effnet: GatedRecipe) -> tuple[Family, ...]:
+    return (_family(mbnet, 10, 0.05, spaces=_SPACES_MB),
+            _family(resnet, 10, 0.05, spaces=_ML, schemes=False, ablations=True),
+            _family(effnet, 10, 0.05, spaces=_SPACES_MB[1:], schemes=False))
+
+
+IMAGENET = _paper(_MBNET, _RESNET, _EFFNET)
+CIFAR = _paper(*(replace(recipe, augment="crop_flip", input_size=32, calibration_images=10_000)
+                 for recipe in (_MBNET, _RESNET, _EFFNET)))
+
+# Ours, for two CPU cores: MobileNetV1 of half depth, 0.8 to 3.7 M MACs, and a ResNet of one block a stage, 3.0 M.
+_SMALL_MB = replace(
+    _MBNET, **{name: getattr(SMALL, name) for name in ("scale", "batch_size", "augment", "calibration_images")},
+    dtype="float32", input_size=32, strides=(2, 2, 1, 1, 2, 1, 1, 1), fixed=(16, 32, 48, 48),
+    grid=((48, 16, 2), (96, 32, 2)), num_choices=8, epochs=4, lr=0.1, floor=0.001, ema=0.99, dropout=0.0, looks=16)
+_SMALL_RES = replace(_SMALL_MB, net="ds_resnet", bn="group", stem=16, layout=((16, 1), (32, 1), (64, 1), (128, 1)),
+                     strides=(2, 2, 2, 2, 1), channels_per_group=4, fixed=None, grid=None, num_choices=None,
+                     shown=_UNIFORM, looks=0)
+_SMOKE_MB = replace(_SMALL_MB, scale="smoke", epochs=2, batch_size=64, augment="none", ema=0.5, fixed=(16, 24),
+                    strides=(2, 2, 1, 2, 1), grid=((8, 24, 1), (8, 40, 2)), num_choices=4, looks=3,
+                    calibration_images=256)
+_SMOKE_RES = replace(_SMALL_RES, scale="smoke", epochs=2, batch_size=64, augment="none", ema=0.5, stem=8,
+                     layout=((8, 1), (16, 1), (32, 1)), strides=(2, 2, 2, 2), channels_per_group=2,
+                     shown=tuple((k,) * 3 for k in range(4)), calibration_images=256)
+IMAGES = {"smoke": {"train": 900, "test": 300}, "small": {"train": 10_000, "test": 2_000},
+          "full": {"train": 10_000, "test": 2_000}}
+"""How many generated images chapter 06 trains and tests on, by scale."""
+
+LAPTOP = {
+    "smoke": (_family(_SMOKE_MB, 1, 4.0, spaces=(("DS-Net-S", 2), ("DS-Net-L", None)), plain=False),
+              _family(_SMOKE_RES, 1, 4.0, spaces=_ML, schemes=False, ablations=True, plain=False)),
+    "small": (_family(_SMALL_MB, 2, 1.0, spaces=(("DS-Net-S", 3), ("DS-Net-M", 5), ("DS-Net-L", None)), plain=False),
+              _family(_SMALL_RES, 1, 1.0, spaces=_ML, schemes=False, ablations=True)),
+}
+
+KNOWN = _family(replace(_SMOKE_MB, scale="small", epochs=6, ema=0.99, looks=0, calibration_images=512), 4, 4.0,
+                spaces=_ML, schemes=False, ablations=True, plain=False)
+"""A small net for generated images, whose difficulty is known; not at smoke, where all nets see such images."""
+
+
+def families(scale: str, data) -> tuple[Family, ...]:
+    """The nets of a scale; at full those for the size of the images."""
+    if check_scale(scale) != "full":
+        return LAPTOP[scale]
+    return CIFAR if data.size <= 32 else IMAGENET
+
+
+def supernets(family: Family, seed: int) -> list[GatedRecipe]:
+    """Stage I: the arms of Table 5 and, with another temperature, of Table 10 (but at smoke)."""
+    base = replace(family.supernet, seed=seed)
+    arms = [replace(base, arm=SUPERNET, ensemble=True)]
+    if family.schemes:
+        arms = [replace(base, arm="In-place distillation", method="in-place"), replace(base, arm="EMA target"), *arms,
+                replace(base, arm="Temperature 4", method="in-place", temperature=4.0, looks=0)]
+        arms = arms[: -1] if base.scale == "smoke" else arms
+    return arms + ([replace(base, arm="Plain", method="plain", looks=0)] if family.plain else [])
+
+
+LOSSES = {"Target": (1.0, 0.0, 0.0), "Complexity": (0.0, 0.5, 0.0), "SGS, give up": (0.0, 0.0, 1.0),
+          "SGS, try best": (0.0, 0.0, 1.0), "Target + complexity": (1.0, 0.5, 0.0), "Complexity + SGS": (0.0, 0.5, 1.0)}
+"""Arms of Table 6 beside all three losses, which are a net's DS-Net arms; at smoke the first four are trained."""
+
+
+def gated(family: Family, seed: int, supernet: str) -> list[GatedRecipe]:
+    """Stage II, on the run `supernet`: routing spaces, then the losses of Table 6 and the designs of Table 7."""
+    base = replace(family.gates, seed=seed, start=supernet)
+    arms = [replace(base, arm=name, lowest=lowest) for name, lowest in family.spaces]
+    if family.ablations:
+        tried = list(LOSSES)[:4] if base.scale == "smoke" else LOSSES
+        arms += [replace(base, arm=name, losses=LOSSES[name],
+                         strategy=GIVE_UP if name.endswith("give up") else TRY_BEST) for name in tried]
+        sgs = replace(base, losses=LOSSES["SGS, try best"])
+        arms += [replace(sgs, arm="Scalar head", head="scalar"), replace(sgs, arm="Unshared reduction", shared=False)]
+    return arms
+
+
+def stage_one(scale: str, seed: int, data, results: Sequence[Result] = (), store=None) -> list[Recipe]:
+    """The supernets of all nets."""
+    return [recipe for family in families(scale, data) for recipe in supernets(family, seed)]
+
+
+def stage_two(scale: str, seed: int, data, results: Sequence[Result] = (), store=None) -> list[Recipe]:
+    """The gates, of every net whose supernet is trained."""
+    found = {r.recipe.net: r.run_id for r in results if r.recipe.arm == SUPERNET and r.recipe.seed == seed}
+    return [recipe for family in families(scale, data) if family.supernet.net in found
+            for recipe in gated(family, seed, found[family.supernet.net])]
+
+
+STAGES = (stage_one, stage_two)
+
+
+def known_one(scale: str, seed: int, data, results: Sequence[Result] = (), store=None) -> list[Recipe]:
+    """The supernet of `KNOWN`."""
+    return supernets(replace(KNOWN, supernet=replace(KNOWN.supernet, scale=check_scale(scale))), seed)
+
+
+def known_two(scale: str, seed: int, data, results: Sequence[Result] = (), store=None) -> list[Recipe]:
+    """Its gates."""
+    family = replace(KNOWN, gates=replace(KNOWN.gates, scale=check_scale(scale)))
+    return [recipe for r in results if r.recipe.arm == SUPERNET for recipe in gated(family, seed, r.run_id)]
+
+
+KNOWN_STAGES = (known_one, known_two)
+"""Stages on generated images."""
+
+
+# -- Table 3 ---------------------------------------------------------------------------------------------
+
+FINE_TUNING = {"smoke": (1, 1, 0.05), "small": (2, 1, 0.05), "full": (70, 10, 0.7)}
+"""Epochs of supernet and of gates, and the learning rate of the supernet, on the data that is moved to."""
+
+
+def moved_to(scale: str, store: RunStore) -> tuple[int, int, str] | None:
+    """Classes, side and fingerprint of the data that finished runs of Table 3 are of, if there are any at `scale`."""
+    found = [r["data"] for r in store.records() if r["recipe"].get("paper") == "ds_net" and r["recipe"].get("source")
+             and r["recipe"]["scale"] == scale]
+    return (10, 32, found[-1]) if found else None
+
+
+def transfer_stages(results: Sequence[Result], source: str) -> tuple:
+    """Stages that move the DS-ResNet of `results` to other data.
+
+    Arms: "Plain", the widest path alone, moved; IEB, the supernet; then gates on it, from the start ("Without gate
+    transfer") and from those of all three losses ("Gate transfer"). `source` is the name of the data set of `results`.
+    """
+    def tuned(scale: str, seed: int, data, mine: Sequence[Result] = (), store=None) -> list[Recipe]:
+        epochs, _, lr = FINE_TUNING[scale]
+        as_printed = {"warmup_epochs": 15, "batch_size": 1024} if scale == "full" else {}
+        return [replace(r.recipe, epochs=epochs, lr=lr, floor=lr / 100, start=r.run_id, source=source, looks=0,
+                        **as_printed)
+                for r in results if r.recipe.seed == seed and r.recipe.net == "ds_resnet"
+                and r.recipe.arm in (SUPERNET, "Plain")]
+
+    def gates(scale: str, seed: int, data, mine: Sequence[Result] = (), store=None) -> list[Recipe]:
+        supernet = [r.run_id for r in mine if r.recipe.arm == SUPERNET]
+        old = [r for r in results if (r.recipe.net, r.recipe.arm, r.recipe.seed) == ("ds_resnet", "DS-Net-L", seed)]
+        if not supernet or not old:
+            return []
+        base = replace(old[0].recipe, epochs=FINE_TUNING[scale][1], start=supernet[0], source=source)
+        return [replace(base, arm="Without gate transfer"), replace(base, arm="Gate transfer", gate=old[0].run_id)]
+
+    return tuned, gates

@@ -1,0 +1,1 @@
+"""Multi-platform AOWS: which widths for which market (chapter 03)."""

@@ -1,0 +1,274 @@
+"""One slimmable net for several platforms: OWS and AOWS searches, and retraining what they found (Wang et al.)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from dataclasses import replace
+
+import numpy as np
+import torch
+import torch.distributed as dist
+from torch import Tensor
+
+from slimnb.cost.macs import CostTable
+from slimnb.papers.platforms.market import check_weights
+from slimnb.errors import SlimnbError
+from slimnb.papers.slimmable.method import InplaceDistillation, Stateless, Switches
+from slimnb.nets.base import SlimmableNet
+from slimnb.search.random_paths import cumulative, inverse_cdf
+from slimnb.search.trellis import Found, Trellis, best_under, marginals
+from slimnb.subnet import SearchSpace, Subnet
+from slimnb.train.loop import Labels, Objective, Outcome, Pass, Sampler, rng_at
+from slimnb.papers.platforms.windows import Windows
+
+WINDOW = 100_000
+"""Losses kept of every (channel unit, choice), as in AOWS."""
+
+TEMPERATURES = ((0.0, 1.0), (0.2, 1.0), (0.24, 0.01), (0.5, 0.001), (1.0, 5e-4))
+"""(fraction of the run, T) between which log T is linear: AOWS's breakpoints, at fractions instead of its epochs,
+one of which collides with the 10 epochs of warm-up here. The second one ends the warm-up."""
+
+
+# -- search ----------------------------------------------------------------------------------------------
+
+
+class WidthSearch:
+    """OWS's sampler: the largest subnet from the labels, the smallest and random widths from the largest.
+
+    The widths are drawn anew for every image and unit. What they add to the loss of the largest, per unit, enters
+    the windows (AOWS, section 3; methods of Wang et al., section 4.1, k = 1). One search serves all platforms. Make
+    it when the net is on its device. `batch_size` is this process's; a shorter batch uses the first of its widths.
+    Errors: P04 for a window shorter than a batch, P08 for several processes or tied units, S09.
+    """
+
+    stream = "ows"
+
+    def __init__(self, net: SlimmableNet, space: SearchSpace, batch_size: int, *, seed: int = 0,
+                 window: int = WINDOW):
+        _check_search(net, space, batch_size, window)
+        self.net, self.space, self.batch_size, self.seed = net, space, batch_size, seed
+        self.counts = np.array([len(choices) for choices in space.widths])
+        self.device = next(net.parameters()).device
+        units, most = len(self.counts), max(self.counts)
+        padded = [[*choices, *[0] * (most - len(choices))] for choices in space.widths]
+        self.widths = torch.tensor(padded, device=self.device)
+        self.units = torch.arange(units, device=self.device)
+        self.windows = Windows(units, most, window, self.device)
+        self.ends = [Pass(space.largest, name="largest"), Pass(space.smallest, target="teacher", name="smallest")]
+
+    def subnets(self) -> list[Subnet]:
+        """The two ends of the space."""
+        return [made.route for made in self.ends]
+
+    def draw(self, step: int) -> np.ndarray:
+        """(batch_size, units) indices of choices, each uniform."""
+        rng = rng_at(self.seed, self.stream, step)
+        return rng.integers(self.counts, size=(self.batch_size, len(self.counts)))
+
+    def plan(self, step: int) -> list[Pass]:
+        """Largest, smallest, random widths; the tag of the last holds their indices (B, units), on the device."""
+        index = torch.from_numpy(self.draw(step))
+        if self.device.type == "cuda":
+            index = index.pin_memory().to(self.device, non_blocking=True)  # from ordinary memory it would wait
+        route = self.net.masks(self.widths[self.units, index])
+        return [*self.ends, Pass(route, target="teacher", name="random", tag=index)]
+
+    def observe(self, step: int, outcomes: Sequence[Outcome]) -> None:
+        """Enter -(ce of the random widths - ce of the largest) / units of every image into its windows."""
+        largest, random = outcomes[0], outcomes[-1]
+        gain = (largest.ce - random.ce) / len(self.units)
+        self.windows.add(random.made.tag[: len(gain)], gain)
+
+    def unary(self) -> np.ndarray:
+        """(units, choices) window means, what Viterbi adds up, nats; -inf where a unit has fewer choices.
+
+        Under uniform draws (OWS) they differ within a unit by 1 / units of what the choices add to the loss: a path's
+        sum ranks subnets, but is not their loss. Under AOWS's draws they also carry what the other widths of the
+        drawn platform cost (`SmoothedViterbi`). Raises S40 if a choice was never drawn.
+        """
+        means, counts = self.windows.means()
+        valid = np.arange(counts.shape[1]) < self.counts[:, None]
+        for unit, choice in np.argwhere(valid & (counts == 0))[:1]:
+            raise SlimnbError("S40", f"width {self.space.widths[unit][choice]} of unit {self.net.unit_names[unit]!r}",
+                              "no image has run it yet, so nothing is known of its loss",
+                              "Search for more steps, or over fewer choices.", "")
+        return np.where(valid, means, -np.inf)
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The windows."""
+        return self.windows.state_dict()
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore the windows."""
+        self.windows.load_state_dict(state)
+
+
+class SmoothedViterbi(WidthSearch):
+    """AOWS's sampler for several platforms: after a warm-up, widths that each step's platform will want.
+
+    Step by step a platform k is drawn with its weight (nu = mu in eq. 4, so that both cancel), and every unit's
+    widths from the marginals of smoothed Viterbi (eq. 5, with the outer -T that it lacks) at the multiplier that
+    meets the budget of k and at T(step / steps); until the second breakpoint of `temperatures` they are uniform.
+    Multipliers and marginals of all platforms are taken anew every `refresh` steps: our choice, so that the search
+    costs a step little and waits for the device only then. T is in nats per unit, as the windows are. Choices of
+    OWS's scores differ by some 1e-3: by them widths would still be nearly uniform at T = .01.
+
+    As published, the windows confuse widths with platforms. A step's images all have the widths of one platform, so
+    narrow choices are mostly drawn with the other narrow ones of #1, and their means carry the loss of all of these:
+    the scores spread far more than under OWS's uniform draws, even if losses are exact sums over units.
+
+    Errors beside those of `WidthSearch`: S24 for a trellis of another space, S25 for a budget below the cheapest
+    subnet, P06 for weights that are not one share per platform, P04; while training S40.
+    """
+
+    stream = "aows"
+
+    def __init__(self, net: SlimmableNet, space: SearchSpace, batch_size: int, trellis: Trellis,
+                 budgets: Sequence[float], weights: Sequence[float], steps: int, *, seed: int = 0,
+                 window: int = WINDOW, refresh: int = 20,
+                 temperatures: Sequence[tuple[float, float]] = TEMPERATURES):
+        super().__init__(net, space, batch_size, seed=seed, window=window)
+        if steps < 1 or refresh < 1:
+            raise SlimnbError("P04", f"steps = {steps}, refresh = {refresh}", "both are whole numbers >= 1",
+                              "Set e.g. refresh=20.")
+        at, values = np.asarray(temperatures, dtype=np.float64).reshape(-1, 2).T
+        if len(at) < 2 or at[0] != 0 or at[-1] != 1 or (np.diff(at) <= 0).any() or not (values > 0).all():
+            raise SlimnbError("P04", f"temperatures = {tuple(temperatures)}"[:100],
+                              "pairs (share of the steps, T > 0), shares from 0 to 1 and ascending",
+                              "Set e.g. ((0, 1), (0.5, 0.01), (1, 0.001)).")
+        if trellis.counts != tuple(self.counts):
+            raise SlimnbError("S24", f"a trellis of {trellis.counts} choices"[:90], "it is of another space",
+                              "Make it with Trellis.of(CostTable.macs(net, space).chain()).")
+        best_under(np.zeros(trellis.exists.shape), trellis, np.asarray(budgets))  # now, not after the warm-up: S25
+        self.trellis, self.budgets, self.weights = trellis, np.asarray(budgets), check_weights(weights, len(budgets))
+        self.steps, self.refresh, self.temperatures = steps, refresh, temperatures
+        self.warm_up = math.ceil(temperatures[1][0] * steps - 1e-9)
+        uniform = (np.arange(max(self.counts)) < self.counts[:, None]) / self.counts[:, None]
+        self.cdf = cumulative(np.repeat(uniform[None], len(budgets), 0))  # (platforms, units, choices)
+
+    def temperature(self, step: int) -> float:
+        """T of `step`; log T is linear between the breakpoints."""
+        at, values = zip(*self.temperatures, strict=True)
+        return float(10 ** np.interp(step / self.steps, at, np.log10(values)))
+
+    def draw(self, step: int) -> np.ndarray:
+        """(batch_size, units) indices of choices, from the marginals of one platform."""
+        rng = rng_at(self.seed, self.stream, step)
+        cdf = self.cdf[rng.choice(len(self.weights), p=self.weights)]
+        return inverse_cdf(cdf, rng.random((self.batch_size, len(self.counts))))
+
+    def observe(self, step: int, outcomes: Sequence[Outcome]) -> None:
+        """As `WidthSearch`; every `refresh` steps after the warm-up the marginals are taken anew."""
+        super().observe(step, outcomes)
+        after = step + 1 - self.warm_up
+        if after >= 0 and after % self.refresh == 0 and step + 1 < self.steps:
+            unary = self.unary()
+            found = best_under(unary, self.trellis, self.budgets)
+            multipliers = np.array([each.multiplier for each in found])
+            self.cdf = cumulative(marginals(unary, self.trellis, multipliers, self.temperature(step + 1)))
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """The windows, and the marginals in use."""
+        return super().state_dict() | {"cdf": torch.from_numpy(self.cdf)}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Restore windows and marginals."""
+        super().load_state_dict(state)
+        self.cdf = state["cdf"].cpu().numpy().copy()
+
+
+def _check_search(net: SlimmableNet, space: SearchSpace, batch_size: int, window: int) -> None:
+    if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
+        raise SlimnbError("P08", f"a search on {dist.get_world_size()} ranks", "its windows are not shared by ranks",
+                          "Run the search in one process; retraining may use several.")
+    if space.tied:
+        raise SlimnbError("P08", "a space with tied units", "the search chooses every unit's width on its own",
+                          "Make it with net.space(mults), without tied=.")
+    if not 1 <= batch_size <= window:
+        raise SlimnbError("P04", f"batch_size = {batch_size}, window = {window}", "a window holds at least one batch",
+                          "Set e.g. window=100_000.")
+    net.check(space.largest)
+
+
+# -- subnets of the platforms ----------------------------------------------------------------------------
+
+
+def platform_subnets(unary: np.ndarray, space: SearchSpace, trellis: Trellis, budgets: Sequence[float],
+                     search: Callable[..., list[Found]] = best_under) -> tuple[list[Subnet], list[Found]]:
+    """The best subnet within each budget, and what proves it: `search` is `best_under` or `exact_under`."""
+    found = search(unary, trellis, np.asarray(budgets))
+    return space.at(np.array([each.index for each in found])), found
+
+
+# -- retraining ------------------------------------------------------------------------------------------
+
+
+class PlatformSandwich(Stateless):
+    """Retrains the platforms' subnets: the last with dropout, the first, and one drawn of those between.
+
+    `named` gives them in order of budget. Those between are drawn uniformly (the paper's suffix -U), or by `weights`
+    (-W), one per platform, of which the middle ones count. `target` is what all but the last learn from: "labels",
+    or "teacher" for in-place distillation, on which the paper is silent. The last's logits, dropout and all, teach.
+
+    The subnets are not nested: the supernet is built at their `elementwise_max`. Channels that only an undrawn
+    subnet uses, and its private gamma and beta, have gradient zero in that step; momentum and weight decay move them
+    all the same. Use `make_optimizer(..., decay="weights")`, or rarely drawn platforms lose their gamma. Errors: P06.
+    """
+
+    def __init__(self, named: dict[str, Subnet], weights: Sequence[float] | None = None, *, dropout: float = 0.6,
+                 target: str = "labels", seed: int = 0):
+        if len(named) < 2:
+            raise SlimnbError("P06", f"{len(named)} platforms", "a sandwich has two ends", "Give at least two subnets.")
+        self.passes = [Pass(subnet, target, name=name) for name, subnet in named.items()]
+        self.largest = replace(self.passes[-1], target="labels", dropout=dropout)
+        self.middle, self.seed = self.passes[1:-1], seed
+        share = np.ones(len(named)) if weights is None else check_weights(weights, len(named))
+        total = share[1:-1].sum()
+        if self.middle and not total:
+            raise SlimnbError("P06", f"weights = {list(weights)}"[:100], "a platform in the middle has weight",
+                              "Leave weights out to draw them uniformly.", "")
+        self.p = share[1:-1] / (total or 1)
+
+    def subnets(self) -> list[Subnet]:
+        """All platforms' in order of budget; platforms with one and the same subnet share its statistics."""
+        return [made.route for made in self.passes]
+
+    def plan(self, step: int) -> list[Pass]:
+        """Last, first, one between: a pure function of (seed, step)."""
+        ends = [self.largest, self.passes[0]]
+        if not self.middle:
+            return ends
+        rng = rng_at(self.seed, "platforms", step)
+        return [*ends, self.middle[rng.choice(len(self.middle), p=self.p)]]
+
+
+# -- from a recipe ---------------------------------------------------------------------------------------
+
+
+def plan(recipe, net: SlimmableNet, steps: int) -> tuple[Sampler, Objective]:
+    """Sampler and objective of a `slimnb.papers.platforms.recipes.PlatformRecipe`."""
+    if recipe.method == "platforms":
+        sampler = PlatformSandwich(recipe.named(net), recipe.weights, dropout=recipe.dropout, seed=recipe.seed,
+                                   target="teacher" if recipe.distil else "labels")
+        return sampler, InplaceDistillation(recipe.temperature, smoothing=recipe.smoothing)
+    if recipe.method == "alone":
+        return Switches(recipe.named(net)), Labels(recipe.smoothing)
+    space = net.space(recipe.train_mults)
+    if recipe.method == "ows":
+        sampler = WidthSearch(net, space, recipe.batch_size, seed=recipe.seed, window=recipe.window)
+    elif recipe.method == "aows":
+        trellis = Trellis.of(CostTable.macs(net, space).chain())
+        sampler = SmoothedViterbi(net, space, recipe.batch_size, trellis, recipe.budgets, recipe.weights, steps,
+                                  seed=recipe.seed, window=recipe.window, refresh=recipe.refresh)
+    else:
+        raise SlimnbError("P10", f"method = {recipe.method!r}", "it is ows, aows, platforms or alone",
+                          "Set method='ows'.")
+    return sampler, InplaceDistillation(recipe.temperature, smoothing=recipe.smoothing)
+
+
+def found(recipe, net: SlimmableNet, sampler: Sampler) -> dict:
+    """`unary` of a search: window means (units, choices) in nats, None where a unit has fewer choices."""
+    if not isinstance(sampler, WidthSearch):
+        return {}
+    return {"unary": [[None if value == -np.inf else float(value) for value in row] for row in sampler.unary()]}

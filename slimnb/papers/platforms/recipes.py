@@ -1,0 +1,147 @@
+"""Chapter 03: one search for the widths of seven platforms, then one network retrained for all of them."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+
+from slimnb.cost.macs import CostTable, count_macs
+from slimnb.papers.platforms.market import WEIGHTS
+from slimnb.train.experiment import Result, build
+from slimnb.papers.platforms.method import WidthSearch, platform_subnets
+from slimnb.search.random_paths import random_under
+from slimnb.train.recipe import SMALL, SMOKE, Recipe, check_scale
+from slimnb.search.trellis import Trellis
+from slimnb.subnet import SearchSpace, Subnet
+from slimnb.train.loop import Outcome, Pass, rng_at
+
+MULTS = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)  # section 4.1: the platforms' targets
+PLATFORMS = tuple(f"#{k + 1}" for k in range(len(MULTS)))
+SEARCH_MULTS = tuple(round(0.2 + 0.1 * i, 1) for i in range(14))  # section 4.1: [.2, 1.5], up to 14 choices
+MARKETS = {"smoke": ("RS",), "small": ("S", "RS", "U"), "full": tuple(WEIGHTS)}
+"""Rows of Table 1 for which AOWS searches and Slim is retrained; OWS is retrained for all rows but at smoke."""
+
+
+@dataclass(frozen=True)
+class PlatformRecipe(Recipe):
+    """A search (method "ows" or "aows"), a retraining ("platforms") or a stand-alone net ("alone")."""
+
+    source: str = ""  # where the platforms' widths come from: "Slim", "OWS", "AOWS" or "Random"
+    searched_for: str | None = None  # row of Table 1 that AOWS's search drew platforms by
+    sampled_for: str | None = None  # row of Table 1 that the retraining draws platforms by
+    weights: tuple[float, ...] | None = None  # that row
+    budgets: tuple[int, ...] | None = None  # MACs of the seven platforms, for AOWS
+    window: int | None = None  # losses that a moving mean of the search holds
+    refresh: int | None = None  # steps between two runs of smoothed Viterbi
+    distil: bool | None = None  # retraining: all but the largest learn from it instead of the labels
+
+
+# Section 4.1 and, where it is silent, what chapter 01 does: crop and flip, private batch norm per platform.
+FULL = replace(SMOKE, epochs=300, batch_size=128, lr=0.1, schedule="exponential", gamma=0.985, weight_decay=5e-4,
+               augment="crop_flip", calibration_images=5 * 1024, layout=None, dropout=0.6)
+RETRAINING = {"smoke": replace(SMOKE, epochs=1, batch_size=128), "small": replace(SMALL, epochs=4), "full": FULL}
+SEARCH_EPOCHS = {"smoke": 1, "small": 5, "full": 50}
+WINDOWS = {"smoke": 1_000, "small": 10_000, "full": 100_000}  # of 14 choices the last six tenths; of fewer, less
+
+
+def _base(scale: str, seed: int) -> PlatformRecipe:
+    fields = {**vars(RETRAINING[check_scale(scale)]), "paper": "platforms", "scale": scale, "seed": seed, "mults": ()}
+    return PlatformRecipe(**fields)
+
+
+def _search(scale: str, seed: int) -> PlatformRecipe:
+    return replace(_base(scale, seed), arm="OWS search", source="OWS", method="ows", bn="calibrated", lr=0.1,
+                   schedule="constant", gamma=None, dropout=0.0, epochs=SEARCH_EPOCHS[scale], window=WINDOWS[scale],
+                   mults=(min(SEARCH_MULTS), max(SEARCH_MULTS)), train_mults=SEARCH_MULTS)
+
+
+@dataclass(frozen=True)
+class Problem:
+    """What is searched: the space, its MACs as a trellis, the uniform subnets of the platforms and their MACs."""
+
+    space: SearchSpace
+    trellis: Trellis
+    uniform: list[Subnet]
+    budgets: tuple[int, ...]
+
+
+def problem(scale: str, num_classes: int) -> Problem:
+    """The search problem of a scale: the budgets are the MACs of the uniform subnets at `MULTS` (Table 1)."""
+    with torch.device("meta"):  # shapes are enough
+        net = build(_search(scale, 0), num_classes)
+    space, uniform = net.space(SEARCH_MULTS), [net.uniform(mult) for mult in MULTS]
+    trellis = Trellis.of(CostTable.macs(net, space).chain())
+    return Problem(space, trellis, uniform, tuple(count_macs(net, subnet) for subnet in uniform))
+
+
+def searches(scale: str, seed: int, data, results: Sequence[Result] = (), store=None) -> list[Recipe]:
+    """One OWS search, which serves all markets, and an AOWS search for each of `MARKETS`."""
+    ows, budgets = _search(scale, seed), problem(scale, data.num_classes).budgets
+    return [ows] + [replace(ows, arm=f"{market}-AOWS search", source="AOWS", method="aows", searched_for=market,
+                            weights=WEIGHTS[market], budgets=budgets, refresh=5 if scale == "smoke" else 20)
+                    for market in MARKETS[scale]]
+
+
+def unary_of(result: Result) -> np.ndarray:
+    """(units, choices) window means of a finished search, -inf where a unit has fewer choices."""
+    return np.array([[-np.inf if value is None else value for value in row] for row in result.found["unary"]])
+
+
+def search_sums(sampler: WidthSearch, scores: np.ndarray, steps: int, seed: int) -> np.ndarray:
+    """(units, choices) scores that a search finds, untrained, where losses are what eq. 2 says and noise.
+
+    Every image loses minus the sum of the planted `scores` (units, choices) of its widths, nats, plus a normal number.
+    """
+    rng, units = rng_at(seed, "sums", 0), np.arange(len(scores))
+    for step in range(steps):
+        index = sampler.draw(step)
+        loss = torch.from_numpy(rng.normal(size=len(index)) - scores[units, index].sum(1))
+        made = Pass(None, tag=torch.from_numpy(index))
+        sampler.observe(step, [Outcome(made, None, torch.zeros_like(loss)), Outcome(made, None, loss)])
+    return sampler.unary()
+
+
+def retrainings(scale: str, seed: int, data, results: Sequence[Result], store=None) -> list[Recipe]:
+    """Retrained nets with platforms drawn uniformly (-U) or by a market's weights, and stand-alone nets (Table 3).
+
+    The paper's names: Slim-U, OWS-RS, RS-AOWS-U (searched for RS, sampled for U); Random-U has random widths at
+    within the same budgets. Sources whose search is not among `results` are left out.
+    """
+    asked = problem(scale, data.num_classes)
+    chosen = MARKETS[scale]
+    every = ("U", *chosen) if scale == "smoke" else tuple(WEIGHTS)
+    rng = rng_at(seed, "random widths", 0)
+    random = [random_under(asked.space, asked.trellis, budget, rng)[0] for budget in asked.budgets]
+    recipes = [_retraining(scale, seed, "Random", random, "U")]
+    recipes += [_retraining(scale, seed, "Slim", asked.uniform, market) for market in dict.fromkeys(("U", *chosen))]
+    recipes += _alone(scale, seed, "Slim", asked.uniform)
+    for result in results:
+        source, market = result.recipe.source, result.recipe.searched_for
+        subnets, _ = platform_subnets(unary_of(result), asked.space, asked.trellis, asked.budgets)
+        sampled = every if source == "OWS" else dict.fromkeys(("U", market))
+        recipes += [_retraining(scale, seed, source, subnets, each, market) for each in sampled]
+        if source == "OWS":
+            recipes += _alone(scale, seed, source, subnets)
+    return recipes
+
+
+def _retraining(scale: str, seed: int, source: str, subnets: Sequence[Subnet], market: str,
+                searched_for: str | None = None) -> PlatformRecipe:
+    weights = None if market == "U" else WEIGHTS[market]
+    prefix = f"{searched_for}-" if searched_for else ""
+    named = tuple((name, subnet.widths) for name, subnet in zip(PLATFORMS, subnets, strict=True))
+    # Tracked statistics of a platform that is drawn in one step of a hundred are those of long-gone weights.
+    return replace(_base(scale, seed), arm=f"{prefix}{source}-{market}", source=source, method="platforms",
+                   calibrate=True, searched_for=searched_for, sampled_for=market, weights=weights, subnets=named)
+
+
+def _alone(scale: str, seed: int, source: str, subnets: Sequence[Subnet]) -> list[Recipe]:
+    """A net of its own for each platform, without dropout: the paper names none."""
+    base = replace(_base(scale, seed), arm=f"{source} alone", source=source, method="alone", dropout=0.0)
+    return [replace(base, subnets=((name, subnet.widths),)) for name, subnet in zip(PLATFORMS, subnets, strict=True)]
+
+
+STAGES = (searches, retrainings)

@@ -1,0 +1,131 @@
+"""What a market gets from a net that serves several platforms: weighted accuracy, regret, a wrong forecast's cost.
+
+The frames come from `results.results_frame` and hold one row per platform: source, method, searched_for, sampled_for,
+seed, name ("#1", ...), top1 (%, test), top1_val (%, optional). Accuracies and their differences are in points.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+import pandas as pd
+
+from slimnb.papers.platforms.market import WEIGHTS, check_weights
+from slimnb.subnet import SearchSpace, Subnet
+
+NET = ["source", "searched_for", "sampled_for", "seed"]
+
+
+def retrained(frame: pd.DataFrame, method: str = "platforms", column: str = "top1") -> pd.DataFrame:
+    """`column` of each net on each platform: a row per net (`NET`, a missing market is ""), a column per platform.
+
+    With method "alone" the seven stand-alone nets of a source make one row.
+    """
+    rows = frame[frame["method"] == method]
+    wide = rows.assign(**rows[NET].fillna("")).pivot_table(column, NET, "name", sort=False)
+    return wide[list(dict.fromkeys(rows["name"]))]
+
+
+def weighted(frame: pd.DataFrame, weights: Mapping[str, Sequence[float]] = WEIGHTS) -> pd.DataFrame:
+    """Accuracy weighted by market (Table 2 of Wang and Blaschko): columns market, arm, seed, top1; top1_val if given.
+
+    Arms are the source of the widths with -U (platforms drawn uniformly in the retraining) or -W (by the market's
+    weights); AOWS is the one searched for the market. What was not trained is left out, and so is -W in market U,
+    where it is the same net as -U.
+    """
+    columns, parts = [column for column in ("top1", "top1_val") if column in frame], []
+    nets = pd.concat({column: retrained(frame, column=column) for column in columns}, axis=1)
+    searched, sampled = (nets.index.get_level_values(level) for level in ("searched_for", "sampled_for"))
+    for market, shares in weights.items():
+        for suffix, drawn in {"U": "U", **({} if market == "U" else {"W": market})}.items():
+            mine = nets[searched.isin(["", market]) & (sampled == drawn)]
+            means = {column: mine[column] @ check_weights(shares, mine[column].shape[1]) for column in columns}
+            rows = pd.DataFrame(means).reset_index()
+            parts.append(rows.assign(market=market, arm=rows["source"] + f"-{suffix}"))
+    return pd.concat(parts, ignore_index=True)[["market", "arm", "seed", *columns]]
+
+
+def stand_alone(frame: pd.DataFrame, shares: Sequence[float] = WEIGHTS["U"]) -> pd.DataFrame:
+    """Accuracy of nets trained one per platform, weighted by `shares` (Table 3): columns arm, seed, top1."""
+    nets = retrained(frame, "alone")
+    top1 = (nets @ check_weights(shares, nets.shape[1])).rename("top1").reset_index()
+    return top1.rename(columns={"source": "arm"})[["arm", "seed", "top1"]]
+
+
+def over_markets(frame: pd.DataFrame, arms: tuple[str, str], markets: Sequence[str] = tuple(WEIGHTS)
+                 ) -> tuple[np.ndarray, np.ndarray]:
+    """Both arms' accuracy (seeds,), means over those of `markets` in which both were trained; empty if there is none.
+
+    `frame` is of `weighted`. Not the market where the first arm does worst: picked per seed, that makes noise a loss.
+    """
+    asked = frame[frame["arm"].isin(arms) & frame["market"].isin(markets)]
+    both = asked.pivot_table("top1", ["seed", "market"], "arm").reindex(columns=list(arms)).dropna()
+    mean = both.groupby("seed").mean()
+    return mean[arms[0]].to_numpy(), mean[arms[1]].to_numpy()
+
+
+def best_of(frame: pd.DataFrame, source: str, by: str = "top1") -> pd.DataFrame:
+    """Rows of `weighted` for arm "best SOURCE": that of its -U and -W with more `by`, for each market and seed.
+
+    By "top1_val" the choice is made on other images than the comparison.
+    """
+    of_it = frame[frame["arm"].isin([f"{source}-U", f"{source}-W"])]
+    best = of_it.loc[of_it.groupby(["market", "seed"], sort=False)[by].idxmax()]
+    return best.assign(arm=f"best {source}")
+
+
+def regret(frame: pd.DataFrame) -> pd.DataFrame:
+    """Points that each arm loses on each platform against the best arm there, means over seeds: (arms, platforms).
+
+    `frame` also has the column arm. The best arm of a platform is chosen by the numbers it is compared by, so that
+    small regrets mean little.
+    """
+    rows = frame[frame["method"] == "platforms"]
+    mean = rows.pivot_table("top1", "arm", "name", sort=False)
+    return mean.max() - mean
+
+
+def forecast(frame: pd.DataFrame, source: str = "OWS", weights: Mapping[str, Sequence[float]] = WEIGHTS
+             ) -> pd.DataFrame:
+    """What a wrong forecast costs: columns trained, used (markets), seed, lost (points).
+
+    The accuracy in market `used` of the net retrained for that market, less that of the net retrained for
+    `trained`; for all markets that nets of `source` were retrained for (and searched for, if it is "AOWS").
+    """
+    nets = retrained(frame).xs(source, level="source").reset_index("searched_for")
+    nets = nets[nets["searched_for"].isin([""]) | (nets["searched_for"] == nets.index.get_level_values("sampled_for"))]
+    nets = nets.drop(columns="searched_for")
+    markets = [market for market in weights if market in nets.index.unique("sampled_for")]
+    shares = pd.DataFrame({market: check_weights(weights[market], nets.shape[1]) for market in markets}, nets.columns)
+    values = (nets @ shares).melt(var_name="used", value_name="top1", ignore_index=False).reset_index()
+    values = values.rename(columns={"sampled_for": "trained"})
+    right = values[values["trained"] == values["used"]][["used", "seed", "top1"]]
+    both = values.merge(right, on=["used", "seed"], suffixes=("", "_right"))
+    both["lost"] = both["top1_right"] - both["top1"]
+    order = both["trained"].map(markets.index)
+    return both.loc[order.sort_values(kind="stable").index, ["trained", "used", "seed", "lost"]]
+
+
+def platform_widths(subnets: Mapping[str, Mapping[str, Subnet]], full: Subnet) -> pd.DataFrame:
+    """Channels of {source: {platform: subnet}}: columns source, platform, unit (1 is the stem), channels, mult.
+
+    `mult` is the share of the channels of `full`, the net at 1.0.
+    """
+    rows = [(source, platform, unit, width, width / most) for source, named in subnets.items()
+            for platform, subnet in named.items()
+            for unit, (width, most) in enumerate(zip(subnet.widths, full.widths, strict=True), 1)]
+    return pd.DataFrame(rows, columns=["source", "platform", "unit", "channels", "mult"])
+
+
+def shared_units(*subnets: Subnet) -> int:
+    """Number of channel units that have the same width in all subnets."""
+    return sum(len(set(widths)) == 1 for widths in zip(*(subnet.widths for subnet in subnets), strict=True))
+
+
+def choice_scores(unary: np.ndarray, space: SearchSpace, full: Subnet) -> pd.DataFrame:
+    """Scores (units, choices) of a search as rows: unit (1 is the stem), mult (share of `full`), score."""
+    rows = [(unit, width / most, score)
+            for unit, (choices, most, scores) in enumerate(zip(space.widths, full.widths, unary, strict=True), 1)
+            for width, score in zip(choices, scores, strict=False)]
+    return pd.DataFrame(rows, columns=["unit", "mult", "score"])

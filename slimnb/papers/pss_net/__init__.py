@@ -1,0 +1,1 @@
+"""PSS-Net: which subnets deserve training (chapter 04)."""

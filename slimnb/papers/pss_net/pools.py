@@ -1,0 +1,185 @@
+"""Resource targets, and for each a pool of the best subnets seen so far and their metrics (PSS-Net)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Sequence
+from typing import NamedTuple, Protocol
+
+import numpy as np
+import torch
+from scipy.special import softmax
+from torch import Tensor
+
+from slimnb.errors import SlimnbError
+from slimnb.search.random_paths import cumulative
+from slimnb.papers.pss_net.structures import Buckets, Resource
+from slimnb.subnet import Subnet
+
+# -- targets ---------------------------------------------------------------------------------------------
+
+
+class Source(Protocol):
+    """Random structures of each bucket of a resource, e.g. a `slimnb.papers.pss_net.samplers.StructureDistribution`."""
+
+    buckets: Buckets
+    support: Sequence[bool]  # of each bucket, whether it has structures
+
+    def sample(self, bucket: int, rng: np.random.Generator, n: int = 1) -> list[Subnet]:
+        """`n` random structures of a bucket."""
+
+
+class Listed:
+    """The subnets that are given, by bucket, all of a bucket being equally likely: the control of uniform widths."""
+
+    def __init__(self, subnets: Sequence[Subnet], resource: Resource, buckets: Buckets):
+        cost = {subnet: resource.of(subnet) for subnet in subnets}
+        dearest_first = sorted(cost, key=cost.__getitem__, reverse=True)
+        at = buckets.index(np.array([cost[subnet] for subnet in dearest_first])).tolist()
+        self.buckets = buckets
+        self.members = [[subnet for subnet, bucket in zip(dearest_first, at, strict=True) if bucket == each]
+                        for each in range(len(buckets))]
+        self.support = [bool(members) for members in self.members]
+
+    def sample(self, bucket: int, rng: np.random.Generator, n: int = 1) -> list[Subnet]:
+        """`n` subnets of a bucket that has any, with repetition."""
+        return [self.members[bucket][at] for at in rng.integers(len(self.members[bucket]), size=n)]
+
+
+class Target(NamedTuple):
+    """One bucket of one resource, and where its structures come from."""
+
+    resource: Resource
+    source: Source
+    bucket: int
+
+    @property
+    def cost(self) -> float:
+        """Its middle, in the resource's unit."""
+        return float(self.source.buckets.targets[self.bucket])
+
+    @property
+    def name(self) -> str:
+        """E.g. "110 M" of MACs, "12 ms CPU" of a latency."""
+        unit, kind = self.resource.unit, self.resource.name.partition(" ")[0]
+        return f"{self.cost / 1e6:.6g} M" if unit == "MACs" else f"{self.cost:.6g} {unit} {kind}"
+
+    @property
+    def size(self) -> float:
+        """How many structures it has, where they are few enough to be listed; else infinity."""
+        return len(self.source.members[self.bucket]) if isinstance(self.source, Listed) else math.inf
+
+    def sample(self, rng: np.random.Generator, n: int = 1) -> list[Subnet]:
+        """`n` random structures of it."""
+        return self.source.sample(self.bucket, rng, n)
+
+    def holds(self, subnet: Subnet) -> bool:
+        """Whether the subnet is in the bucket; not if the resource cannot price it."""
+        try:
+            cost = self.resource.of(subnet)
+        except SlimnbError:
+            return False
+        return self.source.buckets.index(np.array([cost]))[0] == self.bucket
+
+
+# -- pools -----------------------------------------------------------------------------------------------
+
+
+class Pool:
+    """The `size` subnets of highest metric among those that were entered, and when they came (PSS-Net, Alg. 2).
+
+    A metric is minus a batch's mean cross-entropy, nats; entered again, a subnet's moves by 1 - `momentum` towards
+    the new one. Only subnets that are trained get new metrics, and losses fall: what came lately stands higher than
+    its worth. A metric that is not finite is refused and counted. Errors: S59 for size < 1 or a momentum outside
+    [0, 1).
+    """
+
+    def __init__(self, size: int = 50, momentum: float = 0.9):
+        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
+            raise SlimnbError("S59", f"a pool of {size!r} subnets"[:60], "it holds at least one", "Set pool_size=50.")
+        if not 0 <= momentum < 1:
+            raise SlimnbError("S59", f"momentum = {momentum!r}"[:60], "it lies in [0, 1)", "Set momentum=0.9.")
+        self.size, self.momentum = size, momentum
+        self.metrics: dict[Subnet, float] = {}  # in order of entry
+        self.since: dict[Subnet, int] = {}  # step of entry
+        self.refused = 0
+
+    @property
+    def full(self) -> bool:
+        """Whether it holds `size` subnets."""
+        return len(self.metrics) >= self.size
+
+    def enter(self, subnet: Subnet, metric: float, step: int) -> None:
+        """Enter what a batch of `step` gave; of one too many the lowest leaves, of equals the one that came last."""
+        if not math.isfinite(metric):
+            self.refused += 1
+        elif subnet in self.metrics:
+            self.metrics[subnet] = self.momentum * self.metrics[subnet] + (1 - self.momentum) * metric
+        else:
+            self.metrics[subnet], self.since[subnet] = metric, step
+            if len(self.metrics) > self.size:
+                lowest = min(reversed(self.metrics), key=self.metrics.__getitem__)
+                del self.metrics[lowest], self.since[lowest]
+
+    def ranked(self) -> list[Subnet]:
+        """All its subnets, best first, equals in order of entry."""
+        return sorted(self.metrics, key=self.metrics.__getitem__, reverse=True)
+
+    def top(self, k: int) -> list[Subnet]:
+        """The best `k`. Raises S57 if there are fewer: ask for at most `len(pool.metrics)`."""
+        if not 1 <= k <= len(self.metrics):
+            raise SlimnbError("S57", f"the top {k} of a pool", f"it holds {len(self.metrics)} subnets",
+                              "Ask for as many as there are, or train longer.", "")
+        return self.ranked()[:k]
+
+    def sample(self, rng: np.random.Generator, eta: float) -> Subnet:
+        """A subnet with probability softmax(metric / `eta`) (Eq. 6). Raises S57 if it is empty."""
+        if not self.metrics:
+            raise SlimnbError("S57", "a draw from a pool", "it is empty", "Draw from the space until it is full.", "")
+        metrics = np.fromiter(self.metrics.values(), float)
+        p = softmax((metrics - metrics.max()) / eta)  # the maximum goes first: m / .01 overflows
+        return list(self.metrics)[np.searchsorted(cumulative(p), rng.random(), side="right")]
+
+
+Entry = tuple[int, Subnet, float, int]
+"""Number of a pool, a subnet, its metric, the step it came at."""
+
+
+def entries_of(pools: Sequence[Pool]) -> list[Entry]:
+    """All entries of `pools`, each pool's in the order they came."""
+    return [(number, subnet, metric, pool.since[subnet]) for number, pool in enumerate(pools)
+            for subnet, metric in pool.metrics.items()]
+
+
+def pack_entries(entries: Sequence[Entry], units: int) -> dict[str, Tensor]:
+    """Tensors of n entries: pool, resolution (0: none), step (n,) and widths (n, units) int64, metric (n,) float64."""
+    pool, subnet, metric, step = zip(*entries, strict=True) if entries else ((), (), (), ())
+    widths = torch.tensor([each.widths for each in subnet], dtype=torch.int64).view(len(entries), units)
+    resolution = torch.tensor([each.resolution or 0 for each in subnet], dtype=torch.int64)
+    return {"pool": torch.tensor(pool, dtype=torch.int64), "widths": widths, "resolution": resolution,
+            "metric": torch.tensor(metric, dtype=torch.float64), "step": torch.tensor(step, dtype=torch.int64)}
+
+
+def unpack_entries(state: dict[str, Tensor], pools: int, fits: Callable[[Subnet, int], bool]) -> list[Entry]:
+    """The entries that `pack_entries` packed.
+
+    Raises C11 unless each names one of that many `pools` and its subnet `fits` it: a checkpoint of another space.
+    """
+    rows = zip(*(state[name].tolist() for name in ("pool", "widths", "resolution", "metric", "step")), strict=True)
+    entries = [(pool, Subnet(tuple(widths), resolution=side or None), metric, step)
+               for pool, widths, side, metric, step in rows]
+    for pool, subnet, *_ in entries:
+        if not 0 <= pool < pools or not fits(subnet, pool):
+            why = "it is none of this space, or costs other"
+            raise SlimnbError("C11", f"subnet {subnet} of pool {pool}"[:100], why,
+                              "Go on with the space and targets it was trained with.", "Nothing was trained.")
+    return entries
+
+
+def fill_(pools: Sequence[Pool], entries: Sequence[Entry]) -> None:
+    """Make `entries` the contents of `pools`."""
+    for pool in pools:
+        pool.metrics.clear()
+        pool.since.clear()
+    for number, subnet, metric, step in entries:
+        pools[number].metrics[subnet], pools[number].since[subnet] = metric, step

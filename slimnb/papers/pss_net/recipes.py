@@ -1,0 +1,307 @@
+"""Chapter 04: supernets that learn by themselves which subnets of each cost are worth training."""
+
+from __future__ import annotations
+
+import statistics
+import time
+import timeit
+from collections.abc import Sequence
+from concurrent.futures import ThreadPoolExecutor
+from dataclasses import dataclass, replace
+
+import numpy as np
+import torch
+from torch import Tensor
+
+from slimnb.cost.macs import macs_function
+from slimnb.data.datasets import Batches, ImageData
+from slimnb.train.experiment import Result, build, net_name, once, trained
+from slimnb.cost.latency import conditions
+from slimnb.cost.latency_model import compare_predicted
+from slimnb.papers.pss_net.method import structures_of
+from slimnb.train.recipe import FULL, SMALL, SMOKE, Recipe, check_scale
+from slimnb.runs.store import RunStore, code_fingerprint
+from slimnb.papers.pss_net.structures import RESOLUTIONS, Buckets, Resource, StructureCosts
+from slimnb.subnet import Subnet
+from slimnb.papers.pss_net.switcher import Choice, SubnetSwitcher, storage
+from slimnb.train.loop import rng_at
+
+PSS = "PSS-F"
+"""The arm, held to MACs, that later ones take structures and weights from; PSS-C, -G, -M: other resources, several."""
+
+
+@dataclass(frozen=True)
+class StructureRecipe(Recipe):
+    """A supernet for many targets (method "prioritized", "random" or "sandwich"), or one subnet of it ("alone").
+
+    Widths go down to the least of `train_mults`, which are those of uniform subnets.
+    """
+
+    resolutions: tuple[int, ...] = ()  # input sides, pixels
+    buckets: tuple[tuple[str, float, float, float], ...] = ()  # resource, first and last target, step
+    tables: tuple[str, ...] = ()  # runs that measured the latencies among these resources
+    samples: int = 100_000  # random structures that Eq. 4's marginals are taken of
+    source: str = "marginals"  # of new structures: "marginals" (Eq. 4), "chain" (exact), "uniform" widths
+    pool_size: int = 50
+    p_end: float = 0.01
+    eta_end: float = 0.01
+    top_k: int = 5  # subnets of each target that are calibrated and validated
+    kept: tuple[tuple[str, tuple[int, ...], int], ...] = ()  # (name, widths, resolution) of given subnets
+    kept_from: int = 0  # epoch from which they alone are trained
+
+    @property
+    def largest(self) -> float | tuple[int, ...]:
+        """The supernet's width multiplier; of a subnet trained alone, its channels."""
+        return self.kept[0][1] if self.method == "alone" else super().largest
+
+    def named(self, net) -> dict[str | float, Subnet]:
+        """The subnets that are given, by name."""
+        return {name: Subnet(tuple(widths), resolution=side) for name, widths, side in self.kept}
+
+
+def mults_from(lower: float) -> tuple[float, ...]:
+    """Uniform width multipliers from `lower` to 1 in steps of .025, as US-Net and MutualNet have them."""
+    return tuple(round(1 - 0.025 * i, 3) for i in range(round((1 - lower) / 0.025), -1, -1))
+
+
+@dataclass(frozen=True)
+class Family:
+    """One net: how it is trained, and at which costs."""
+
+    base: StructureRecipe
+    step: float  # between targets, MACs
+    targets: int  # of a latency, about
+    tuned: tuple[str, ...]  # targets whose best subnet is trained further, Table 6
+    us_net: float  # least width of US-Net, which has one resolution
+    lowers: tuple[float, ...] = ()  # other least widths, Table 4
+    more: bool = True  # whether arms beyond Table 1 are trained
+    tuning: int = 1  # epochs of Table 6
+    samples: int = 100_000  # of PSS-M, whose targets are many
+    batch: int = 1  # images whose latency is measured
+
+
+# Section 4.1 and the released code; US-Net's width and steps are its own.
+_FULL = StructureRecipe(**{
+    **vars(FULL), "paper": "pss_net", "method": "prioritized", "bn": "calibrated", "mults": (), "n_random": 1,
+    "lr": 0.3, "schedule": "cosine", "calibration_images": 8 * 1024, "train_mults": mults_from(0.75),
+    "resolutions": RESOLUTIONS[224], "jitter": (0.4, 0.4, 0.4), "lighting": 0.1})
+_SMALL = replace(_FULL, **{**{name: getattr(SMALL, name) for name in (
+    "scale", "batch_size", "lr", "augment", "input_size", "layout", "dtype")},
+    "jitter": None, "lighting": None, "epochs": 4, "calibration_images": 2048, "pool_size": 25,
+    "resolutions": RESOLUTIONS[32]})
+_SMOKE = replace(_SMALL, scale="smoke", epochs=2, batch_size=256, lr=SMOKE.lr, augment=SMOKE.augment,
+                 layout=((16, 4), (32, 1), (64, 2), (64, 1)), dtype=SMOKE.dtype, calibration_images=256, pool_size=3,
+                 top_k=2)
+
+FAMILIES = {
+    "smoke": (Family(_SMOKE, 0.03e6, 3, ("0.12 M",), 0.45),),
+    "small": (Family(_SMALL, 1e6, 8, ("4 M", "6 M", "8 M"), 0.45, (0.25,), batch=8),),
+    "full": (Family(_FULL, 10e6, 20, ("300 M", "400 M", "500 M"), 0.25, (0.25,), tuning=25,
+                    samples=1_000_000),
+             Family(replace(_FULL, net="mobilenet_v2"), 10e6, 20, (), 0.25, (0.7, 0.8), more=False)),
+}
+"""The nets of each scale; at small and smoke halves of MobileNetV1 at 20 to 32 pixels.
+
+At small eight images are timed: one takes .8 ms whatever its structure, most of it spent on calls.
+"""
+
+
+# -- stage 1: what needs no other run --------------------------------------------------------------------
+
+
+def arms(scale: str, seed: int, data, results: Sequence[Result] = (), store: RunStore | None = None) -> list[Recipe]:
+    """US-Net, MutualNet and random structures; prioritized sampling, by resource and with other structures.
+
+    All make three passes per step. The latencies of this machine are measured first, once.
+    """
+    recipes = []
+    for family in FAMILIES[check_scale(scale)]:
+        base = replace(family.base, seed=seed)
+        base = replace(base, buckets=(macs_buckets(base, data.num_classes, family.step),))
+        mutual = replace(base, arm="MutualNet", method="sandwich", source="uniform")
+        recipes += [
+            replace(mutual, arm="US-Net", train_mults=mults_from(family.us_net), resolutions=base.resolutions[-1:]),
+            mutual, replace(base, arm=PSS, top_k=20 if scale != "smoke" else base.top_k)]
+        if family.more:
+            recipes += [replace(base, arm="Random", method="random"),
+                        replace(base, arm="Uniform pools", source="uniform"),
+                        replace(base, arm="Exact sampling", source="chain")]
+        recipes += latency_arms(family, base, data.num_classes, store)
+        for lower in family.lowers:
+            ends = {"train_mults": mults_from(lower)}
+            ends["buckets"] = (macs_buckets(replace(base, **ends), data.num_classes, family.step),)
+            recipes += [replace(each, arm=f"{each.arm} from {lower:g}x", **ends)
+                        for each in (mutual, replace(base, arm=PSS))]
+    return recipes
+
+
+def macs_buckets(recipe: StructureRecipe, num_classes: int, step: float) -> tuple[str, float, float, float]:
+    """The resource "MACs" with targets over all that structures cost."""
+    with torch.device("meta"):  # shapes are enough
+        net = build(recipe, num_classes)
+    sides = recipe.resolutions  # the ends are enough: MACs grow with the resolution
+    space = structures_of(replace(recipe, resolutions=(sides[0], sides[-1])), net)
+    made = Buckets.spanning(StructureCosts.of(space, Resource.macs(net, space)), step)
+    return "MACs", made.start, made.stop, made.step
+
+
+def latency_buckets(costs: StructureCosts, targets: int) -> tuple[str, float, float, float]:
+    """A latency with about so many `targets`, over all but the fastest and slowest hundredth of random structures.
+
+    Between the extremes there would be targets without structures as soon as one layer's time is an outlier.
+    """
+    drawn = costs.structures.draw(rng_at(0, "latency", 0), 10_000)
+    low, high = np.quantile(costs.cost(drawn), (0.01, 0.99)).tolist()
+    step = float(f"{(high - low) / (targets + 1):.1g}")
+    start, stop = (round(round(end / step) * step, 9) for end in (low, high))
+    return costs.resource.name, start, stop, step
+
+
+def latency_arms(family: Family, base: StructureRecipe, num_classes: int, store: RunStore) -> list[StructureRecipe]:
+    """PSS-C, at full PSS-G if there is a GPU, and PSS-M, held to all of these and to MACs."""
+    devices = {"PSS-C": "cpu"}
+    if base.scale == "full" and torch.cuda.is_available():
+        devices["PSS-G"] = "cuda"
+    made = []
+    for arm, device in devices.items():
+        stored = latency(base, num_classes, store, device, family.batch)
+        resource = Resource.from_json(stored)
+        with torch.device("meta"):
+            costs = StructureCosts.of(structures_of(base, build(base, num_classes)), resource)
+        made.append(replace(base, arm=arm, buckets=(latency_buckets(costs, family.targets),),
+                            tables=(stored["run_id"],)))
+    several = {name: tuple(part for each in made for part in getattr(each, name)) for name in ("buckets", "tables")}
+    several["buckets"] = base.buckets + several["buckets"]
+    return [*made, replace(base, arm="PSS-M", samples=family.samples, **several)]
+
+
+def latency(recipe: StructureRecipe, num_classes: int, store: RunStore, device: str = "cpu", batch: int = 1) -> dict:
+    """The `Resource.to_json` of a batch's latency over a recipe's structures, and run_id: measured once."""
+    settings = {"paper": recipe.paper, "arm": "latency", "scale": recipe.scale, "net": recipe.net, "device": device,
+                "batch": batch, "layout": recipe.layout, "lower": min(recipe.train_mults),
+                "resolutions": recipe.resolutions}
+
+    def take() -> dict:
+        net = build(recipe, num_classes).to(device).eval()
+        return Resource.latency(net, structures_of(recipe, net), batch, rounds=7).to_json()
+
+    return once(store, settings, code_fingerprint([Resource, structures_of, net_name(recipe)]), take)
+
+
+def predictions(recipe: StructureRecipe, num_classes: int, store: RunStore, device: str = "cpu",
+                batch: int = 1) -> dict:
+    """`compare_predicted` for 1,000 random structures (at smoke 50) by the tables of `latency` (Fig. 4), taken once."""
+    tables = latency(recipe, num_classes, store, device, batch)
+    many, rounds = (50, 1) if recipe.scale == "smoke" else (1000, 3)
+    settings = {"paper": recipe.paper, "arm": "predicted latency", "scale": recipe.scale, "tables": tables["run_id"],
+                "subnets": many, "rounds": rounds, "seed": recipe.seed}
+
+    def take() -> dict:
+        net = build(recipe, num_classes).to(device).eval()
+        space = structures_of(recipe, net)
+        index = space.draw(rng_at(recipe.seed, "predicted latency", 0), many)
+        predicted = Resource.from_json(tables).predict(space.widths(index), space.resolutions(index))
+        return compare_predicted(net, space.subnets(index), predicted, batch, rounds=rounds)
+
+    return once(store, settings, code_fingerprint([compare_predicted, net_name(recipe)]), take)
+
+
+def switching(result: Result, data: ImageData, budgets: Sequence[float], store: RunStore, images: int = 50,
+              device: str = "cpu") -> dict:
+    """A switcher over the subnets that a run has chosen serves test images, `images` a batch, taken once.
+
+    Each batch has its budget, MACs. Plain JSON: rows (batch, budget, cost: MACs, top1_val of the subnet, right: share
+    of the batch, ms); pick_us: median of a pick; difference: largest between logits of one thread and of two at
+    once; storage: that of `slimnb.papers.pss_net.switcher`; about. Raises B08 without the run's weights.
+    """
+    settings = {"paper": result.recipe.paper, "arm": "switching", "scale": result.recipe.scale, "of": result.run_id,
+                "budgets": list(budgets), "images": images, "device": torch.device(device).type}
+
+    def take() -> dict:
+        choices = [Choice(Subnet.from_json(row["subnet"]), row["macs"], row["top1_val"]) for row in result.rows]
+        net = trained(result, data.num_classes, store).to(device)
+        feed = Batches(data.test, images, augment="none", mean=data.mean, std=data.std, size=net.input_size,
+                       device=device)
+        return serve(SubnetSwitcher(net, choices), [feed.batch(step) for step in range(len(budgets))], budgets)
+
+    return once(store, settings, code_fingerprint([serve, SubnetSwitcher, net_name(result.recipe)]), take)
+
+
+def serve(switcher: SubnetSwitcher, batches: Sequence[tuple[Tensor, Tensor]], budgets: Sequence[float]) -> dict:
+    """What `switching` measures of a switcher, batch by batch."""
+    x, rows, logits = batches[0][0], [], []
+    for choice in switcher.choices:
+        switcher(x, choice.cost)  # the first call of a shape is slow
+    for batch, ((x, y), budget) in enumerate(zip(batches, budgets, strict=True)):
+        began = time.perf_counter()
+        logits.append(switcher(x, budget).cpu())  # which waits for the device
+        ms, choice = 1e3 * (time.perf_counter() - began), switcher.pick(budget)
+        right = (logits[-1].argmax(1) == y.cpu()).float().mean().item()
+        rows.append({"batch": batch, "budget": budget, "cost": choice.cost, "top1_val": choice.top1_val,
+                     "right": round(right, 4), "ms": round(ms, 4)})
+    with ThreadPoolExecutor(2) as threads:
+        again = list(threads.map(lambda given: switcher(given[0][0], given[1]).cpu(),
+                                 zip(batches, budgets, strict=True)))
+    picks = timeit.repeat(lambda: switcher.pick(budgets[0]), number=1000, repeat=9)
+    return {"rows": rows, "pick_us": round(1e3 * statistics.median(picks), 3), "about": conditions(x),
+            "difference": max((a - b).abs().max().item() for a, b in zip(logits, again, strict=True)),
+            "storage": storage(switcher.net, [choice.subnet for choice in switcher.choices])}
+
+
+# -- stage 2: what looks at the subnets that were found --------------------------------------------------
+
+
+def followers(scale: str, seed: int, data, results: Sequence[Result], store: RunStore | None = None) -> list[Recipe]:
+    """MutualNet reduced to its best subnets halfway, given subnets of other and of uniform widths, fine-tuning.
+
+    Arms whose run is not among `results` are left out. The reduced space is what validated best in MutualNet's run,
+    as its trade-off curve; the paper does not say what it kept (Fig. 1, right). Given widths are those that PSS found
+    for each target; beside them the uniform widths of the nearest MACs at the same resolution (Fig. 1, left).
+    """
+    recipes = []
+    for family in FAMILIES[check_scale(scale)]:
+        by_arm = {result.recipe.arm: result for result in results if result.recipe.net == family.base.net}
+        if not family.more:
+            continue
+        if "MutualNet" in by_arm:
+            mutual = by_arm["MutualNet"]
+            recipes.append(replace(mutual.recipe, arm="MutualNet, reduced", kept=best(mutual),
+                                   kept_from=mutual.recipe.epochs // 2))
+        if PSS in by_arm:
+            recipes += _after(family, by_arm[PSS], data.num_classes)
+    return recipes
+
+
+def _after(family: Family, pss: Result, num_classes: int) -> list[StructureRecipe]:
+    given = replace(pss.recipe, method="sandwich", source="uniform", top_k=family.base.top_k)
+    tuned = replace(given, arm="Fine-tuned", method="alone", start=pss.run_id, epochs=family.tuning,
+                    lr=pss.recipe.lr / 10)  # the paper names no rate
+    found = best(pss)
+    return [replace(given, arm="Given widths", kept=found),
+            replace(given, arm="Given uniform widths", kept=uniform_twins(pss.recipe, found, num_classes)),
+            *(replace(tuned, kept=(each,)) for each in found if each[0] in family.tuned)]
+
+
+def best(result: Result) -> tuple[tuple[str, tuple[int, ...], int], ...]:
+    """(target, widths, resolution) of the subnets that a run has chosen, its two ends left out."""
+    chosen = {row["name"]: Subnet.from_json(row["subnet"]) for row in result.rows if row["name"] not in ("max", "min")}
+    return tuple((name, subnet.widths, subnet.resolution) for name, subnet in chosen.items())
+
+
+def uniform_twins(recipe: StructureRecipe, found: Sequence[tuple[str, tuple[int, ...], int]],
+                  num_classes: int) -> tuple[tuple[str, tuple[int, ...], int], ...]:
+    """For each of `found` the uniform width whose MACs are nearest to its own, at the same resolution."""
+    with torch.device("meta"):
+        net = build(recipe, num_classes)
+    fine = range(round(1000 * min(recipe.train_mults)), 1001)
+    uniform = dict.fromkeys(net.widths_at(mult / 1000) for mult in fine)
+    macs = {side: macs_function(net, resolution=side) for side in recipe.resolutions}
+    twins = []
+    for name, widths, side in found:
+        own = macs[side](Subnet(widths, resolution=side))
+        near = min(uniform, key=lambda each: abs(macs[side](Subnet(each, resolution=side)) - own))
+        twins.append((name, near, side))
+    return tuple(twins)
+
+
+STAGES = (arms, followers)

@@ -1,0 +1,229 @@
+"""Structures of a given cost: by PSS-Net's eq. 4 and rejection, and exactly, by counting along the chain."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from numpy.lib.stride_tricks import sliding_window_view
+
+from slimnb.errors import SlimnbError
+from slimnb.search.random_paths import cumulative, inverse_cdf
+from slimnb.search.trellis import Trellis
+from slimnb.papers.pss_net.structures import Buckets, Resource, StructureCosts
+from slimnb.subnet import Subnet
+
+TRIES = 1_000_000
+"""Structures proposed for one bucket after which `sample` gives up."""
+
+
+class StructureSampler:
+    """Draws structures by bucket: subclasses propose, what costs more or less than the bucket is rejected.
+
+    support: (T,) which buckets can be sampled.
+    """
+
+    costs: StructureCosts
+    buckets: Buckets
+    support: np.ndarray
+    ahead = 1.0  # proposals made at first for each structure that is wanted
+
+    @property
+    def resource(self) -> Resource:
+        """What the structures are held to."""
+        return self.costs.resource
+
+    def propose(self, bucket: int, rng: np.random.Generator, n: int) -> np.ndarray:
+        """(n, groups + 1) structures, not all of them in the bucket."""
+        raise NotImplementedError
+
+    def sample(self, bucket: int, rng: np.random.Generator, n: int = 1) -> list[Subnet]:
+        """`n` independent subnets of one bucket; they may repeat.
+
+        Raises S53 for a bucket that has no support or is none, S59 after `TRIES` proposals.
+        """
+        return self.costs.structures.subnets(self.draw(bucket, rng, n))
+
+    def draw(self, bucket: int, rng: np.random.Generator, n: int = 1) -> np.ndarray:
+        """As `sample`, as (n, groups + 1) choices."""
+        self._check(bucket)
+        kept, missing, tried, ahead = [], n, 0, self.ahead
+        while missing > 0:
+            if tried >= TRIES:
+                raise SlimnbError("S59", f"{n - missing} of {n} structures after {tried:,} tries", "next to none "
+                                  f"proposed are in {self._named(bucket)}", "Set a larger step.", "")
+            index = self.propose(bucket, rng, min(65_536, int(ahead * missing) + 4))
+            found = index[self._inside(bucket, index)][:missing]
+            kept.append(found)
+            missing, tried, ahead = missing - len(found), tried + len(index), 2 * ahead
+        return np.concatenate(kept) if kept else np.empty((0, len(self.costs.structures.prior)), dtype=np.int64)
+
+    def acceptance(self, bucket: int, rng: np.random.Generator, n: int) -> float:
+        """Share of `n` proposals that are in the bucket."""
+        self._check(bucket)
+        return self._inside(bucket, self.propose(bucket, rng, n)).mean().item()
+
+    def _inside(self, bucket: int, index: np.ndarray) -> np.ndarray:
+        return self.buckets.index(self.costs.cost(index)) == bucket
+
+    def _check(self, bucket: int) -> None:
+        if not 0 <= bucket < len(self.buckets):
+            raise SlimnbError("S53", f"bucket {bucket}", f"there are {len(self.buckets)}",
+                              f"Give 0 to {len(self.buckets) - 1}.", "")
+        if not self.support[bucket]:
+            show, reached = self.resource.show, self.buckets.targets[self.support]
+            reach = f"reach from {show(reached[0])} to {show(reached[-1])}" if len(reached) else "are none"
+            raise SlimnbError("S53", self._named(bucket), "no structure was found there; targets with structures "
+                              f"{reach}", "Leave it out, as `support` says, or draw from more structures.", "")
+
+    def _named(self, bucket: int) -> str:
+        low, high = map(self.resource.show, self.buckets.bounds(bucket))
+        return f"bucket {bucket}, {low} to {high}"
+
+
+class StructureDistribution(StructureSampler):
+    """PSS-Net, eq. 4: every choice drawn by how often structures of the bucket have it, as if independent.
+
+    count: (T,) structures seen in each bucket. marginals: (T, groups + 1, choices) shares of each choice among
+    them. Proposals have other correlations than structures from the prior, and so do those that are kept.
+    """
+
+    ahead = 24.0
+
+    def __init__(self, costs: StructureCosts, buckets: Buckets, count: np.ndarray, histograms: np.ndarray):
+        self.costs, self.buckets, self.count = costs, buckets, count
+        self.support = count > 0
+        self.marginals = histograms / np.maximum(count, 1)[:, None, None]
+        self._cdf = histograms.cumsum(-1) / np.maximum(count, 1)[:, None, None]  # of whole numbers: ends in 1
+
+    @classmethod
+    def fit(cls, costs: StructureCosts, buckets: Buckets, rng: np.random.Generator,
+            n: int = 100_000) -> StructureDistribution:
+        """From `n` structures of the prior. Raises S52 if a target lies outside of all costs."""
+        buckets.check(costs)
+        if n < 1:
+            raise SlimnbError("P01", f"n = {n}", "at least one structure is drawn", "Set n=100_000.", "")
+        index = costs.structures.draw(rng, n)
+        bucket = buckets.index(costs.cost(index))
+        index, bucket = index[bucket >= 0], bucket[bucket >= 0]
+        total, choices = len(buckets), max(costs.structures.counts)
+        histograms = [np.bincount(bucket * choices + column, minlength=total * choices).reshape(total, choices)
+                      for column in index.T]
+        return cls(costs, buckets, np.bincount(bucket, minlength=total), np.stack(histograms, 1))
+
+    def propose(self, bucket: int, rng: np.random.Generator, n: int) -> np.ndarray:
+        """(n, groups + 1) structures from the product of the bucket's marginals."""
+        return inverse_cdf(self._cdf[bucket], rng.random((n, self._cdf.shape[1])))
+
+
+class ExactDistribution(StructureSampler):
+    """Structures from the prior given the bucket, exactly; every bucket that has a structure is reached.
+
+    Costs between neighbouring groups are rounded to a 1/`bins` of a bucket. From the last group to the first the
+    probability is summed of all that may follow a choice at each rounded cost; forward again, structures are drawn
+    from the prior given their rounded cost. How far sums of rounded costs are off is known, by Viterbi: rounded
+    costs that may be in the bucket are proposed, and the few structures rejected that are not. Where none is in it
+    for certain, 4,096 proposals decide whether it has support. For one budget and without a prior, `random_under`
+    needs no sums.
+
+    mass: (T,) probability under the prior of what is proposed: times the acceptance, that of the bucket.
+    """
+
+    def __init__(self, costs: StructureCosts, buckets: Buckets, bins: int = 64):
+        """Raises S52 if a target lies outside of all costs."""
+        buckets.check(costs)
+        self.costs, self.buckets, bin_ = costs, buckets, buckets.step / bins
+        rounded = np.rint(costs.tables / bin_)
+        error = [Trellis(chain.counts, chain.tables - bin_ * q) for chain, q in zip(costs.chains, rounded, strict=True)]
+        self._error = np.array([(each.cheapest, each.dearest) for each in error]) / bin_  # (resolutions, 2)
+        base = self._sum_up(rounded.astype(np.int64))
+        starts = [self._start(bucket, base, bin_) for bucket in range(len(buckets))]
+        self.mass = np.array([cdf[-1] if len(cdf) else 0.0 for cdf, _, _ in starts])
+        self._starts = [(cdf / cdf[-1:], start) for cdf, start, _ in starts]
+        self.support = np.array([certain for *_, certain in starts])
+        for bucket in np.flatnonzero(~self.support & (self.mass > 0)):  # only within the rounding: look
+            index = self.propose(bucket, np.random.default_rng(0), 4096)
+            self.support[bucket] = self._inside(bucket, index).any()
+
+    def _sum_up(self, tables: np.ndarray) -> np.ndarray:
+        """Fill `self._steps`; gives (resolutions,) the rounded cost that the first place stands for.
+
+        Of each group, (resolutions, choices, places + 1): the probability of a choice and all continuations that
+        cost `place` more than the cheapest, in bins. The last place is for costs that nothing has.
+        """
+        sides, (*priors, last) = range(len(tables)), self.costs.structures.prior[:-1]
+        to_go = np.zeros((len(tables), len(last), 2))
+        to_go[..., 0] = last
+        places, base, self._steps = np.ones(len(tables), dtype=np.int64), 0, []
+        for group in reversed(range(len(priors))):
+            prior, following = priors[group], to_go
+            paid = tables[:, group, : following.shape[1], : len(prior)]  # (resolutions, next, this)
+            least = paid.min((1, 2))
+            base, paid = base + least, paid - least[:, None, None]
+            most = paid.max((1, 2))
+            self._steps.append((paid.transpose(0, 2, 1).copy(), following))
+            to_go = np.zeros((len(tables), len(prior), (places + most).max() + 1))
+            for side in sides:
+                _add(to_go[side], following[side, :, : places[side]], paid[side], most[side])
+            to_go *= prior[:, None]
+            places = places + most
+        self._steps.reverse()
+        self._first = to_go * self.costs.structures.prior[-1][:, None, None]
+        return base
+
+    def _start(self, bucket: int, base: np.ndarray, bin_: float) -> tuple[np.ndarray, np.ndarray, bool]:
+        """Where paths of a bucket may start: sums of their probabilities, (N, 3) resolution, choice and cost,
+        and whether one is in the bucket for certain.
+        """
+        low, high = np.array(self.buckets.bounds(bucket)) / bin_
+        place = np.arange(self._first.shape[2] - 1) + base[:, None]  # (resolutions, places) in bins
+        under, over = self._error.T[..., None]
+        noise = 1e-6  # of a bin: sums of costs round, too
+        may = (place + over >= low - noise) & (place + under < high + noise)
+        surely = (place + under >= low + noise) & (place + over < high - noise)
+        held = self._first[..., :-1].sum(1) > 0
+        at = np.argwhere(may[:, None] & (self._first[..., :-1] > 0))
+        return self._first[tuple(at.T)].cumsum(), at, bool((surely & held).any())
+
+    def propose(self, bucket: int, rng: np.random.Generator, n: int) -> np.ndarray:
+        """(n, groups + 1) structures from the prior, given that their rounded cost may be in the bucket."""
+        cdf, start = self._starts[bucket]
+        side, choice, place = start[np.searchsorted(cdf, rng.random(n), side="right")].T
+        u, index = rng.random((len(self._steps), n)), [choice]
+        for step, (paid, following) in zip(u, self._steps, strict=True):
+            _, choices, places = following.shape
+            rest = place[:, None] - paid[side, choice]  # (n, choices of the next group)
+            # below 0 is above all as a natural number: both ends go to the last place, where nothing is
+            held = np.minimum(rest.view(np.uint64), np.uint64(places - 1)).view(np.int64)
+            row = (side * choices)[:, None] + np.arange(choices)
+            choice = inverse_cdf(cumulative(following.ravel().take(row * places + held)), step)
+            place = rest[np.arange(n), choice]
+            index.append(choice)
+        return np.stack([*index, side], 1)
+
+
+def _add(to_go: np.ndarray, following: np.ndarray, paid: np.ndarray, most: int) -> None:
+    """to_go[this, place] += following[next, place - paid[next, this]], over all next choices; paid <= most."""
+    places = following.shape[1] + most
+    for after, cost in zip(following, paid, strict=True):
+        padded = np.zeros(places + most)
+        padded[most:places] = after
+        to_go[:, :places] += sliding_window_view(padded, places)[most - cost]
+
+
+def trials(marginal: StructureDistribution, exact: ExactDistribution, rng: np.random.Generator,
+           n: int = 4096) -> pd.DataFrame:
+    """Structures tried for each that is kept, by bucket: naively from the prior, by eq. 4, and exactly.
+
+    Columns target, naive, eq4, exact; NaN where a sampler has no support. The last two are measured on `n` proposals,
+    of which at least one counts as kept. The naive one is 1 / the probability of the bucket under the prior, also
+    where nobody could wait for it.
+    """
+    def tried(sampler: StructureSampler) -> np.ndarray:
+        share = [max(sampler.acceptance(bucket, rng, n), 1 / n) if has else np.nan
+                 for bucket, has in enumerate(sampler.support)]
+        return 1 / np.array(share)
+
+    kept = tried(exact)
+    with np.errstate(divide="ignore"):
+        naive = kept / exact.mass
+    return pd.DataFrame({"target": exact.buckets.targets, "naive": naive, "eq4": tried(marginal), "exact": kept})

@@ -1,0 +1,107 @@
+"""One net in memory, many budgets: for each request the most accurate subnet that the budget pays for."""
+
+from __future__ import annotations
+
+from bisect import bisect_right
+from collections.abc import Sequence
+from dataclasses import dataclass
+
+import numpy as np
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+
+from slimnb.errors import SlimnbError
+from slimnb.nn.layers import Selection
+from slimnb.nets.base import SlimmableNet
+from slimnb.nn.blocks import resize
+from slimnb.search.pareto import pareto_front
+from slimnb.subnet import Subnet
+
+
+@dataclass(frozen=True, slots=True)
+class Choice:
+    """A subnet to switch to: what it costs, in MACs or ms, and its accuracy on validation images, percent."""
+
+    subnet: Subnet
+    cost: float
+    top1_val: float
+
+
+@dataclass(frozen=True, slots=True)
+class _Table:
+    costs: tuple[float, ...]  # ascending
+    choices: tuple[Choice, ...]  # of ascending accuracy
+    selections: tuple[Selection, ...]  # how the supernet runs each
+
+    def find(self, budget: float) -> int:
+        at = bisect_right(self.costs, budget)
+        if not at or budget != budget:
+            raise SlimnbError("S56", f"a budget of {budget:,.6g}", f"the cheapest subnet costs {self.costs[0]:,.6g}",
+                              "Allow as much, or train a supernet with smaller ones.", "")
+        return at - 1
+
+
+class SubnetSwitcher:
+    """A frozen supernet that serves each batch with the most accurate subnet a budget allows.
+
+    Of `choices` those stay that are more accurate than all that cost no more. What a call needs is made here, once:
+    picking is a search in sorted costs, and neither copies nor checks weights. Any number of threads may call it
+    while another gives it new `choices`: a call reads one table from beginning to end. Do not train or calibrate
+    the net any more; calls see its weights as they are. Errors: S56 without choices or with numbers that are none,
+    N10 and N11 for subnets without statistics of these weights.
+    """
+
+    def __init__(self, net: SlimmableNet, choices: Sequence[Choice]):
+        self.net = net
+        self._table = self._made(choices)
+
+    @property
+    def choices(self) -> tuple[Choice, ...]:
+        """What it switches between, cheapest first; assigning others replaces all of them at once."""
+        return self._table.choices
+
+    @choices.setter
+    def choices(self, choices: Sequence[Choice]) -> None:
+        self._table = self._made(choices)
+
+    def _made(self, choices: Sequence[Choice]) -> _Table:
+        for choice in choices:
+            if not (0 < choice.cost < float("inf") and 0 <= choice.top1_val <= 100):
+                raise SlimnbError("S56", f"cost {choice.cost}, accuracy {choice.top1_val} %",
+                                  "a cost is finite and > 0, an accuracy is 0 to 100",
+                                  "Measure that subnet again.", "")
+            self.net.slot_of(choice.subnet)
+        if not choices:
+            raise SlimnbError("S56", "0 subnets", "a switcher has at least one to switch to",
+                              "Give the best subnet of each pool.", "")
+        front = pareto_front(np.array([c.cost for c in choices]), np.array([c.top1_val for c in choices]))
+        kept = [choices[i] for i in front]
+        selections = tuple(self.net.select(choice.subnet, statistics="slot") for choice in kept)
+        return _Table(tuple(choice.cost for choice in kept), tuple(kept), selections)
+
+    def pick(self, budget: float) -> Choice:
+        """The most accurate choice that costs at most `budget`; raises S56 if even the cheapest costs more."""
+        table = self._table
+        return table.choices[table.find(budget)]
+
+    @torch.inference_mode()
+    def __call__(self, x: Tensor, budget: float) -> Tensor:
+        """(B, 3, H, W) -> logits (B, classes) float32 of `pick(budget)`, whose resolution x is brought to."""
+        table = self._table
+        at = table.find(budget)
+        selection = table.selections[at]
+        x = self.net.features(resize(x, table.choices[at].subnet.resolution), selection)
+        return self.net.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1), selection).float()
+
+
+def storage(net: SlimmableNet, subnets: Sequence[Subnet]) -> dict[str, float]:
+    """Bytes of the supernet's parameters, of the batch-norm statistics of all `subnets`, and their share of it.
+
+    Keys supernet, statistics, share. PSS-Net's Table 3 has a share of .02 N for N subnets, gamma and beta with them;
+    where these are shared, only mean and variance of the channels that a subnet has are its own.
+    """
+    whole = sum(p.numel() * p.element_size() for p in net.parameters())
+    own = sum(2 * subnet.widths[norm.unit] * norm.running_mean.element_size() for norm in net.norms()
+              for subnet in dict.fromkeys(subnets))
+    return {"supernet": whole, "statistics": own, "share": own / whole}

@@ -1,0 +1,286 @@
+"""Figures of chapters 00 and 01: accuracy against MACs, statistics, calibration, latency, layers, images."""
+
+from __future__ import annotations
+
+import numpy as np
+import pandas as pd
+from matplotlib.axes import Axes
+from matplotlib.patches import Rectangle
+from scipy.stats import binomtest
+
+from slimnb.book.marks import DASHES, MACS, NEUTRAL, TOP1, lines, millions, paper_lines
+from slimnb.book.style import GREY, INK, Look, described, label_ends, legible, look, new_axes, styled, width_colour
+
+MODES = {"slice": "#0072B2", "sorted": "#009E73", "unsorted": "#D55E00"}
+PARTS = {"1×1 convolution": NEUTRAL, "depthwise convolution": "#B5482A", "3×3 convolution": INK,
+         "linear": "#E0B84C"}
+
+
+@styled("arm", "macs", "top1")
+def accuracy(frame: pd.DataFrame, title: str, paper: pd.DataFrame | None = None) -> Axes:
+    """Accuracy against MACs, one line per arm. Columns arm, macs, top1 (%), seed; `paper` arm, macs, top1.
+
+    With a column platform the line joins each platform's mean: searched nets differ in MACs by seed.
+    """
+    ax = new_axes(title)[0]
+    ends, told = lines(ax, millions(frame), "arm", "macs", "top1", look, ("M MACs", "%"))
+    if paper is not None:
+        ends += paper_lines(ax, millions(paper), "arm", "macs", "top1")
+    ax.set(xlabel=MACS, ylabel=TOP1)
+    label_ends(ax, ends)
+    return described(ax, f"Line chart of top-1 accuracy against MACs. {title}. {told}")
+
+
+@styled("arm", "macs", "top1_easy", "top1_hard")
+def easy_and_hard(frame: pd.DataFrame, title: str) -> np.ndarray:
+    """Accuracy against MACs on easy and on hard images. Columns arm, macs, top1_easy, top1_hard (%), seed."""
+    axes = new_axes(title, 2, sharey=True)
+    told = []
+    panels = {"top1_easy": "Easy images", "top1_hard": "Hard images"}
+    for ax, (column, name) in zip(axes, panels.items(), strict=True):
+        ends, text = lines(ax, millions(frame), "arm", "macs", column, look, ("M MACs", "%"))
+        ax.set_title(name, loc="left")
+        ax.set(xlabel=MACS)
+        told.append(f"{name}: {text}")
+    axes[0].set(ylabel=TOP1)
+    label_ends(axes[1], ends)
+    return described(axes, f"Two line charts of top-1 accuracy against MACs. {title}. {' '.join(told)}")
+
+
+@styled("mult", "channel", "mean", "var")
+def statistics(frame: pd.DataFrame, title: str) -> np.ndarray:
+    """BN statistics of one layer at slimmer widths against full width. Columns mult, channel, mean, var.
+
+    On the diagonal one set of statistics would serve both widths; distance from it is what goes wrong.
+    """
+    axes = new_axes(title, 2)
+    full = frame[frame["mult"] == frame["mult"].max()].set_index("channel")
+    slim = frame[frame["mult"] < frame["mult"].max()].sort_values("mult", ascending=False)
+    told = []
+    for ax, (column, name) in zip(axes, {"mean": "mean", "var": "variance"}.items(), strict=True):
+        for mult, rows in slim.groupby("mult", sort=False):
+            known, colour = full[column].reindex(rows["channel"]).to_numpy(), width_colour(mult)
+            ax.plot(known, rows[column], "o", ms=4.5, mew=0, alpha=0.85, color=colour, label=f"{mult:g}×")
+            off = np.median(np.abs(rows[column].to_numpy() - known))
+            told.append(f"{name} at {mult:g}× is off by {off:.3g} (median).")
+        if column == "var":
+            ax.set(xscale="log", yscale="log")
+            ax.xaxis.set_major_formatter("{x:g}")
+            ax.yaxis.set_major_formatter("{x:g}")
+            ax.minorticks_off()
+        ends = np.array([frame[column].min(), frame[column].max()])
+        ax.plot(ends, ends, color=GREY, lw=1.2, zorder=1)
+        ax.set(xlabel=f"Running {name}, full width", ylabel=f"Running {name}, slimmer")
+    axes[0].annotate("no change", (0.98, 0.98), xycoords="axes fraction", ha="right", va="top", color=GREY)
+    handles = axes[0].get_legend_handles_labels()
+    axes[0].figure.legend(*handles, loc="outside right center", title="Width", handletextpad=0.1)
+    return described(axes, f"Two scatter plots of a layer's BN statistics. {title}. {' '.join(told)}")
+
+
+@styled("arm", "step", "mult", "loss")
+def training_curves(frame: pd.DataFrame, title: str) -> np.ndarray:
+    """Training loss per width, one panel per arm. Columns arm, step, mult, loss (nats).
+
+    The faint line is every logged loss, the strong one its running mean over a twentieth of the training.
+    """
+    arms = list(dict.fromkeys(frame["arm"]))
+    axes = new_axes(title, len(arms), sharey=True)
+    told = []
+    for ax, arm in zip(axes, arms, strict=True):
+        ends = []
+        for mult, rows in frame[frame["arm"] == arm].groupby("mult"):
+            loss, colour = rows.groupby("step")["loss"].mean(), width_colour(mult)
+            smooth = loss.rolling(max(1, len(loss) // 20), min_periods=1).mean()
+            thin = slice(None, None, -(-len(loss) // 300))  # a long run must not make a heavy file
+            ax.plot(loss.index[thin], loss.iloc[thin], color=colour, lw=0.7, alpha=0.3)
+            ax.plot(smooth.index[thin], smooth.iloc[thin], color=colour)
+            ends.append((smooth.index[-1], smooth.iloc[-1], f"{mult:g}×", colour))
+            told.append(f"{look(arm).label} at {mult:g}× ends at {smooth.iloc[-1]:.3g}.")
+        ax.set(xlabel="Training step")
+        ax.set_title(look(arm).label, loc="left", color=legible(look(arm).colour))
+        label_ends(ax, ends)
+    axes[0].set(ylabel="Training loss (nats)")
+    return described(axes, f"Line chart of training loss against steps. {title}. {' '.join(told)}")
+
+
+@styled("mult", "images", "top1")
+def calibration(frame: pd.DataFrame, title: str) -> Axes:
+    """Accuracy against the number of BN calibration images. Columns mult, images, top1 (%), seed."""
+    ax = new_axes(title)[0]
+    ends, told = lines(ax, frame, "mult", "images", "top1", _width_look, ("images", "%"))
+    ticks = sorted(frame["images"].unique())
+    ticks = ticks[:: -(-len(ticks) // 6)]
+    ax.set(xscale="log", xlabel="Calibration images", ylabel=TOP1)
+    ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    ax.minorticks_off()
+    label_ends(ax, ends)
+    return described(ax, f"Line chart of accuracy against calibration images. {title}. {told}")
+
+
+@styled("mode", "ms")
+def latency_bars(frame: pd.DataFrame, title: str) -> Axes:
+    """Latency of each way to run a slimmer net over the full net's. Columns mode, ms, paper_ms (optional).
+
+    A mode "full" is needed. The paper's grey bars are divided by the paper's own full net.
+    """
+    ax = new_axes(title)[0]
+    ours = frame.groupby("mode", sort=False).mean(numeric_only=True)
+    both = "paper_ms" in ours
+    shift, size = (0.2, 0.38) if both else (0.0, 0.62)
+    places = pd.Series(np.arange(len(ours)), ours.index, dtype=float)
+    colours = [MODES.get(mode, NEUTRAL) for mode in ours.index]
+    ratio = frame["ms"] / ours.loc["full", "ms"]
+    _bars(ax, places - shift, ours["ms"], size, colours, ratio.groupby(frame["mode"], sort=False).max(), INK)
+    if len(frame) > len(ours):
+        ax.plot(frame["mode"].map(places) - shift, ratio, "o", ms=3.5, mew=0, color=INK, alpha=0.6)
+    if both:
+        theirs = ours["paper_ms"]
+        _bars(ax, places + shift, theirs, size, "#CFCFCF", theirs / theirs["full"], GREY)
+        ax.annotate("grey: paper", (0.99, 0.99), xycoords="axes fraction", ha="right", va="top", color=GREY)
+    ax.axhline(1, color=GREY, lw=1, zorder=0.5)
+    ax.set_xticks(places, [str(mode).capitalize() for mode in ours.index])
+    ax.set(ylabel="Latency (full net = 1)", xlabel="Way to run a slimmer net (bars carry ms)")
+    ax.grid(axis="x", visible=False)
+    ax.margins(y=0.18)
+    told = " ".join(f"{mode}: {ms:.3g} ms." for mode, ms in ours["ms"].items())
+    return described(ax, f"Bar chart of latency. {title}. {told}")
+
+
+@styled("mode", "mult", "ms")
+def latency_by_width(frame: pd.DataFrame, title: str) -> Axes:
+    """Latency against width, one line per mode. Columns mode, mult, ms, paper_ms (optional)."""
+    ax = new_axes(title)[0]
+    ends, told = lines(ax, frame, "mode", "mult", "ms", _mode_look, ("×", "ms"))
+    if "paper_ms" in frame:
+        ends += paper_lines(ax, frame, "mode", "mult", "paper_ms")
+    ax.set(xlabel="Width multiplier", ylabel="Latency (ms)", ylim=(0, None))
+    ax.set_xticks(sorted(frame["mult"].unique()))
+    label_ends(ax, ends)
+    return described(ax, f"Line chart of latency against width. {title}. {told}")
+
+
+@styled()
+def image_grid(images, labels, difficulty, class_names, title: str, columns: int = 8) -> Axes:
+    """Images by difficulty, one row per class. Shapes (N, 3, S, S) uint8, (N,) ints, (N,) in [0, 1]."""
+    images, labels, difficulty = np.asarray(images), np.asarray(labels), np.asarray(difficulty)
+    side, rows = images.shape[-1] + 2, len(class_names)
+    sheet = np.full((rows * side, columns * side, 3), 255, np.uint8)
+    bins = np.minimum((difficulty * columns).astype(int), columns - 1)
+    for row in range(rows):
+        for column in range(columns):
+            found = np.flatnonzero((labels == row) & (bins == column))
+            if len(found):
+                y, x = row * side + 1, column * side + 1
+                sheet[y:y + side - 2, x:x + side - 2] = images[found[0]].transpose(1, 2, 0)
+    ax = new_axes(title, height=(rows / columns * 4.6 + 1.1) / 3.6)[0]
+    ax.imshow(sheet, extent=(0, 1, rows - 0.5, -0.5), aspect="auto")
+    ax.set_yticks(range(rows), class_names)
+    ax.set(xlabel="Difficulty (0 easiest, 1 hardest)", ylabel="Class")
+    ax.grid(visible=False)
+    ax.spines[:].set_visible(False)
+    return described(ax, f"Grid of images, {rows} classes by {columns} steps of difficulty. {title}.")
+
+
+@styled()
+def slicing_diagram(weight, widths, title: str) -> np.ndarray:
+    """Which weights of a 1x1 convolution each width uses. `weight` (out, in), `widths` channel counts."""
+    weight = np.asarray(weight)
+    axes = new_axes(title, len(widths), height=0.78, sharey=True)
+    outs, ins = weight.shape
+    for ax, width in zip(axes, widths, strict=True):
+        for (o, i), value in np.ndenumerate(weight):
+            face, ink = ("#0072B2", "white") if max(o, i) < width else ("#F1F1F1", GREY)
+            ax.add_patch(Rectangle((i + 0.53, o + 0.53), 0.94, 0.94, color=face, lw=0))
+            ax.text(i + 1, o + 1, f"{value:g}".replace("-", "−"), ha="center", va="center", color=ink)
+        ax.set(xlim=(0.5, ins + 0.5), ylim=(outs + 0.5, 0.5), box_aspect=outs / ins,
+               xlabel="Input channel",
+               xticks=range(1, ins + 1), yticks=range(1, outs + 1))
+        used = weight[:width, :width].size
+        ax.set_title(f"Width {width}: {used} weight{'s' * (used > 1)}", loc="left")
+        ax.grid(visible=False)
+        ax.spines[:].set_visible(False)
+    axes[0].set(ylabel="Output channel")
+    told = f"Widths {', '.join(map(str, widths))} use the top left square of that side."
+    return described(axes, f"Weight matrices of a sliced convolution. {title}. {told}")
+
+
+@styled("layer", "part", "macs")
+def layer_macs(frame: pd.DataFrame, title: str) -> Axes:
+    """MACs of every layer, its parts stacked. Columns layer, part, macs; layers in the order of the frame."""
+    ax = new_axes(title)[0]
+    table = millions(frame).pivot_table("macs", "layer", "part", aggfunc="sum", fill_value=0, sort=False)
+    below, told = 0, []
+    for part in sorted(table, key=lambda part: -table[part].sum()):
+        share = f"{part}, {table[part].sum() / table.to_numpy().sum():.1%}"
+        ax.bar(range(len(table)), table[part], 0.72, below, color=PARTS.get(part, GREY), lw=0, label=share)
+        below = below + table[part]
+        told.append(share)
+    ax.set_xticks(range(len(table)), [name.removeprefix("block") for name in table.index], fontsize=9)
+    ax.set(xlabel="Layer (numbers are blocks)", ylabel="MACs (millions)")
+    ax.grid(axis="x", visible=False)
+    ax.figure.legend(loc="outside lower center", ncols=2, handlelength=1.2)
+    return described(ax, f"Stacked bars of MACs per layer. {title}. {'; '.join(told)}.")
+
+
+@styled()
+def cost_histogram(macs, uniform: dict[float, float], title: str) -> Axes:
+    """How many random subnets cost how much. `macs` (N,); `uniform` has the MACs of each width multiplier."""
+    ax = new_axes(title)[0]
+    random, mults, marked = np.asarray(macs) / 1e6, sorted(uniform), np.array(sorted(uniform.values())) / 1e6
+    across = ax.get_xaxis_transform()  # x in MACs, y in heights of the axes
+    ax.hist(random, bins=60, color=NEUTRAL, lw=0, label="random subnets")
+    ax.set(ylim=(0, 1.18 * ax.get_ylim()[1]), xlabel=MACS, ylabel="Number of subnets")
+    ax.plot(marked, np.full(len(marked), 0.93), "v", ms=6, mew=0, color=INK, transform=across,
+            label="uniform subnets")
+    gap, last = 0.07 * np.ptp(marked), -np.inf
+    for mult, cost in zip(mults, marked, strict=True):
+        if cost - last > gap:  # the slim end is crowded: name what fits
+            ax.annotate(f"{mult:g}×", (cost, 0.96), xycoords=across, ha="center", fontsize=9)
+            last = cost
+    ax.figure.legend(loc="outside lower center", ncols=2, handlelength=1.2)
+    low, high = np.quantile(random, [0.25, 0.75])
+    told = (f"{len(random):,} random subnets cost {random.min():.3g} to {random.max():.3g} M MACs, half of "
+            f"them {low:.3g} to {high:.3g}; uniform ones {marked[0]:.3g} to {marked[-1]:.3g}.")
+    return described(ax, f"Histogram of MACs. {title}. {told}")
+
+
+@styled("difficulty", "correct")
+def difficulty_profile(frame: pd.DataFrame, title: str, chance: float = 10, bins: int = 5) -> np.ndarray:
+    """How many images are how hard, and how accurate a method is on them. Columns difficulty, correct (bool).
+
+    Bars on the dots are 95 % Wilson intervals; `chance` (%) is the dashed line.
+    """
+    axes = new_axes(title, 2)
+    edges = np.linspace(0, 1, bins + 1)
+    counts, _, _ = axes[0].hist(frame["difficulty"], edges, color=NEUTRAL, rwidth=0.94, lw=0)
+    axes[0].set(ylabel="Number of images")
+    inside = np.digitize(frame["difficulty"], edges[1:-1])
+    hits = frame["correct"].groupby(inside).sum().reindex(range(bins), fill_value=0)
+    tests = [binomtest(int(k), int(n)) for k, n in zip(hits, counts, strict=True) if n]
+    x = ((edges[1:] + edges[:-1]) / 2)[counts > 0]
+    y = np.array([100 * test.statistic for test in tests])
+    ends = np.array([[100 * end for end in test.proportion_ci(method="wilson")] for test in tests])
+    axes[1].errorbar(x, y, np.abs(ends.T - y), fmt="o-", color=INK, lw=1.6, elinewidth=1.2)
+    axes[1].axhline(chance, color=GREY, lw=1.2, ls=DASHES[1])
+    axes[1].annotate("chance", (0, chance), xytext=(0, -4), textcoords="offset points", va="top", color=GREY)
+    axes[1].set(ylabel=TOP1, ylim=(0, 102))
+    for ax in axes:
+        ax.set(xlabel="Difficulty (0 easiest, 1 hardest)", xlim=(-0.03, 1.03))
+    told = f"From easy to hard: {', '.join(f'{value:.0f} %' for value in y)}."
+    return described(axes, f"Histogram of difficulty, and accuracy by difficulty. {title}. {told}")
+
+
+def _width_look(mult: float) -> Look:
+    return Look(f"{mult:g}×", width_colour(mult))
+
+
+def _mode_look(mode: str) -> Look:
+    return Look(str(mode).capitalize(), MODES.get(mode, INK))
+
+
+def _bars(ax: Axes, places: pd.Series, ms: pd.Series, size: float, colours, tops: pd.Series, ink: str):
+    """Bars relative to the mode "full"; the milliseconds stand above `tops`, where the dots end."""
+    ax.bar(places, ms / ms["full"], size, color=colours, lw=0)
+    for x, value, top in zip(places, ms, tops, strict=True):
+        ax.annotate(f"{value:.3g}", (x, top), xytext=(0, 4), textcoords="offset points", ha="center",
+                    color=ink, fontsize=9.5)

@@ -1,0 +1,158 @@
+"""The shared baselines: S-Net's switches, US-Net's sandwich rule and in-place distillation."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+
+import numpy as np
+import torch.nn.functional as F
+from torch import Tensor
+
+from slimnb.errors import SlimnbError
+from slimnb.nets.base import SlimmableNet
+from slimnb.subnet import Subnet
+from slimnb.train.loop import Labels, Objective, Outcome, Pass, Sampler, rng_at
+
+Draw = Callable[[np.random.Generator], Subnet]
+"""Gives a random subnet, e.g. `space.sample` or `any_width(net, mults)`."""
+
+
+class Stateless:
+    """A sampler whose plans depend on (seed, step) alone."""
+
+    def observe(self, step: int, outcomes: Sequence[Outcome]) -> None:
+        """Nothing is learnt from the losses."""
+
+    def state_dict(self) -> dict[str, Tensor]:
+        """Empty."""
+        return {}
+
+    def load_state_dict(self, state: dict[str, Tensor]) -> None:
+        """Nothing to restore."""
+
+
+class Switches(Stateless):
+    """All of a few fixed subnets in every step, largest first, each from the labels (S-Net).
+
+    With one subnet it trains a plain net. `dropout` is the largest's.
+    """
+
+    def __init__(self, named: dict[str, Subnet], dropout: float = 0.0):
+        if not named:
+            raise SlimnbError("P06", "no subnets", "at least one is trained",
+                              "Give e.g. {'1.0x': net.largest}.", "")
+        order = sorted(named.items(), key=lambda item: sum(item[1].widths), reverse=True)
+        self.passes = [Pass(subnet, name=name, dropout=0 if i else dropout)
+                       for i, (name, subnet) in enumerate(order)]
+
+    def subnets(self) -> list[Subnet]:
+        """The switches, largest first."""
+        return [made.route for made in self.passes]
+
+    def plan(self, step: int) -> list[Pass]:
+        """The same passes in every step."""
+        return self.passes
+
+
+class Sandwich(Stateless):
+    """Largest from the labels, then smallest and `n_random` random subnets from the largest (US-Net, 3.2).
+
+    `dropout` is the largest's, and so in what the others learn from. `target` is what the smallest learns from.
+    """
+
+    def __init__(self, largest: Subnet, smallest: Subnet, draw: Draw, n_random: int = 2, seed: int = 0,
+                 dropout: float = 0.0, target: str = "teacher"):
+        self.draw, self.n_random, self.seed = draw, n_random, seed
+        self.largest = Pass(largest, name="largest", dropout=dropout)
+        self.smallest = Pass(smallest, target=target, name="smallest")
+
+    def subnets(self) -> list[Subnet]:
+        """The two ends: the random subnets are too many to have statistics of their own."""
+        return [self.largest.route, self.smallest.route]
+
+    def plan(self, step: int) -> list[Pass]:
+        """Largest, smallest, random ones: a pure function of (seed, step)."""
+        rng = rng_at(self.seed, "sandwich", step)
+        random = [Pass(self.draw(rng), target="teacher", name="random") for _ in range(self.n_random)]
+        return [self.largest, self.smallest, *random]
+
+
+class Uniform(Stateless):
+    """The largest and one random subnet in every step, both from the labels: sampling without a teacher."""
+
+    def __init__(self, largest: Subnet, draw: Draw, seed: int = 0):
+        self.largest, self.draw, self.seed = Pass(largest, name="largest"), draw, seed
+
+    def subnets(self) -> list[Subnet]:
+        """The largest."""
+        return [self.largest.route]
+
+    def plan(self, step: int) -> list[Pass]:
+        """Largest and one random subnet: a pure function of (seed, step)."""
+        return [self.largest, Pass(self.draw(rng_at(self.seed, "uniform", step)), name="random")]
+
+
+def any_of(subnets: Sequence[Subnet]) -> Draw:
+    """Draws one of `subnets`; equal ones count once."""
+    subnets = list(dict.fromkeys(subnets))
+    return lambda rng: subnets[rng.integers(len(subnets))]
+
+
+def any_width(net: SlimmableNet, mults: Sequence[float], resolutions: Sequence[int | None] = (None,)) -> Draw:
+    """Draws one of the uniform-width subnets at `mults`, at any of `resolutions` (MutualNet); made once."""
+    return any_of([net.uniform(mult, side) for side in resolutions for mult in mults])
+
+
+class InplaceDistillation:
+    """Passes with target "teacher" learn the largest pass's softened predictions on the same batch.
+
+    loss = alpha T^2 CE(softmax(z_teacher / T), z / T) + (1 - alpha) CE(y, z), the teacher detached; US-Net
+    has alpha 1 and T 1, SP-Net alpha .9. The teacher is the step's first pass with target "labels", and learns from
+    labels smoothed by `smoothing`.
+    """
+
+    def __init__(self, temperature: float = 1.0, alpha: float = 1.0, smoothing: float | None = None):
+        self.temperature, self.alpha, self.smoothing = temperature, alpha, smoothing
+        self.teacher: Tensor | None = None  # (B, classes) probabilities
+
+    def begin(self, net: SlimmableNet, x: Tensor, passes: Sequence[Pass]) -> None:
+        """Forget the last step's teacher."""
+        self.teacher = None
+
+    def __call__(self, made: Pass, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+        """Per-sample loss and cross-entropy with the labels, each (B,)."""
+        ce = F.cross_entropy(logits, y, reduction="none")
+        if made.target == "labels":
+            if self.teacher is None:
+                self.teacher = (logits.detach() / self.temperature).softmax(1)
+            if not self.smoothing:
+                return ce, ce.detach()
+            smoothed = F.cross_entropy(logits, y, reduction="none", label_smoothing=self.smoothing)
+            return smoothed, ce.detach()
+        if self.teacher is None:
+            raise SlimnbError("P08", f"pass {made.name or made.target!r} before any teacher",
+                              "the largest subnet's pass comes first",
+                              "Plan a pass with target='labels' first.", "")
+        kd = F.cross_entropy(logits / self.temperature, self.teacher, reduction="none") * self.temperature**2
+        return kd if self.alpha == 1 else self.alpha * kd + (1 - self.alpha) * ce, ce.detach()
+
+
+def plan(recipe, net: SlimmableNet, steps: int) -> tuple[Sampler, Objective]:
+    """Sampler and objective of a `slimnb.train.recipe.Recipe` whose method is "switches", "sandwich" or "uniform"."""
+    if recipe.method == "switches":
+        return Switches({name if isinstance(name, str) else f"{name}x": subnet
+                         for name, subnet in recipe.named(net).items()}), Labels(recipe.smoothing)
+    draw = any_width(net, recipe.train_mults)
+    if recipe.method == "sandwich":
+        smallest = net.uniform(min(recipe.train_mults))
+        return (Sandwich(net.largest, smallest, draw, recipe.n_random, recipe.seed),
+                InplaceDistillation(recipe.temperature, smoothing=recipe.smoothing))
+    if recipe.method == "uniform":
+        return Uniform(net.largest, draw, recipe.seed), Labels(recipe.smoothing)
+    raise SlimnbError("P10", f"method = {recipe.method!r}", "it is switches, sandwich or uniform",
+                      "Set method='sandwich'.")
+
+
+def found(recipe, net: SlimmableNet, sampler: Sampler) -> dict:
+    """Nothing beside the rows that every run measures."""
+    return {}

@@ -1,0 +1,75 @@
+"""Looks into a trained net that a chapter draws; they can be taken again from the weights of a finished run."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable, Sequence
+
+from torch import Tensor
+
+from slimnb.train.calibrate import calibrate_bn, evaluate
+from slimnb.data.datasets import ImageData
+from slimnb.train.measure import plain_batches
+from slimnb.nets.base import SlimmableNet
+from slimnb.nn.blocks import ConvNormAct
+from slimnb.subnet import Subnet
+
+CALIBRATION_IMAGES = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
+
+Images = Callable[[int], Iterable[Tensor]]
+"""Gives batches of the first n training images, normalised."""
+
+
+def calibration(net: SlimmableNet, named: dict[float, Subnet], first: Images, val: list) -> list[dict]:
+    """Validation accuracy of each width against the number of images its statistics were taken from.
+
+    `named` maps multipliers to subnets. Rows: mult, images, top1 (percent).
+    """
+    subnets, rows = list(named.values()), []
+    for images in CALIBRATION_IMAGES:
+        if calibrate_bn(net, subnets, first(images)) < images:
+            break  # there are no more
+        rows += [{"mult": mult, "images": images, "top1": found.top1}
+                 for mult, found in zip(named, evaluate(net, subnets, val), strict=True)]
+    return rows
+
+
+def statistics(net: SlimmableNet, named: dict[float, Subnet], first: Images, val: list) -> list[dict]:
+    """Running mean and variance of the same channels at each width, after the middle convolution that mixes channels.
+
+    A depthwise convolution hears one channel and would show nothing. The channels are those of the narrowest
+    subnet. Rows: mult, channel, mean, var.
+    """
+    mixing = [m for m in net.modules() if isinstance(m, ConvNormAct) and not m.conv.depthwise]
+    norm = mixing[len(mixing) // 2].norm
+    kept = min(subnet.widths[norm.unit] for subnet in named.values())
+    return [{"mult": mult, "channel": c, "mean": norm.running_mean[net.slots[subnet], c].item(),
+             "var": norm.running_var[net.slots[subnet], c].item()}
+            for mult, subnet in named.items() for c in range(kept)]
+
+
+def borrowed(net: SlimmableNet, named: dict[float, Subnet], first: Images, val: list) -> list[dict]:
+    """Validation accuracy of each width with the statistics of each width: the diagonal is its own.
+
+    Rows: mult, statistics_mult, top1 (percent).
+    """
+    rows = []
+    own = dict(net.slots)
+    for giver_mult, giver in named.items():
+        net.slots = dict.fromkeys(named.values(), own[giver])
+        rows += [{"mult": mult, "statistics_mult": giver_mult, "top1": found.top1}
+                 for mult, found in zip(named, evaluate(net, list(named.values()), val), strict=True)]
+    net.slots = own
+    return rows
+
+
+PROBES = {"statistics": statistics, "borrowed": borrowed, "calibration": calibration}
+"""By name; those that leave other statistics behind come last."""
+
+
+def take(net: SlimmableNet, data: ImageData, mults: Sequence[float], *, images: int, device: str = "cpu") -> dict:
+    """The rows of every probe by name at the uniform widths `mults`, calibrated on `images`; test is not used."""
+    named = {mult: net.uniform(mult) for mult in mults}
+    first = plain_batches(data, data.train, net.input_size, device).images
+    val = list(plain_batches(data, data.val, net.input_size, device))
+    calibrate_bn(net, list(named.values()), first(images))
+    return {name: probe(net, named, first, val) for name, probe in PROBES.items()}

@@ -1,0 +1,1 @@
+"""SP-Net: which channels a small subnet keeps (chapter 02)."""

@@ -1,0 +1,90 @@
+"""SP-Net: sparse bases to prune, then every embedded subnet trained at once, the supernet their teacher.
+
+`slimnb.papers.sp_net.pruning` turns trained bases into channel counts and `slimnb.nets.sorting` embeds those.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+
+import torch
+
+from slimnb.cost.macs import count_macs
+from slimnb.errors import SlimnbError
+from slimnb.papers.slimmable.method import InplaceDistillation, Switches
+from slimnb.nets.base import SlimmableNet
+from slimnb.subnet import Subnet
+from slimnb.train.loop import Labels, Objective, Penalty, Sampler
+
+
+class Sparsity:
+    """Gradient of network slimming's `strength` x sum of |gamma| over all batch norms (SP-Net, eq. 7).
+
+    For `train(..., penalty=Sparsity(1e-4))`. At gamma = 0 the subgradient is 0. It has to be the last term
+    that reaches the gradients: SP-Net's official code adds it before the loss scale is divided out, which
+    leaves 1/65536 of it.
+    """
+
+    def __init__(self, strength: float):
+        if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 <= strength < math.inf:
+            raise SlimnbError("P10", f"strength = {strength!r}"[:60], "it is a finite number >= 0",
+                              "Set e.g. 1e-4.")
+        self.strength = strength
+
+    @torch.no_grad()
+    def __call__(self, net: SlimmableNet) -> None:
+        """Add it to the gradients that the passes of a step have left; errors: P08 without batch norm."""
+        norms = net.norms()
+        if not norms:
+            raise SlimnbError("P08", f"a sparsity penalty with bn={net.bn!r}", "its gammas are those of batch norms",
+                              "Use another bn, or no penalty.")
+        for norm in norms:
+            norm.weight.grad.add_(norm.weight.sign(), alpha=self.strength)
+
+
+class EmbeddedSwitches(Switches):
+    """The supernet from the labels, then the embedded subnets from it, widest first, in every step.
+
+    SP-Net, algorithm 2; use it with `InplaceDistillation(temperature, alpha=0.9)`.
+    """
+
+    def __init__(self, largest: Subnet, embedded: dict[str, Subnet]):
+        super().__init__({"largest": largest} | embedded)
+        teacher, *pupils = self.passes
+        self.passes = [teacher, *(replace(made, target="teacher") for made in pupils)]
+
+
+# -- from a recipe ---------------------------------------------------------------------------------------
+
+
+def prepare(recipe, net: SlimmableNet) -> None:
+    """Weights drawn anew if the recipe is `fresh`, and the gammas that it starts from."""
+    if recipe.fresh:
+        net.reset_parameters(recipe.seed)
+    if recipe.first_gamma is not None:
+        with torch.no_grad():
+            for norm in net.norms():
+                norm.weight.fill_(recipe.first_gamma)
+
+
+def penalty(recipe) -> Penalty | None:
+    """Network slimming's, of a recipe that has a `sparsity`."""
+    return Sparsity(recipe.sparsity) if recipe.sparsity else None
+
+
+def plan(recipe, net: SlimmableNet, steps: int) -> tuple[Sampler, Objective]:
+    """Sampler and objective of a `slimnb.papers.sp_net.recipes.PrunedRecipe`."""
+    named = {f"{mult:g}x": subnet for mult, subnet in recipe.named(net).items()}
+    if recipe.method == "switches":
+        return Switches(named), Labels(recipe.smoothing)
+    if recipe.method == "embedded":
+        pupils = {name: subnet for name, subnet in named.items() if subnet != net.largest}
+        return (EmbeddedSwitches(net.largest, pupils),
+                InplaceDistillation(recipe.temperature, recipe.alpha, recipe.smoothing))
+    raise SlimnbError("P10", f"method = {recipe.method!r}", "it is switches or embedded", "Set method='switches'.")
+
+
+def found(recipe, net: SlimmableNet, sampler: Sampler) -> dict:
+    """`printed_macs` of every subnet, as SP-Net counts them: a join costs what its paths have between them."""
+    return {"printed_macs": [count_macs(net, subnet, fused=True) for subnet in recipe.named(net).values()]}

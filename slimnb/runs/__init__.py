@@ -1,0 +1,1 @@
+"""The run store: durable, resumable, checked; nothing in it is ever unpickled."""

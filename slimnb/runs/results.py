@@ -1,0 +1,146 @@
+"""Records of finished runs: their identity, how they are read, and all of them as one table."""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+from collections.abc import Iterable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from slimnb.runs import files
+from slimnb.runs.files import Damaged, digest, from_json, label, to_json
+from slimnb.errors import SlimnbError
+
+if TYPE_CHECKING:
+    import pandas
+
+SCHEMA = "slimnb.run/1"
+NAMED_BY = ("paper", "arm", "scale")
+"""Recipe fields that begin a run's id, for the eye; the hash at its end is what identifies it."""
+
+
+def run_ids(recipe: dict[str, Any], code: str, data: str) -> tuple[str, str]:
+    """The run's id (hash of all three) and its recipe id (of recipe and data), both `[a-z0-9-]`."""
+    words = "-".join(str(recipe[key]) for key in NAMED_BY if recipe.get(key))
+    slug = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")[:40] or "run"
+    whole = digest(to_json([recipe, code, data], "recipe"))
+    partly = digest(to_json([recipe, data], "recipe"))
+    return f"{slug}-{whole[:16]}", f"{slug}-{partly[:16]}"
+
+
+def read_record(path: Path) -> dict[str, Any]:
+    """The record in a run's result.json; error C07 when it is damaged, C09 when of another schema."""
+    try:
+        record = from_json(files.read_checked(path), label(path))
+    except Damaged as error:
+        raise damaged(path, str(error)) from None
+    return check_record(record, path)
+
+
+def read_committed(folder: Path, mention: str = "") -> list[dict[str, Any]]:
+    """Records in the JSON files under a folder, by path; other JSON files are passed over.
+
+    Only files that `mention` a text are parsed, so that looking one run up among hundreds is cheap.
+    """
+    found = []
+    for path in sorted(folder.rglob("*.json")):
+        data = files.read_file(path)
+        if mention.encode() not in data:
+            continue
+        record = from_json(data, label(path))
+        if isinstance(record, dict) and str(record.get("schema")).startswith("slimnb.run/"):
+            found.append(check_record(record, path))
+    return found
+
+
+def check_record(record: Any, path: Path) -> dict[str, Any]:
+    """The record, when its schema is ours and its ids are the hashes of what it says."""
+    refuse_schema(record, path)
+    try:
+        ids = run_ids(record["recipe"], record["code"], record["data"])
+        whole = ids == (record["run_id"], record["recipe_id"]) and {"machine", "result"} <= record.keys()
+    except (KeyError, TypeError, AttributeError):
+        whole = False
+    if not whole:
+        raise damaged(path, "its id is not the hash of its recipe, code and data")
+    return record
+
+
+def refuse_schema(header: Any, path: Path) -> None:
+    """Error C09 for a file written by another version of the store."""
+    seen = str(header.get("schema"))[:30] if isinstance(header, dict) else "none"
+    if seen != SCHEMA:
+        why = f"schema {seen!r}, this slimnb reads {SCHEMA!r}"
+        fix = "Use the slimnb that wrote it, or move it away."
+        raise SlimnbError("C09", label(path), why, fix, "Kept as it is.")
+
+
+def refuse_foreign(header: dict[str, Any], identity: dict[str, Any], path: Path) -> None:
+    """Error C09 for another schema, C10 naming what differs for a file of another run."""
+    refuse_schema(header, path)
+    if header.get("run_id") != identity["run_id"]:
+        why = f"belongs to another run: {changes(_flat(header), _flat(identity))}"[:110]
+        raise SlimnbError("C10", label(path), why, "Move it away.", "All is kept.")
+
+
+def _flat(identity: dict[str, Any]) -> dict[str, Any]:
+    recipe = identity.get("recipe")
+    recipe = recipe if isinstance(recipe, dict) else {"recipe": recipe}
+    return recipe | {key: identity.get(key) for key in ("code", "data")}
+
+
+def damaged(path: Path, reason: str) -> SlimnbError:
+    """Error C07 for a result that cannot be believed."""
+    fix = "Restore it, or move it away to train again."
+    return SlimnbError("C07", label(path), f"damaged: {reason}", fix, "Kept as it is.")
+
+
+def payload(record: dict[str, Any]) -> dict[str, Any]:
+    """What was given to `finish`, with the run's id and, if so, that it resumed with drift."""
+    extra = {"run_id": record["run_id"]}
+    if record.get("resumed_with_drift"):
+        extra["resumed_with_drift"] = True
+    return record["result"] | extra
+
+
+def thin(events: list[dict[str, Any]], points: int) -> list[dict[str, Any]]:
+    """At most `points` (>= 2) of the events, evenly spaced, first and last among them."""
+    if len(events) <= points:
+        return events
+    last = len(events) - 1
+    return [events[round(i * last / (points - 1))] for i in range(points)]
+
+
+def changes(old: dict[str, Any], new: dict[str, Any]) -> str:
+    """The keys that differ, as "lr 0.1→0.2, ..."."""
+    keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
+    return ", ".join(f"{k} {str(old.get(k))[:20]}→{str(new.get(k))[:20]}" for k in keys)
+
+
+def results_frame(results: Iterable[Any]) -> pandas.DataFrame:
+    """One row per run and subnet: `run_id`, the recipe's plain fields, the row's own values.
+
+    `results`: records of a store, or objects with `recipe`, `rows` and `run_id`. Where a row and the
+    recipe disagree about a name, the recipe's value is column `recipe_<name>`.
+    """
+    import pandas
+
+    lines = []
+    for item in results:
+        recipe, rows, extra = _parts(item)
+        fields = {k: v for k, v in recipe.items() if v is None or isinstance(v, (str, int, float))}
+        for row in rows:
+            named = {f"recipe_{k}" if row.get(k, v) != v else k: v for k, v in fields.items()}
+            lines.append(extra | named | row)
+    return pandas.DataFrame(lines, columns=None if lines else ["run_id"])
+
+
+def _parts(item: Any) -> tuple[dict[str, Any], list[dict[str, Any]], dict[str, Any]]:
+    if isinstance(item, dict):
+        extra = {k: item[k] for k in ("run_id", "stale_code", "resumed_with_drift") if k in item}
+        return item["recipe"], item["result"].get("rows", []), extra
+    recipe = item.recipe
+    if dataclasses.is_dataclass(recipe):
+        recipe = {f.name: getattr(recipe, f.name) for f in dataclasses.fields(recipe)}
+    return dict(recipe), item.rows, {"run_id": item.run_id}

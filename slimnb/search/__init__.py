@@ -1,0 +1,1 @@
+"""Searches over tables of scores and costs."""

@@ -1,0 +1,144 @@
+"""Batch-norm calibration and evaluation, each of many subnets in one pass over the data."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
+from dataclasses import dataclass
+
+import torch
+import torch.distributed as dist
+import torch.nn.functional as F
+from torch import Tensor
+
+from slimnb.errors import SlimnbError
+from slimnb.nn.layers import SwitchableBatchNorm2d
+from slimnb.nets.base import SlimmableNet
+from slimnb.subnet import Subnet
+
+
+@dataclass(frozen=True)
+class Evaluation:
+    """What `evaluate` found for one subnet."""
+
+    subnet: Subnet
+    n: int  # images
+    top1: float  # percent
+    ce: float  # mean cross-entropy, nats
+    correct: Tensor  # (n,) bool, in the order of the images; with several ranks this rank's images only
+
+
+@torch.no_grad()
+def calibrate_bn(net: SlimmableNet, subnets: Sequence[Subnet], batches: Iterable[Tensor], group=None) -> int:
+    """Set the batch-norm statistics of `subnets` to their mean over `batches`; returns the images seen.
+
+    Batches are (B, 3, H, W), normalised as for training; a batch counts by its images, so a short last one
+    weighs less. Mean and (unbiased) variance of each batch are averaged cumulatively, momentum B_t / sum B
+    (US-Net, section 3.3). Every subnet sees each batch while it is at hand. With a process `group` the result
+    is that of one process with the batches of all ranks, which may have different numbers of them. Weights
+    and training mode stay as they are. Errors: D06 no images, N14 subnets that share a row, N03 a NaN.
+    """
+    subnets = list(dict.fromkeys(subnets))  # a subnet named twice would count each batch twice
+    net.reserve(subnets)
+    rows = [net.slots[subnet] for subnet in subnets]
+    if len(set(rows)) < len(rows):
+        raise SlimnbError("N14", "subnets that share batch-norm statistics",
+                          "each would overwrite the others'", "Calibrate one of them at a time.", "")
+    net.mark_uncalibrated(subnets)
+    norms = net.norms()
+    for norm in norms:  # a NaN of old would survive the first batch: 0 x NaN
+        norm.running_mean[rows] = 0.0
+        norm.running_var[rows] = 1.0
+    seen = 0
+    with _without_groups(norms):
+        for x in batches:
+            if len(x):  # a rank's share of a short last batch may be empty
+                seen += len(x)
+                for subnet in subnets:
+                    net(x, subnet, statistics="batch", momentum=len(x) / seen)
+    if group is not None:
+        seen = _average_over_ranks(norms, rows, seen, next(net.parameters()).device, group)
+    if not seen:
+        raise SlimnbError("D06", "0 calibration images", "statistics need at least one batch",
+                          "Pass batches of images, e.g. (x for x, _ in data).", "")
+    _refuse_not_finite(net, norms, subnets)
+    net.mark_calibrated(subnets)
+    return seen
+
+
+@contextmanager
+def _without_groups(norms: list[SwitchableBatchNorm2d]) -> Iterator[None]:
+    """Normalise by this rank's own batches: other ranks may have fewer, and would be waited for in vain."""
+    groups = [norm.group for norm in norms]
+    try:
+        for norm in norms:
+            norm.group = None
+        yield
+    finally:
+        for norm, group in zip(norms, groups, strict=True):
+            norm.group = group
+
+
+def _average_over_ranks(norms: list[SwitchableBatchNorm2d], rows: list[int], seen: int, device, group) -> int:
+    """Mean of the ranks' statistics, weighted by the images each has seen; returns the images of all."""
+    buffers = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
+    one = torch.ones(1, dtype=torch.float64, device=device)
+    flat = torch.cat([*(buffer[rows].flatten().double() for buffer in buffers), one]) * seen
+    dist.all_reduce(flat, group=group)
+    means = (flat[:-1] / flat[-1]).split([buffer[rows].numel() for buffer in buffers])
+    for buffer, mean in zip(buffers, means, strict=True):
+        buffer[rows] = mean.view(len(rows), -1).to(buffer.dtype)
+    return int(flat[-1].item())
+
+
+def _refuse_not_finite(net: SlimmableNet, norms: list[SwitchableBatchNorm2d], subnets: list[Subnet]) -> None:
+    rows = [net.slots[subnet] for subnet in subnets]
+    sums = [(norm.running_mean[rows] + norm.running_var[rows]).sum(1) for norm in norms]
+    bad = (~torch.stack(sums).isfinite()).nonzero().tolist() if sums else []
+    if bad:
+        layer, which = bad[0]
+        name = next(name for name, module in net.named_modules() if module is norms[layer])
+        raise SlimnbError("N03", f"batch-norm statistics of {name[:40]}, subnet {str(subnets[which])[:40]}",
+                          "they are not finite", "Look for NaN in the images or in the weights.", "")
+
+
+def evaluate(net: SlimmableNet, subnets: Sequence[Subnet], batches: Iterable[tuple[Tensor, Tensor]],
+             group=None) -> list[Evaluation]:
+    """Accuracy of each subnet over `batches` of (images (B, 3, H, W), labels (B,)), all in one pass.
+
+    Raises N10 or N11 before any work if a subnet has no statistics or stale ones, D06 without images. With a
+    process `group`, top1, ce and n are those of all ranks together. The net's training mode stays as it was.
+    """
+    for subnet in subnets:
+        net.slot_of(subnet)
+    correct: list[list[Tensor]] = [[] for _ in subnets]
+    ce: list[list[Tensor]] = [[] for _ in subnets]
+    was_training = net.training
+    net.eval()
+    try:
+        for x, y in batches:  # made outside inference mode: a data set may keep some for training
+            with torch.inference_mode():
+                for i, subnet in enumerate(subnets):
+                    logits = net(x, subnet)
+                    correct[i].append(logits.argmax(1) == y)
+                    ce[i].append(F.cross_entropy(logits, y, reduction="none"))
+    finally:
+        net.train(was_training)
+    return _summaries(subnets, correct, ce, next(net.parameters()).device, group)
+
+
+def _summaries(subnets: Sequence[Subnet], correct: list[list[Tensor]], ce: list[list[Tensor]], device,
+               group) -> list[Evaluation]:
+    none = torch.zeros(0, device=device)  # a rank may have no images at all
+    hits = [torch.cat([none.bool(), *parts]) for parts in correct]
+    sums = torch.tensor([[0.0, 0.0, 0.0] for _ in subnets], dtype=torch.float64, device=device)
+    for row, hit, losses in zip(sums, hits, ce, strict=True):
+        row[0], row[1], row[2] = hit.sum(), torch.cat([none, *losses]).double().sum(), len(hit)
+    if group is not None:
+        dist.all_reduce(sums, group=group)
+    found = sums.tolist()
+    if not found or not found[0][2]:
+        raise SlimnbError("D06", "0 images to evaluate" if found else "0 subnets to evaluate",
+                          "accuracy needs at least one batch and one subnet", "Pass batches of data.", "")
+    return [Evaluation(subnet, int(n), 100 * right / n, loss / n, hit.cpu())
+            for subnet, hit, (right, loss, n) in zip(subnets, hits, found, strict=True)]

@@ -1,0 +1,105 @@
+"""What is measured on every trained net and stored with its run: accuracy and cost of each subnet."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping, Sequence
+
+import numpy as np
+
+from slimnb.data.batches import Batches, Split
+from slimnb.train.calibrate import Evaluation, calibrate_bn, evaluate
+from slimnb.cost.macs import count_macs, count_params, macs_function
+from slimnb.data.datasets import ImageData
+from slimnb.train.distributed import rank_of, world_of
+from slimnb.nn.layers import CALIBRATED
+from slimnb.nets.base import SlimmableNet
+from slimnb.subnet import Subnet
+
+EVALUATION_BATCH = 500
+TERCILES = ("easy", "medium", "hard")
+
+
+def plain_batches(data: ImageData, split: Split, size: int, device: str, group=None) -> Batches:
+    """One pass over a split in float32, without shuffling or augmentation: for calibration and evaluation."""
+    rank, world = rank_of(group), world_of(group)
+    return Batches(split, EVALUATION_BATCH, augment="none", mean=data.mean, std=data.std, size=size, device=device,
+                   rank=rank, world=world)
+
+
+def measure(net: SlimmableNet, data: ImageData, subnets: list[Subnet], *, images: int, calibrate: bool = False,
+            device: str = "cpu", group=None) -> list[dict]:
+    """A row for each of `subnets` of a trained net, calibrated on `images` images if it must be or `calibrate` says so.
+
+    Validation comes first, then the test split, opened here and once. Rows: macs, params, top1 (test, percent),
+    top1_val, ce (nats), n, and where the data know difficulty top1_easy, top1_medium, top1_hard: the thirds of the
+    test images. With a process `group` all but these thirds are of all ranks.
+    """
+    return [row for row, _ in measured(net, data, subnets, images=images, calibrate=calibrate, device=device,
+                                       group=group)]
+
+
+def measured(net: SlimmableNet, data: ImageData, subnets: list[Subnet], *, images: int, calibrate: bool = False,
+             device: str = "cpu", group=None) -> list[tuple[dict, Evaluation]]:
+    """The rows of `measure`, each with the evaluation on the test split that it sums up."""
+    on_val = _validated(net, data, subnets, images, calibrate or net.bn == CALIBRATED, device, group)
+    size, test = net.input_size, data.test
+    on_test = evaluate(net, subnets, plain_batches(data, test, size, device, group), group)
+    return [({"macs": count_macs(net, tested.subnet), "params": count_params(net, [tested.subnet]),
+              "top1": tested.top1, "top1_val": validated.top1, "ce": tested.ce, "n": tested.n,
+              **_by_difficulty(tested, test)}, tested)
+            for tested, validated in zip(on_test, on_val, strict=True)]
+
+
+def choose(net: SlimmableNet, data: ImageData, candidates: Mapping[str, Sequence[Subnet]], *, images: int,
+           device: str = "cpu", group=None) -> list[dict]:
+    """A row for each of the `candidates`, which stand under each name in order of promise (PSS-Net, section 3.4).
+
+    All are calibrated on `images` training images and validated. The test split is opened once, for those that
+    validate best among the first k of their name for some k: `chosen` picks from them, for any k, without a look at
+    the test. Rows: name, rank (from 0), subnet (JSON), macs, top1_val (percent), and of those tested params, top1,
+    ce, n. Subnets may stand under several names.
+    """
+    subnets = list(dict.fromkeys(subnet for each in candidates.values() for subnet in each))
+    validated = {found.subnet: found.top1
+                 for found in _validated(net, data, subnets, images, True, device, group)}
+    price = {side: macs_function(net, resolution=side) for side in {subnet.resolution for subnet in subnets}}
+    rows, wanted = [], {}
+    for name, ranked in candidates.items():
+        best = -1.0
+        for rank, subnet in enumerate(ranked):
+            rows.append({"name": name, "rank": rank, "subnet": subnet.to_json(),
+                         "macs": price[subnet.resolution](subnet), "top1_val": validated[subnet]})
+            if validated[subnet] > best:
+                best, wanted[subnet] = validated[subnet], None
+    batches = plain_batches(data, data.test, net.input_size, device, group)
+    tested = {found.subnet: {"params": count_params(net, [found.subnet]), "top1": found.top1, "ce": found.ce,
+                             "n": found.n} for found in evaluate(net, list(wanted), batches, group)}
+    return [row | tested.get(Subnet.from_json(row["subnet"]), {}) for row in rows]
+
+
+def chosen(rows: Sequence[dict], top_k: int) -> list[dict]:
+    """Of the rows that `choose` gives, the one that validates best among the first `top_k` of each name.
+
+    The earlier of equals. Where a name has fewer candidates, it is the best of those there are.
+    """
+    best: dict[str, dict] = {}
+    for row in rows:
+        if row["rank"] < top_k and row["top1_val"] > best.get(row["name"], {"top1_val": -1.0})["top1_val"]:
+            best[row["name"]] = row
+    return list(best.values())
+
+
+def _validated(net: SlimmableNet, data: ImageData, subnets: list[Subnet], images: int, calibrate: bool, device: str,
+               group) -> list[Evaluation]:
+    if calibrate:
+        train = plain_batches(data, data.train, net.input_size, device, group)
+        calibrate_bn(net, subnets, train.images(images), group)
+    return evaluate(net, subnets, plain_batches(data, data.val, net.input_size, device, group), group)
+
+
+def _by_difficulty(found: Evaluation, split: Split) -> dict[str, float]:
+    if split.difficulty is None or len(found.correct) < len(split):  # another rank has the rest
+        return {}
+    order = np.argsort(split.difficulty.cpu().numpy(), kind="stable")
+    parts = zip(TERCILES, np.array_split(order, len(TERCILES)), strict=True)
+    return {f"top1_{name}": 100 * float(found.correct.numpy()[part].mean()) for name, part in parts}

@@ -1,0 +1,115 @@
+"""Everything a training run needs to go on exactly where it was: tensors by name, and a JSON-able rest."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING
+
+import torch
+from torch import Tensor
+
+from slimnb.errors import SlimnbError
+from slimnb.nets.base import SlimmableNet
+
+if TYPE_CHECKING:
+    from slimnb.train.history import History
+    from slimnb.train.loop import Objective, Sampler
+
+EXTRA = "_extra_state"
+
+
+def collect(net: SlimmableNet, optimizer, sampler: Sampler, history: History, step: int,
+            objective: Objective | None = None) -> tuple[dict[str, Tensor], dict]:
+    """(tensors by name, JSON-able rest) after `step` steps. Randomness is keyed by step: none is saved.
+
+    Of an objective that remembers something (`state_dict`, as a sampler's) that is kept, too.
+    """
+    tensors, rest = net_state(net)
+    names = {id(p): name for name, p in net.named_parameters()}
+    for p, state in optimizer.state.items():
+        for key, value in state.items():
+            if isinstance(value, Tensor):
+                tensors[f"optimizer/{names[id(p)]}/{key}"] = value
+    tensors |= {f"sampler/{name}": value for name, value in sampler.state_dict().items()}
+    if hasattr(objective, "state_dict"):
+        tensors |= {f"objective/{name}": value for name, value in objective.state_dict().items()}
+    tensors |= {f"history/{name}": value for name, value in history.sums.items()}
+    counts = [[name, n] for name, n in history.counts.items()]  # a list: JSON sorts an object's keys
+    return tensors, {"net": rest, "step": step, "history": history.rows, "counts": counts, "probed": history.probed}
+
+
+def restore(tensors: dict[str, Tensor], rest: dict, net: SlimmableNet, optimizer, sampler: Sampler,
+            history: History, objective: Objective | None = None) -> int:
+    """Put back what `collect` gave; returns the steps that are done. Names, shapes and types must agree."""
+    parts: dict[str, dict[str, Tensor]] = {"net": {}, "optimizer": {}, "sampler": {}, "objective": {},
+                                          "history": {}}
+    for name, value in tensors.items():
+        kind, _, key = name.partition("/")
+        if kind not in parts:
+            raise SlimnbError("C10", f"tensor {name!r}", "a checkpoint of slimnb holds no such tensor",
+                              "Remove the run's folder to start anew.", "Nothing was loaded.")
+        parts[kind][key] = value
+    load_net(net, parts["net"], rest["net"])
+    _load_optimizer(net, optimizer, parts["optimizer"])
+    sampler.load_state_dict(parts["sampler"])
+    if hasattr(objective, "load_state_dict"):
+        objective.load_state_dict(parts["objective"])
+    device = next(net.parameters()).device
+    history.rows, history.counts = list(rest["history"]), dict(rest["counts"])
+    history.probed[:] = rest.get("probed", ())
+    history.sums = {name: value.to(device) for name, value in parts["history"].items()}
+    return rest["step"]
+
+
+def _load_optimizer(net: SlimmableNet, optimizer, tensors: dict[str, Tensor]) -> None:
+    # By name and with shapes compared: torch's own load_state_dict goes by position and takes any shape.
+    parameters = dict(net.named_parameters())
+    optimizer.state.clear()
+    for name, value in tensors.items():
+        parameter, _, key = name.rpartition("/")
+        p = parameters.get(parameter)
+        if p is None or value.shape not in (p.shape, ()):
+            why = "the net has no such parameter" if p is None else f"its parameter is {tuple(p.shape)}"
+            raise SlimnbError("C11", f"optimizer state {name[:60]!r} {tuple(value.shape)}", why,
+                              "Build the net the checkpoint was made with.", "Nothing was trained.")
+        # Like the parameter, memory format included: the fused kernel walks both with one stride.
+        state = torch.empty_like(p) if value.shape == p.shape else torch.empty_like(value, device=p.device)
+        optimizer.state[p][key] = state.detach().copy_(value)
+
+
+def net_state(net: SlimmableNet) -> tuple[dict[str, Tensor], dict]:
+    """(tensors named "net/...", JSON-able slots) of a net."""
+    state = net.state_dict()
+    rest = state.pop(EXTRA)
+    return {f"net/{name}": value for name, value in state.items()}, rest
+
+
+def load_net(net: SlimmableNet, tensors: dict[str, Tensor], rest: dict) -> None:
+    """Load what `net_state` gave (names without "net/"); refuses other names, shapes and types."""
+    net.set_extra_state(rest)
+    own = {name: value for name, value in net.state_dict().items() if name != EXTRA}
+    for name in sorted(own.keys() ^ tensors.keys()):
+        where = "the checkpoint" if name in tensors else "the net"
+        raise SlimnbError("C10", f"tensor {name!r} is only in {where}", "a checkpoint fits one architecture",
+                          "Build the net the checkpoint was made with.", "Nothing was loaded.")
+    for name, value in own.items():
+        given = tensors[name]
+        if given.shape != value.shape or given.dtype != value.dtype:
+            raise SlimnbError("C11", f"{name} is {given.dtype} {tuple(given.shape)}",
+                              f"the net has {value.dtype} {tuple(value.shape)}",
+                              "Build the net the checkpoint was made with.", "Nothing was loaded.")
+    net.load_state_dict({**tensors, EXTRA: rest})
+
+
+@torch.no_grad()  # not through .data: writes must leave a trace in the version of the weights
+def load_first_channels_(net: SlimmableNet, tensors: dict[str, Tensor]) -> None:
+    """Copy the parameters of a net at least as wide (names without "net/"), of each the first channels.
+
+    Batch-norm statistics are not copied: they are other for other subnets. Raises C11 for another architecture.
+    """
+    for name, p in net.named_parameters():
+        given = tensors.get(name)
+        if given is None or given.dim() != p.dim() or any(a < b for a, b in zip(given.shape, p.shape, strict=True)):
+            shape = "missing" if given is None else str(tuple(given.shape))
+            raise SlimnbError("C11", f"{name} is {shape}", f"the net has {tuple(p.shape)}",
+                              "Start from a run of the same architecture, no narrower.", "")
+        p.copy_(given[tuple(slice(n) for n in p.shape)])
