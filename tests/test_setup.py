@@ -7,7 +7,6 @@ import re
 import subprocess
 import sys
 import tomllib
-from graphlib import CycleError, TopologicalSorter
 from itertools import chain
 from pathlib import Path
 
@@ -19,19 +18,6 @@ from packaging.specifiers import SpecifierSet
 ROOT = Path(__file__).resolve().parents[1]
 PROJECT = tomllib.loads((ROOT / "pyproject.toml").read_text())["project"]
 LIBRARY = sorted((ROOT / "slimnb").rglob("*.py"))
-# A file imports only from files on its left; files not named here only have to be free of cycles.
-ORDER = """
-    errors durable fingerprint lock results checkpoint runs
-    augment subnet depthwise layers gates nets.blocks nets.zero_padding nets.base nets.gated nets
-    colour auto_augment synthetic batches sources cache data scenes voc scene_batches
-    calibrate pareto switcher cost elastic dynamic search random_subnets windows crp markets pruning latency
-    latency_model elastic_latency structures structure_samplers pools progress state train gradients evolution
-    distributed measure methods.slimmable methods detection precision
-    probes recipes experiment detection_runs studies routing unsorted pruned shrunk structure_tables tables style
-    figures.common figures.deps figures.ds_net figures.slimmable figures.platforms figures.search figures.sp_net
-    figures.pss_net figures
-    claims parameters chapter notebook execute __main__
-""".split()  # noqa: SIM905 - a list of names to read, not a list of strings
 
 
 def test_conda_makes_the_same_environment():
@@ -118,56 +104,6 @@ def test_continuous_integration_runs_the_command_of_the_readme():
     script = ROOT / ".ci/run"
     assert os.access(script, os.X_OK) and "make test" in script.read_text()
     subprocess.run(["bash", "-n", script], check=True)
-
-
-def module_name(path: Path) -> str:
-    return ".".join(path.relative_to(ROOT).with_suffix("").parts).removesuffix(".__init__")
-
-
-def imports(path: Path) -> set[str]:
-    """The slimnb modules a file imports, anywhere in it but under TYPE_CHECKING."""
-    tree = ast.parse(path.read_text())
-    for node in ast.walk(tree):
-        if isinstance(node, ast.If) and ast.unparse(node.test).endswith("TYPE_CHECKING"):
-            node.body = []
-    known, found = {module_name(p) for p in LIBRARY}, set()
-    for node in ast.walk(tree):
-        if isinstance(node, ast.Import):
-            found |= {alias.name for alias in node.names}
-        elif isinstance(node, ast.ImportFrom) and (node.module or "").startswith("slimnb"):
-            inner = {f"{node.module}.{alias.name}" for alias in node.names}
-            found |= inner & known or {node.module}
-        assert not (isinstance(node, ast.ImportFrom) and node.level), f"{path.name}: import by full name"
-    return (found & known) - {"slimnb"}
-
-
-def rank(module: str) -> int | None:
-    name = module.removeprefix("slimnb.")
-    return (
-        ORDER.index(name)
-        if name in ORDER
-        else ORDER.index(p)
-        if (p := name.partition(".")[0]) in ORDER
-        else None
-    )
-
-
-def test_imports_go_one_way():
-    graph = {module_name(path): imports(path) for path in LIBRARY if path.stem != "__init__"}
-    try:
-        tuple(TopologicalSorter(graph).static_order())
-    except CycleError as error:
-        pytest.fail(f"a cycle: {' -> '.join(error.args[1])}")
-    for module, needed in graph.items():
-        for other in needed:
-            pair = rank(module), rank(other)
-            if None not in pair:
-                assert pair[1] <= pair[0], f"{module} imports {other}, which comes after it"
-        methods = {other for other in needed if other.startswith("slimnb.methods.")} - {
-            "slimnb.papers.slimmable.method"
-        }
-        if module.startswith("slimnb.methods."):
-            assert not methods, f"{module} imports another method: {methods}"
 
 
 # slimnb/__init__.py and experiment.py look a module up in a fixed table; nothing else picks code by its name.
