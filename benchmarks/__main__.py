@@ -12,12 +12,12 @@ import torch
 
 from benchmarks import costs, dynamic, inference, sampling, search, structures, training
 from benchmarks.clock import Reading
-from slimnb.runs.files import to_json
-from slimnb.runs.fingerprint import machine_fingerprint
-from slimnb.papers.ds_net.ds_mbnet import DSMobileNet
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.nets.mobilenet_v2 import MobileNetV2
 from slimnb.nets.resnet import ResNet50
+from slimnb.papers.ds_net.nets import DSMobileNet
+from slimnb.runs.files import to_json
+from slimnb.runs.fingerprint import machine_fingerprint
 
 WIDTHS = (0.25, 0.5, 0.75, 1.0)
 GATES = ("C1", "C5", "C8", "C9", "C10", "C11", "C12", "C13", "C14", "C15", "C16")

@@ -9,7 +9,8 @@ from statistics import median
 import numpy as np
 
 from benchmarks.clock import Reading, interleave
-from slimnb.cost.macs import CostTable, count_macs
+from slimnb.cost.macs import count_macs
+from slimnb.cost.table import CostTable
 from slimnb.nets.base import SlimmableNet
 from slimnb.subnet import Subnet
 

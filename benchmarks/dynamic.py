@@ -8,10 +8,10 @@ from statistics import median
 import torch
 
 from benchmarks.clock import Reading, interleave
-from slimnb.train.calibrate import calibrate_bn
-from slimnb.papers.ds_net.dynamic import path_macs
 from slimnb.nets.gated import GatedNet
+from slimnb.papers.ds_net.dynamic import path_macs
 from slimnb.papers.ds_net.tables import execution_ways
+from slimnb.train.calibrate import calibrate_bn
 
 SPREADS = {"half slimmest, half widest": lambda count: [0, count - 1], "all paths alike": lambda count: range(count)}
 """Which choices a batch takes, in turn: what SGS asks for, and the worst for grouping."""

@@ -9,8 +9,8 @@ import torch
 from torch import nn
 
 from benchmarks.clock import Reading, compare
-from slimnb.train.calibrate import calibrate_bn
 from slimnb.nets.base import SlimmableNet
+from slimnb.train.calibrate import calibrate_bn
 
 SWITCHES = 100  # width changes per timing: one takes microseconds
 

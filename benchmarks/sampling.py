@@ -9,11 +9,12 @@ from statistics import median
 import torch
 
 from benchmarks.clock import Reading, interleave
-from slimnb.cost.macs import CostTable, count_macs
-from slimnb.papers.platforms.method import SmoothedViterbi
+from slimnb.cost.macs import count_macs
+from slimnb.cost.table import CostTable
 from slimnb.nets.base import SlimmableNet
+from slimnb.papers.platforms.method import SmoothedViterbi
 from slimnb.search.trellis import Trellis
-from slimnb.train.loop import Outcome, Pass
+from slimnb.train.protocols import Outcome, Pass
 
 
 def bookkeeping(name: str, net: SlimmableNet, mults: Sequence[float], targets: Sequence[float], batch: int,

@@ -8,7 +8,7 @@ from statistics import median
 import numpy as np
 
 from benchmarks.clock import Reading, interleave
-from slimnb.cost.macs import CostTable
+from slimnb.cost.table import CostTable
 from slimnb.nets.base import SlimmableNet
 from slimnb.search.trellis import Trellis, best_under, exact_under, viterbi
 

@@ -11,13 +11,14 @@ from torch import Tensor, nn
 from torchvision import transforms
 
 from benchmarks.clock import Reading, compare
-from slimnb.data.batches import Batches, Split
-from slimnb.train.calibrate import calibrate_bn
 from slimnb.cost.macs import count_macs
-from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich, any_width
+from slimnb.data.batches import Batches, Split
 from slimnb.nets.base import SlimmableNet
+from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich, any_width
 from slimnb.subnet import Subnet
-from slimnb.train.loop import make_optimizer, train_step
+from slimnb.train.calibrate import calibrate_bn
+from slimnb.train.loop import train_step
+from slimnb.train.optim import make_optimizer
 
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 

@@ -47,23 +47,25 @@ import torch
 from IPython.display import Markdown
 
 from slimnb import MobileNetV1, Pass, SlimnbError, count_params
-from slimnb.papers.slimmable import figures
-from slimnb.train import recipe
-from slimnb.train.calibrate import calibrate_bn, evaluate
 from slimnb.book.chapter import Chapter
 from slimnb.book.claims import Claim, paired
-from slimnb.data.datasets import load_or_absent
-from slimnb.train.experiment import latencies, probe, study
-from slimnb.nn.layers import Selection, SlimmableConv2d, SwitchableBatchNorm2d
-from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich, any_width
 from slimnb.book.parameters import Float, Int
+from slimnb.data.datasets import load_or_absent
+from slimnb.nn.layers import Selection, SlimmableConv2d
+from slimnb.nn.norm import SwitchableBatchNorm2d
+from slimnb.papers.slimmable import figures, recipes
+from slimnb.papers.slimmable import recipes as slimmable_networks
+from slimnb.papers.slimmable.latency import latencies
+from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich, any_width
+from slimnb.papers.slimmable.probes import probe
 from slimnb.runs.results import results_frame
 from slimnb.runs.store import RunStore
-from slimnb.papers.slimmable import recipes as slimmable_networks
+from slimnb.train.calibrate import calibrate_bn, evaluate
+from slimnb.train.experiment import study
 
 chapter = Chapter.begin("01_slimmable_networks", globals(),
                         latency_mult=Float(0, 1), latency_rounds=Int(1, 1000))
-WIDTHS = recipe.WIDTHS
+WIDTHS = recipes.WIDTHS
 
 # %% [markdown]
 # ## The idea on three channels

@@ -50,18 +50,18 @@ from IPython.display import Markdown, display
 
 from slimnb import VGG, MobileNetV1, MobileNetV2, ResNet50, SlimnbError, count_macs
 from slimnb.book import claims
-from slimnb.papers.sp_net import figures, tables as pruned
-from slimnb.train.calibrate import calibrate_bn
 from slimnb.book.chapter import Chapter
-from slimnb.data.datasets import load_or_absent
-from slimnb.train.experiment import build, study
-from slimnb.papers.sp_net.method import EmbeddedSwitches, Sparsity
-from slimnb.nets.sorting import embed_
 from slimnb.book.parameters import Float, Int
+from slimnb.data.datasets import load_or_absent
+from slimnb.nets.sorting import embed_
+from slimnb.papers.sp_net import figures, recipes
+from slimnb.papers.sp_net import tables as pruned
+from slimnb.papers.sp_net.gathered import random_gammas_, sorting_latencies
+from slimnb.papers.sp_net.method import EmbeddedSwitches, Sparsity
 from slimnb.papers.sp_net.pruning import gammas, importance_order, prune
 from slimnb.runs.store import RunStore, results_frame
-from slimnb.papers.sp_net import recipes
-from slimnb.papers.sp_net.gathered import random_gammas_, sorting_latencies
+from slimnb.train.calibrate import calibrate_bn
+from slimnb.train.experiment import build, study
 
 chapter = Chapter.begin("02_sp_net", globals(), toy_share=Float(0, 1), latency_rounds=Int(1, 1000))
 

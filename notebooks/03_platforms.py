@@ -49,20 +49,20 @@ import pandas as pd
 from IPython.display import Markdown
 
 from slimnb import CostTable
-from slimnb.papers.platforms import market, figures as platforms_figures, search_figures, tables
-from slimnb.papers.slimmable import figures as slimmable_figures
-from slimnb.search import trellis as search
 from slimnb.book.chapter import Chapter
 from slimnb.book.claims import Claim
-from slimnb.data.datasets import load_or_absent
-from slimnb.train.experiment import build, once, study
-from slimnb.cost.latency_model import fit_latency, time_random
-from slimnb.papers.platforms.method import PlatformSandwich, WidthSearch, plan, platform_subnets
 from slimnb.book.parameters import Int
+from slimnb.cost.latency_model import fit_latency, time_random
+from slimnb.data.datasets import load_or_absent
+from slimnb.papers.platforms import figures as platforms_figures
+from slimnb.papers.platforms import market, recipes, search_figures, tables
+from slimnb.papers.platforms.method import PlatformSandwich, WidthSearch, plan, platform_subnets
+from slimnb.papers.slimmable import figures as slimmable_figures
+from slimnb.rng import rng_at
 from slimnb.runs.store import RunStore, code_fingerprint, results_frame
+from slimnb.search import trellis as search
 from slimnb.search.trellis import Trellis, best_under, exact_under, marginals, viterbi
-from slimnb.papers.platforms import recipes
-from slimnb.train.loop import rng_at
+from slimnb.train.experiment import build, once, study
 
 chapter = Chapter.begin("03_platforms", globals(), realisations=Int(1000), random_subnets=Int(1),
                         latency_subnets=Int(120), latency_rounds=Int())

@@ -51,22 +51,21 @@ import torch
 from IPython.display import Markdown
 
 from slimnb import MobileNetV1, MobileNetV2, Subnet, count_macs
-from slimnb.train import experiment
-from slimnb.papers.platforms import figures as platforms_figures
-from slimnb.papers.pss_net import figures as pss_net_figures, samplers, switcher
-from slimnb.papers.slimmable import figures as slimmable_figures
-from slimnb.papers.pss_net import tables
 from slimnb.book.chapter import Chapter
 from slimnb.book.claims import Claim
+from slimnb.book.parameters import Int
 from slimnb.data.datasets import load_or_absent
 from slimnb.errors import SlimnbError
+from slimnb.papers.platforms import figures as platforms_figures
+from slimnb.papers.pss_net import figures as pss_net_figures
+from slimnb.papers.pss_net import recipes, samplers, switcher, tables
 from slimnb.papers.pss_net.method import PrioritizedSubnetSampling
-from slimnb.book.parameters import Int
 from slimnb.papers.pss_net.pools import Pool
-from slimnb.runs.store import RunStore
 from slimnb.papers.pss_net.structures import Buckets, Resource, StructureCosts, structure_space
-from slimnb.papers.pss_net import recipes
-from slimnb.train.loop import rng_at
+from slimnb.papers.slimmable import figures as slimmable_figures
+from slimnb.rng import rng_at
+from slimnb.runs.store import RunStore
+from slimnb.train import experiment
 
 chapter = Chapter.begin("04_pss_net", globals(), samples=Int(1000), proposals=Int(256), top_k=Int(),
                         subnets=Int(2), batches=Int(10), batch_images=Int())

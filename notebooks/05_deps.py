@@ -51,21 +51,23 @@ import torch
 from IPython.display import Markdown
 
 from slimnb import MobileNetV1, Sandwich, SlimnbError, count_macs
-from slimnb.search import evolution, pareto
-from slimnb.papers.deps import figures as deps_figures, gradients, tables as shrunk
-from slimnb.papers.platforms import figures as platforms_figures
-from slimnb.papers.slimmable import figures as slimmable_figures
 from slimnb.book.chapter import Chapter
 from slimnb.book.claims import Claim, paired
-from slimnb.data.datasets import load_data, load_or_absent
-from slimnb.cost.elastic import ElasticTable, sample_structures
-from slimnb.train.experiment import build, study
-from slimnb.papers.deps import method
-from slimnb.papers.slimmable.method import any_width
 from slimnb.book.parameters import Float, Int
-from slimnb.runs.store import RunStore
+from slimnb.cost.elastic import ElasticTable, sample_structures
+from slimnb.data.datasets import load_data, load_or_absent
+from slimnb.papers.deps import deploy, gradients, method
+from slimnb.papers.deps import figures as deps_figures
 from slimnb.papers.deps import recipes as deps
-from slimnb.train.loop import Schedule, rng_at
+from slimnb.papers.deps import tables as shrunk
+from slimnb.papers.platforms import figures as platforms_figures
+from slimnb.papers.slimmable import figures as slimmable_figures
+from slimnb.papers.slimmable.method import any_width
+from slimnb.rng import rng_at
+from slimnb.runs.store import RunStore
+from slimnb.search import evolution, pareto
+from slimnb.train.experiment import build, study
+from slimnb.train.optim import Schedule
 
 chapter = Chapter.begin("05_deps", globals(), evaluations=Int(4), target_share=Float(0, 1),
                         latency_batch=Int(), latency_rounds=Int(), latency_subnets=Int(3))
@@ -523,7 +525,7 @@ literature[literature["table"] == "fig6"][["method", "macs_m", "top1", "gpu_hour
 
 # %%
 trained = {r.recipe.seed: r for r in results if r.recipe.arm == "DepS"}
-timed, check = shrunk.latency_table(
+timed, check = deploy.latency_table(
     trained[chapter.seed], images.num_classes, store, batch=latency_batch, rounds=latency_rounds,
     subnets=latency_subnets, device=chapter.device)
 points = pd.DataFrame({name: check[name] for name in ("measured", "predicted")})
@@ -539,7 +541,7 @@ print(f"{about['device']}, {about['threads']} threads, batch {about['batch']}")
 
 # %%
 tables = {"MACs": ElasticTable.macs(build(trained[chapter.seed].recipe, images.num_classes)), "ms": timed}
-found = {(unit, s): shrunk.deploy(r, images, store, table, target_share, evaluations, device=chapter.device)
+found = {(unit, s): deploy.deploy(r, images, store, table, target_share, evaluations, device=chapter.device)
          for unit, table in tables.items() for s, r in trained.items()}
 winners = pd.DataFrame([{"unit": unit, "seed": s, "target": each["target"], **row}
                         for (unit, s), each in found.items() for row in each["winners"]])

@@ -48,21 +48,21 @@ import torch
 from IPython.display import Markdown
 
 from slimnb import CostTable, DynamicNet, SlimnbError
-from slimnb.papers.ds_net.detection import recipes
-from slimnb.papers.ds_net import figures as ds_net_figures, tables
-from slimnb.papers.slimmable import figures as slimmable_figures
 from slimnb.book.chapter import Chapter
 from slimnb.book.claims import Claim, paired
-from slimnb.data.datasets import load_data, load_or_absent
-from slimnb.papers.ds_net.dynamic import path_macs
-from slimnb.train.experiment import build, latencies, study
-from slimnb.nn.gate import Gate, Gated
-from slimnb.papers.ds_net import method
-from slimnb.papers.ds_net.ds_mbnet import DSMobileNet
-from slimnb.papers.ds_net.ds_resnet import DSResNet50
 from slimnb.book.parameters import Int
-from slimnb.runs.store import RunStore
+from slimnb.data.datasets import load_data, load_or_absent
+from slimnb.nn.gate import Gate, Gated
+from slimnb.papers.ds_net import figures as ds_net_figures
+from slimnb.papers.ds_net import method, tables
 from slimnb.papers.ds_net import recipes as ds_net
+from slimnb.papers.ds_net.detection import recipes
+from slimnb.papers.ds_net.dynamic import path_macs
+from slimnb.papers.ds_net.nets import DSMobileNet, DSResNet50
+from slimnb.papers.slimmable import figures as slimmable_figures
+from slimnb.papers.slimmable.latency import latencies
+from slimnb.runs.store import RunStore
+from slimnb.train.experiment import build, study
 
 chapter = Chapter.begin("06_ds_net", globals(), schemes=Int(2), largest_batch=Int(), throughput_rounds=Int(),
                         latency_rounds=Int(1, 1000))

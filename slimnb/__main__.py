@@ -158,9 +158,9 @@ def train(command: Train) -> None:
              "data": command.data, "out": ""}
     chapter = Chapter.begin(find_chapter(command.notebook).stem, given)
 
-    from slimnb.train import distributed, experiment
     from slimnb.data.datasets import load_data
     from slimnb.runs.store import RunStore
+    from slimnb.train import distributed, experiment
 
     stages = experiment.stages_of(chapter.name)
     group = distributed.start(torch_kind(chapter.device))
@@ -201,9 +201,9 @@ def fetch(command: Fetch) -> None:
 
 def figures(command: Figures) -> None:
     """Execute every chapter with training forbidden, which draws its figures. Raises SlimnbError."""
-    from slimnb.train import experiment
     from slimnb.book.chapter import find_root
     from slimnb.book.execute import execute
+    from slimnb.train import experiment
 
     root = find_root()
     os.environ[experiment.NO_TRAINING] = "1"

@@ -18,15 +18,19 @@ import torch
 from nets import images, tiny
 from safetensors.torch import save_file
 
-from slimnb.train import distributed, experiment, recipe as recipes
-from slimnb.train.calibrate import calibrate_bn, evaluate
 from slimnb.data.datasets import load_data
 from slimnb.errors import SlimnbError
-from slimnb.nn.layers import Selection, SwitchableBatchNorm2d
-from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich, Switches, Uniform, any_width
 from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.nn.layers import Selection
+from slimnb.nn.norm import SwitchableBatchNorm2d
+from slimnb.papers.slimmable import recipes
+from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich, Switches, Uniform, any_width
 from slimnb.runs.store import RunStore
-from slimnb.train.loop import Labels, Schedule, Watch, make_optimizer, train, train_step
+from slimnb.train import distributed, experiment
+from slimnb.train.calibrate import calibrate_bn, evaluate
+from slimnb.train.loop import Watch, train, train_step
+from slimnb.train.optim import Schedule, make_optimizer
+from slimnb.train.protocols import Labels
 
 MULTS = (0.5, 0.75, 1.0)
 METHODS = ("switches", "sandwich")

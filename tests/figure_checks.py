@@ -12,7 +12,7 @@ import numpy as np
 import pytest
 from matplotlib.text import Text
 
-from slimnb.book import style, style
+from slimnb.book import style
 
 mpl.use("Agg")
 

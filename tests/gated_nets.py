@@ -4,12 +4,10 @@ from __future__ import annotations
 
 import torch
 
-from slimnb.train.calibrate import calibrate_bn
 from slimnb.nn.gate import Gated
-from slimnb.nn.layers import GROUP
-from slimnb.papers.ds_net.ds_effnet import DSEfficientNet
-from slimnb.papers.ds_net.ds_mbnet import DSMobileNet
-from slimnb.papers.ds_net.ds_resnet import DSResNet50
+from slimnb.nn.norm import GROUP
+from slimnb.papers.ds_net.nets import DSEfficientNet, DSMobileNet, DSResNet50
+from slimnb.train.calibrate import calibrate_bn
 
 KINDS = {
     DSMobileNet: {"strides": (2, 1, 2, 2, 1), "fixed": (8, 16, 16), "grid": ((8, 8, 1), (16, 8, 1)), "num_choices": 4},

@@ -24,11 +24,11 @@ import torch
 from slimnb.data.datasets import ImageData, load_data
 from slimnb.papers.ds_net.detection.recipes import recipes as detection_recipes
 from slimnb.papers.ds_net.detection.recipes import run_detection
-from slimnb.train.experiment import Result, Stage, run, stages_of, study, training_dtype
-from slimnb.runs.results import run_ids
-from slimnb.runs.store import RunStore
 from slimnb.papers.ds_net.detection.scenes import generated
 from slimnb.papers.ds_net.recipes import transfer_stages
+from slimnb.runs.results import run_ids
+from slimnb.runs.store import RunStore
+from slimnb.train.experiment import Result, Stage, run, stages_of, study, training_dtype
 
 GOLDEN = Path(__file__).with_name("golden.json")
 CHAPTERS = ("01_slimmable_networks", "02_sp_net", "03_platforms", "04_pss_net", "05_deps", "06_ds_net")

@@ -18,10 +18,11 @@ from pathlib import Path
 import torch
 from training import METHODS, MULTS, Curious, Noise, everything
 
-from slimnb.train.calibrate import calibrate_bn, evaluate
 from slimnb.errors import SlimnbError
 from slimnb.runs.store import RunStore, machine_fingerprint
-from slimnb.train.loop import Schedule, make_optimizer, train
+from slimnb.train.calibrate import calibrate_bn, evaluate
+from slimnb.train.loop import train
+from slimnb.train.optim import Schedule, make_optimizer
 
 STEPS = 30
 ENDED = os.WEXITED | os.WNOHANG | os.WNOWAIT

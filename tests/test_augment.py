@@ -7,8 +7,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
 
-from slimnb.data import augment
-from slimnb.data.augment import Normalise, centre_crop, crop_flip, draw_boxes, draw_crops, draw_flips, keyed_bits, keyed_order, keyed_uniform, resized_crop
+from slimnb import rng
+from slimnb.data.augment import Normalise, centre_crop, crop_flip, draw_boxes, draw_crops, draw_flips, resized_crop
+from slimnb.rng import keyed_bits, keyed_order, keyed_uniform
 
 
 def noise(*shape):
@@ -33,16 +34,16 @@ def test_the_hash_is_splitmix64():
     published = (6457827717110365317, 3203168211198807973, 9817491932198370423, 4593380528125082431)
     state = 1234567
     for expected in published:
-        state = (state + augment._STEP) % 2**64
-        assert augment._mix(state) == expected
+        state = (state + rng._STEP) % 2**64
+        assert rng._mix(state) == expected
 
 
 @given(st.integers(0, 2**32 - 1), st.sampled_from(["order", "flip", 3]), st.integers(0, 10**6),
        st.lists(st.integers(0, 2**40), min_size=1, max_size=20))
 @settings(max_examples=50, deadline=None)
 def test_tensor_bits_equal_python_integers(seed, stream, epoch, index):
-    key = augment._key(seed, stream, epoch)
-    expected = [augment._mix((key + i * augment._STEP) % 2**64) for i in index]
+    key = rng._key(seed, stream, epoch)
+    expected = [rng._mix((key + i * rng._STEP) % 2**64) for i in index]
     bits = keyed_bits(seed, stream, epoch, torch.tensor(index))
     assert [word % 2**64 for word in bits.tolist()] == expected
 

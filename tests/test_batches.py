@@ -11,11 +11,12 @@ import torch
 from test_augment import one_crop
 
 from slimnb.data import colour
-from slimnb.data.augment import Normalise, draw_boxes, draw_crops, draw_flips, keyed_uniform
+from slimnb.data.augment import Normalise, draw_boxes, draw_crops, draw_flips
 from slimnb.data.auto_augment import auto_augment, draw_operations
 from slimnb.data.batches import Augmentation, Batches, Split
-from slimnb.errors import SlimnbError
 from slimnb.data.synthetic import generate
+from slimnb.errors import SlimnbError
+from slimnb.rng import keyed_uniform
 
 ALL = Augmentation("crop_flip", reflect=True, auto_augment=True, jitter=(0.4, 0.4, 0.4, 0.1), lighting=0.1, erasing=0.5)
 GREY = {"mean": (0.5, 0.4, 0.3), "std": (0.2, 0.25, 0.3)}

@@ -7,8 +7,8 @@ from pathlib import Path
 import pytest
 import torch
 
-from slimnb.papers.ds_net.ds_mbnet import DSMobileNet
 from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.papers.ds_net.nets import DSMobileNet
 
 ROOT = Path(__file__).parents[1]
 MULTS = (0.25, 0.5, 1.0)

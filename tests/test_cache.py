@@ -11,8 +11,8 @@ from test_sources import write_cifar10, write_folder
 
 from slimnb.data import cache
 from slimnb.data.cache import load_cached
-from slimnb.errors import SlimnbError
 from slimnb.data.sources import Rows, Source, find_cifar, find_folder
+from slimnb.errors import SlimnbError
 
 
 class Spy:

@@ -8,9 +8,9 @@ from nets import NETS, fill_statistics, images, random_subnets, tiny
 from torch.testing import assert_close
 from training import METHODS, MULTS, Noise, everything, fit, same_bits, small, us_net
 
-from slimnb.train.calibrate import calibrate_bn, evaluate
 from slimnb.errors import SlimnbError
 from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.train.calibrate import calibrate_bn, evaluate
 
 SIZES = (6, 6, 3)
 """Images per calibration batch: the last one is short."""

@@ -9,8 +9,8 @@ import torch
 
 from slimnb.book.chapter import Chapter, find_root
 from slimnb.book.claims import Claim
-from slimnb.errors import SlimnbError
 from slimnb.book.parameters import Float
+from slimnb.errors import SlimnbError
 
 ROOT = Path(__file__).resolve().parents[1]
 GOOD = {"scale": "smoke", "seed": 3, "seeds": 2, "device": "cpu", "data": "auto", "out": ""}

@@ -9,9 +9,9 @@ import sys
 import pytest
 import torch
 
+from slimnb.errors import SlimnbError
 from slimnb.runs.checkpoint import KEY, check_like, pack, unpack
 from slimnb.runs.files import Damaged
-from slimnb.errors import SlimnbError
 
 
 def state():

@@ -12,14 +12,15 @@ from nets import NETS, random_subnets, tiny
 from oracle import Block, thin_net
 from torch import nn
 
-from slimnb.cost.macs import CostTable, count_macs, count_params, macs_function, trace_macs
+from slimnb.cost.macs import count_macs, count_params, trace_macs
+from slimnb.cost.table import CostTable, macs_function
 from slimnb.errors import SlimnbError
-from slimnb.nn.layers import SlimmableSqueezeExcite
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.nets.mobilenet_v2 import MobileNetV2
 from slimnb.nets.resnet import ResNet50
 from slimnb.nets.sorting import embed_
 from slimnb.nets.vgg import VGG
+from slimnb.nn.layers import SlimmableSqueezeExcite
 from slimnb.subnet import SearchSpace, Subnet
 
 MULTS = (0.25, 0.5, 0.75, 1.0)

@@ -12,7 +12,8 @@ from pathlib import Path
 
 import pytest
 
-from slimnb.runs import files as durable, store
+from slimnb.runs import files as durable
+from slimnb.runs import store
 from slimnb.runs.files import STAGES
 
 ROOT = Path(durable.__file__).parents[1]

@@ -12,10 +12,19 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slimnb.cost.macs import CostTable
-from slimnb.papers.platforms.market import WEIGHTS, check_weights, chinese_restaurant_process, expected, expected_shares, market, seating, table_count_probabilities
+from slimnb.cost.table import CostTable
 from slimnb.errors import SlimnbError
 from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.papers.platforms.market import (
+    WEIGHTS,
+    check_weights,
+    chinese_restaurant_process,
+    expected,
+    expected_shares,
+    market,
+    seating,
+    table_count_probabilities,
+)
 
 S_OF, L_OF = (0.3, 0.15), (0.15, 0.15)  # (alpha, theta) that the paper drew S and L with
 REGIMES = [S_OF, L_OF, (0, 1.0), (0.5, -0.3), (0.5, 0), (-0.1, 0.3), (-2, 4), (-0.7, 0.7)]

@@ -7,8 +7,8 @@ import pytest
 import torch
 from small_runs import RECIPE, begin, finish, refused, snapshot, tensors
 
-from slimnb.runs import checkpoint, files
 from slimnb.errors import SlimnbError
+from slimnb.runs import checkpoint, files
 from slimnb.runs.store import RunStore
 
 

@@ -12,11 +12,23 @@ from hypothesis import strategies as st
 from training import FACTORIES, Memory, Noise, everything, fit, same_bits, sandwich, small, us_net
 
 from slimnb.errors import SlimnbError
-from slimnb.papers.deps.method import DelayedShrinking, Draws, FixedTeacher, LinearRamp, RateRamp, compound, delayed, phase
-from slimnb.papers.slimmable.method import InplaceDistillation, Switches
 from slimnb.nets.mobilenet_v3 import MobileNetV3
+from slimnb.papers.deps.method import (
+    DelayedShrinking,
+    Draws,
+    FixedTeacher,
+    LinearRamp,
+    RateRamp,
+    compound,
+    delayed,
+    phase,
+)
+from slimnb.papers.slimmable.method import InplaceDistillation, Switches
+from slimnb.rng import rng_at
 from slimnb.subnet import SearchSpace
-from slimnb.train.loop import Labels, Pass, Schedule, make_optimizer, rng_at, train, train_step
+from slimnb.train.loop import train, train_step
+from slimnb.train.optim import Schedule, make_optimizer
+from slimnb.train.protocols import Labels, Pass
 
 LAYOUT = ((8, 2, 2, "relu", False), (16, 3, 2, "hswish", True))
 

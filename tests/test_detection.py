@@ -9,20 +9,20 @@ from test_scenes import refused
 from torchvision.models.detection._utils import SSDMatcher
 from torchvision.ops import box_iou
 
-from slimnb.papers.ds_net.detection import recipes
-from slimnb.train.calibrate import calibrate_bn
-from slimnb.papers.ds_net.detection.detector import DetectionLoss, Detector, detector_macs, match
-from slimnb.nn.gate import Gated
-from slimnb.papers.slimmable.method import Switches
-from slimnb.papers.ds_net.ds_mbnet import DSMobileNet
 from slimnb.nets.mobilenet_v1 import MobileNetV1
-from slimnb.papers.ds_net.detection.precision import average_precision, evaluate_detector
-from slimnb.runs.store import RunStore
+from slimnb.nn.gate import Gated
+from slimnb.papers.ds_net.detection import recipes
 from slimnb.papers.ds_net.detection.batches import SceneBatches, Targets
+from slimnb.papers.ds_net.detection.detector import DetectionLoss, Detector, detector_macs, match
+from slimnb.papers.ds_net.detection.precision import average_precision, evaluate_detector
 from slimnb.papers.ds_net.detection.scenes import SceneSplit, generated
-from slimnb.train.state import load_net, net_state
+from slimnb.papers.ds_net.nets import DSMobileNet
+from slimnb.papers.slimmable.method import Switches
+from slimnb.runs.store import RunStore
 from slimnb.subnet import Subnet
-from slimnb.train.loop import Pass
+from slimnb.train.calibrate import calibrate_bn
+from slimnb.train.protocols import Pass
+from slimnb.train.state import load_net, net_state
 
 LAYOUT = ((8, 2), (16, 2), (24, 2), (32, 1))
 SETTINGS = {"taps": (1, 2, 3), "channels": 16, "pyramid": (24, 16), "scales": (0.25, 0.45, 0.6), "ratios": ((2,), (2,))}

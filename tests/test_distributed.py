@@ -17,9 +17,9 @@ from safetensors.torch import load_file
 from test_sources import write_folder
 from torch.testing import assert_close
 
-from slimnb.train import distributed, experiment
 from slimnb.errors import SlimnbError
 from slimnb.runs.store import RunStore
+from slimnb.train import distributed, experiment
 
 HERE = Path(__file__).parent
 ROUNDED = {"rtol": 1e-5, "atol": 1e-7}  # nets compute in float64 here, but hand out float32 logits

@@ -18,21 +18,38 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from training import Memory, NoSync, everything, same_bits
 
-from slimnb.train import experiment
 from slimnb.cost.macs import count_macs
 from slimnb.data.datasets import load_data
-from slimnb.papers.ds_net.dynamic import DynamicNet, path_macs
 from slimnb.errors import SlimnbError
 from slimnb.nn.gate import Gated
-from slimnb.train.measure import plain_batches
-from slimnb.papers.ds_net.method import GIVE_UP, TRY_BEST, Ema, EnsembleBootstrapping, Routed, SandwichGateSparsification, any_path, load, packed_bits, plan, prepare, probe, routed_macs, unpacked_bits
-from slimnb.papers.ds_net.method import results as results_of
-from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich, Switches
-from slimnb.papers.ds_net.ds_mbnet import DSMobileNet
-from slimnb.papers.ds_net.ds_resnet import DSResNet50
-from slimnb.runs.store import RunStore
 from slimnb.papers.ds_net import recipes as study
-from slimnb.train.loop import Labels, Pass, Schedule, make_optimizer, rng_at, train, train_step
+from slimnb.papers.ds_net.dynamic import DynamicNet, path_macs
+from slimnb.papers.ds_net.method import (
+    GIVE_UP,
+    TRY_BEST,
+    Ema,
+    EnsembleBootstrapping,
+    Routed,
+    SandwichGateSparsification,
+    any_path,
+    load,
+    packed_bits,
+    plan,
+    prepare,
+    probe,
+    routed_macs,
+    unpacked_bits,
+)
+from slimnb.papers.ds_net.method import results as results_of
+from slimnb.papers.ds_net.nets import DSMobileNet, DSResNet50
+from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich, Switches
+from slimnb.rng import rng_at
+from slimnb.runs.store import RunStore
+from slimnb.train import experiment
+from slimnb.train.loop import train, train_step
+from slimnb.train.measure import plain_batches
+from slimnb.train.optim import Schedule, make_optimizer
+from slimnb.train.protocols import Labels, Pass
 
 WIDER = {"largest": (16, 24, 24, 32, 48)}  # wider than any path, in the fixed layers, too
 each_stage_one = pytest.mark.parametrize(("kind", "options"), [(DSMobileNet, WIDER), (DSResNet50, {})])

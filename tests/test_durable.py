@@ -7,9 +7,9 @@ import os
 import numpy as np
 import pytest
 
+from slimnb.errors import SlimnbError
 from slimnb.runs import files
 from slimnb.runs.files import Damaged, Failpoint, from_json, plain, to_json
-from slimnb.errors import SlimnbError
 
 FAIL = Failpoint()
 VALUES = [

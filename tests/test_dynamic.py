@@ -10,12 +10,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from slimnb.cost.macs import count_macs
-from slimnb.papers.ds_net.dynamic import MIXING, DynamicNet, Pointwise, cheapest_runs, pack_, path_macs
 from slimnb.errors import SlimnbError
 from slimnb.nn.gate import Gated
-from slimnb.nn.layers import GROUP
-from slimnb.papers.ds_net.ds_mbnet import DSMobileNet
-from slimnb.papers.ds_net.ds_resnet import DSResNet50
+from slimnb.nn.norm import GROUP
+from slimnb.papers.ds_net.dynamic import MIXING, DynamicNet, Pointwise, cheapest_runs, pack_, path_macs
+from slimnb.papers.ds_net.nets import DSMobileNet, DSResNet50
 
 each_kind = pytest.mark.parametrize("kind", KINDS)
 

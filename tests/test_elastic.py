@@ -10,8 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from test_mobilenet_v3 import TINY, every_net, meta
 
-from slimnb.cost.macs import CONVENTIONS, CostTable, count_macs, count_params, macs_function
 from slimnb.cost.elastic import ElasticTable, kept_blocks, sample_structures, structures_of, subnets_at
+from slimnb.cost.macs import CONVENTIONS, count_macs, count_params
+from slimnb.cost.table import CostTable, macs_function
 from slimnb.errors import SlimnbError
 from slimnb.nets.mobilenet_v3 import MobileNetV3
 from slimnb.nets.proxyless_nas import ProxylessNAS

@@ -11,13 +11,14 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from slimnb.train.calibrate import calibrate_bn, evaluate
 from slimnb.cost.elastic import ElasticTable, sample_structures, structures_of, subnets_at
 from slimnb.cost.elastic_latency import check_latency, elastic_latency
 from slimnb.errors import SlimnbError
-from slimnb.search.evolution import Validated, all_structures, canonical, evolve, random_search, reach
 from slimnb.nets.mobilenet_v3 import MobileNetV3
+from slimnb.papers.deps.deploy import Validated
+from slimnb.search.evolution import all_structures, canonical, evolve, random_search, reach
 from slimnb.subnet import Subnet
+from slimnb.train.calibrate import calibrate_bn, evaluate
 
 LAYOUT = ((24, 3, 2, "relu", True), (32, 2, 2, "hswish", False))
 

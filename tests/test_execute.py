@@ -15,9 +15,9 @@ import papermill
 import pytest
 from filelock import FileLock
 
-from slimnb.errors import SlimnbError
 from slimnb.book.execute import KERNEL, _own_kernel, execute
 from slimnb.book.notebook import check_whole, code_hash, content_key, declared_by, is_current, read_chapter
+from slimnb.errors import SlimnbError
 
 # Without Chapter.begin, which imports torch: a kernel then starts in one second.
 TINY = """# %% [markdown]
@@ -81,7 +81,7 @@ def test_a_good_run_is_whole_and_names_what_it_came_from(good):
     nbformat.validate(book)
     check_whole(book, "out")
     assert "0.1 7" in text_of(good / "out.ipynb") and "after" in text_of(good / "out.ipynb")
-    assert book.metadata.slimnb.book.parameters == {"seed": 7}
+    assert book.metadata.slimnb.parameters == {"seed": 7}
     assert book.metadata.slimnb.code == code_hash(read_chapter(good / "01_tiny.py"))
     assert is_current(good / "01_tiny.py", good / "out.ipynb", {"seed": 7})
     left = {path.name for path in good.iterdir()} - {".out.lock"}

@@ -6,19 +6,21 @@ from pathlib import Path
 import pytest
 import torch
 
-from slimnb.train import experiment, recipe as recipes
-from slimnb.train.calibrate import evaluate
 from slimnb.cost.macs import count_macs
 from slimnb.data.datasets import Augmentation, load_data
 from slimnb.errors import SlimnbError
-from slimnb.papers.sp_net.pruning import embed_counts_, gammas
-from slimnb.runs.store import RunStore
-from slimnb.train.state import net_state
 from slimnb.papers.pss_net import recipes as pss_net
+from slimnb.papers.slimmable import probes, recipes
 from slimnb.papers.slimmable import recipes as slimmable_networks
 from slimnb.papers.sp_net import recipes as sp_net
+from slimnb.papers.sp_net.pruning import embed_counts_, gammas
+from slimnb.runs.store import RunStore
 from slimnb.subnet import Subnet
-from slimnb.train.loop import Schedule
+from slimnb.train import experiment
+from slimnb.train.calibrate import evaluate
+from slimnb.train.optim import Schedule
+from slimnb.train.recipe import SCALES
+from slimnb.train.state import net_state
 
 TINY = replace(recipes.SMOKE, arm="S-Net", epochs=1, mults=(0.5, 1.0), layout=((32, 2), (32, 2), (64, 1)),
                calibration_images=64)
@@ -63,7 +65,7 @@ def test_rows_hold_one_line_per_width(us_net):
 @pytest.fixture(scope="module")
 def looks(us_net, data, store):
     opened = data.test_opened
-    found = experiment.probe(us_net, data, (0.5, 1.0), store)
+    found = probes.probe(us_net, data, (0.5, 1.0), store)
     assert data.test_opened == opened  # probes use validation images
     return found
 
@@ -120,7 +122,7 @@ def test_a_committed_result_serves_without_the_run(us_net, looks, data, store, t
     elsewhere = RunStore(tmp_path / "runs", tmp_path / "results")
     again = experiment.run(US_NET, data, elsewhere)
     assert again.rows == us_net.rows
-    assert experiment.probe(again, data, (0.5, 1.0), elsewhere)["borrowed"] == looks["borrowed"]
+    assert probes.probe(again, data, (0.5, 1.0), elsewhere)["borrowed"] == looks["borrowed"]
     assert "earlier version" not in capsys.readouterr().out
 
 
@@ -137,7 +139,7 @@ def test_unknown_names_are_refused(data, store, wrong):
         experiment.run(replace(TINY, **wrong), data, store)
 
 
-@pytest.mark.parametrize("scale", recipes.SCALES)
+@pytest.mark.parametrize("scale", SCALES)
 def test_arms_differ_only_in_what_they_are_about(scale, data):
     arms = slimmable_networks.arms(scale, 3, data)
     assert [r.arm for r in arms] == ["Individual"] * 4 + ["One BN", "S-Net", "US-Net"]
@@ -207,7 +209,7 @@ def test_schedules_count_in_epochs():
     assert [round(stairs(step), 6) for step in (9, 10, 20)] == [1, 0.2, 0.04]
 
 
-@pytest.mark.parametrize("name", experiment.STUDIES)
+@pytest.mark.parametrize("name", ["slimmable_networks", *experiment.PAPERS[1:]])
 def test_every_study_belongs_to_a_chapter(name):
     (chapter,) = Path("notebooks").glob(f"[0-9][0-9]_{name}.py")
     assert experiment.stages_of(chapter.stem)

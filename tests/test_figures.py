@@ -10,9 +10,9 @@ import pytest
 from figure_checks import holds_for
 from matplotlib.colors import to_rgb
 
-from slimnb.book import style, style
-from slimnb.papers.slimmable import figures
+from slimnb.book import style
 from slimnb.errors import SlimnbError
+from slimnb.papers.slimmable import figures
 
 MULTS = [0.25, 0.5, 1.0]
 

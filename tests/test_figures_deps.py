@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from figure_checks import holds_for
 
-from slimnb.papers.deps import figures
 from slimnb.book import style
 from slimnb.errors import SlimnbError
+from slimnb.papers.deps import figures
 from slimnb.search.pareto import PHASES
 
 SHARES, MACS = (0.3, 0.5, 1.0), np.array([45.2, 91.6, 179.8]) * 1e6

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from figure_checks import holds_for, no_text_overlaps
 
-from slimnb.papers.ds_net import figures
 from slimnb.book import style
 from slimnb.errors import SlimnbError
+from slimnb.papers.ds_net import figures
 
 LITERATURE = Path(__file__).parents[1] / "data/literature/ds_net.csv"
 TRAINED = ("In-place distillation", "EMA target", "IEB", "Temperature 4")

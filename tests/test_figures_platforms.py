@@ -10,10 +10,11 @@ import pytest
 from figure_checks import holds_for
 from matplotlib.colors import to_hex
 
-from slimnb.book import style, style
-from slimnb.papers.platforms import figures as platforms_figures, search_figures
-from slimnb.papers.slimmable import figures as slimmable_figures
+from slimnb.book import style
 from slimnb.errors import SlimnbError
+from slimnb.papers.platforms import figures as platforms_figures
+from slimnb.papers.platforms import search_figures
+from slimnb.papers.slimmable import figures as slimmable_figures
 
 MARKETS = ["S", "RS", "U", "M", "L", "RL"]
 ARMS = ["Slim-U", "Slim-W", "OWS-U", "OWS-W", "AOWS-U", "AOWS-W"]
@@ -90,7 +91,7 @@ DRAW = {
     "trellis": _trellis,
     "channels": lambda: platforms_figures.channels(_channels(), "Shallow layers are wider"),
     "channels of one platform": lambda: platforms_figures.channels(_channels().query("platform == '#7'"), "Wider"),
-    "weighted_accuracy": lambda: platforms_figures.weighted_accuracy(_weighted(), "Searched channels win", _weighted(1)),
+    "weighted_accuracy": lambda: platforms_figures.weighted_accuracy(_weighted(), "Searched wins", _weighted(1)),
     "weighted_accuracy of four searches": lambda: platforms_figures.weighted_accuracy(_many(), "Random search loses"),
     "forecast": lambda: platforms_figures.forecast(_forecast(), "A wrong forecast costs points"),
     "unary": _unary,

@@ -10,9 +10,9 @@ import pandas as pd
 import pytest
 from figure_checks import holds_for
 
-from slimnb.book import style, style
-from slimnb.papers.pss_net import figures
+from slimnb.book import style
 from slimnb.errors import SlimnbError
+from slimnb.papers.pss_net import figures
 
 PRINTED = pd.read_csv(Path(__file__).parents[1] / "data/literature/pss_net.csv")
 ARMS = ["US-Net", "MutualNet", "PSS-F", "PSS-M"]

@@ -12,13 +12,13 @@ from matplotlib.colors import to_hex, to_rgb
 from matplotlib.patches import StepPatch
 from nets import tiny
 
-from slimnb.book import style, style
-from slimnb.papers.sp_net import figures
+from slimnb.book import style
 from slimnb.errors import SlimnbError
-from slimnb.papers.sp_net.figures import ABSENT, KEPT, PRUNED, ZERO
 from slimnb.nets.resnet import ResNet50
 from slimnb.nets.sorting import embed_
 from slimnb.nn.zero_padding import places_of, streams
+from slimnb.papers.sp_net import figures
+from slimnb.papers.sp_net.figures import ABSENT, KEPT, PRUNED, ZERO
 from slimnb.papers.sp_net.pruning import gammas, importance_order
 from slimnb.papers.sp_net.recipes import ARMS
 

@@ -7,8 +7,8 @@ import sys
 import pytest
 import torch
 
-from slimnb.runs.definitions import reached
 from slimnb.errors import SlimnbError
+from slimnb.runs.definitions import reached
 from slimnb.runs.fingerprint import code_fingerprint, machine_fingerprint
 
 SOURCES = {

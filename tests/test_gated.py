@@ -5,15 +5,14 @@ import pytest
 import torch
 from gated_nets import KINDS, build, pictures, ready
 
-from slimnb.train.calibrate import calibrate_bn
-from slimnb.cost.macs import CostTable, count_macs, count_params
+from slimnb.cost.macs import count_macs, count_params
+from slimnb.cost.table import CostTable
 from slimnb.errors import SlimnbError
-from slimnb.nn.gate import Gated
-from slimnb.nn.layers import GROUP
-from slimnb.papers.ds_net.ds_effnet import DSEfficientNet
-from slimnb.papers.ds_net.ds_mbnet import DSMobileNet
-from slimnb.papers.ds_net.ds_resnet import DSResNet50
 from slimnb.nets.gated import equispaced, side_by_side, spaced
+from slimnb.nn.gate import Gated
+from slimnb.nn.norm import GROUP
+from slimnb.papers.ds_net.nets import DSEfficientNet, DSMobileNet, DSResNet50
+from slimnb.train.calibrate import calibrate_bn
 from slimnb.train.state import load_net, net_state
 
 RELEASED = (132.9, 152.9, 175.2, 199.6, 226.2, 255.1, 286.2, 319.4, 354.9, 392.6, 432.5, 474.6, 518.9, 565.4)

@@ -87,7 +87,7 @@ def test_straight_through_is_one_hot_forward_and_gumbel_softmax_backward(lowest)
     again = Gated(lowest, temperature=0.7, seed=3, step=5)
     run(made, x, again)
     # The soft choice by hand: the noise is what turns these scores into those of the hard choice's softmax.
-    from slimnb.data.augment import keyed_uniform
+    from slimnb.rng import keyed_uniform
     index = torch.arange(64 * wide).view(64, wide)
     gumbel = -torch.log(-torch.log(keyed_uniform(3, "gumbel 0", 5, index).clamp(min=2.0**-25)))
     soft = ((again.seen[0].scores + gumbel) / 0.7).softmax(1)

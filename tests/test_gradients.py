@@ -10,10 +10,13 @@ import torch
 import torch.nn.functional as F
 from training import Noise, sandwich, small
 
-from slimnb.papers.deps.gradients import Accuracy, LayerGradients, NormRatio, Probes, added, by_layer, gradients, norm
-from slimnb.papers.slimmable.method import InplaceDistillation
 from slimnb.nets.mobilenet_v3 import MobileNetV3
-from slimnb.train.loop import Labels, Pass, Schedule, make_optimizer, train, train_step
+from slimnb.papers.deps.gradients import LayerGradients, NormRatio, added, by_layer, gradients, norm
+from slimnb.papers.slimmable.method import InplaceDistillation
+from slimnb.train.loop import train, train_step
+from slimnb.train.measure import Accuracy, Probes
+from slimnb.train.optim import Schedule, make_optimizer
+from slimnb.train.protocols import Labels, Pass
 
 
 def by_hand(net, x, y, passes, epsilon):

@@ -9,10 +9,11 @@ from nets import NETS, fill_statistics, images, random_subnets, tiny
 from torch.testing import assert_close
 
 import slimnb.cost.latency as latency
+from slimnb.cost.execution import execution_modes
+from slimnb.cost.latency import compare_latency, latency_table, measure_latency
 from slimnb.errors import SlimnbError
-from slimnb.cost.latency import compare_latency, execution_modes, latency_table, measure_latency
-from slimnb.nn.blocks import ConvNormAct, MaxPool, Residual
 from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.nn.blocks import ConvNormAct, MaxPool, Residual
 from slimnb.subnet import Subnet
 
 every_net = pytest.mark.parametrize("kind", NETS, ids=lambda kind: kind.__name__)

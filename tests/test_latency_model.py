@@ -12,9 +12,9 @@ import torch
 from nets import NETS, tiny
 
 import slimnb.cost.latency_model as latency_model
-from slimnb.cost.macs import CostTable
-from slimnb.errors import SlimnbError
 from slimnb.cost.latency_model import compare_predicted, fit_latency, held_out_error, time_random, time_subnets
+from slimnb.cost.table import CostTable
+from slimnb.errors import SlimnbError
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.subnet import Subnet
 

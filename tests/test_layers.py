@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch.testing import assert_close
 
 from slimnb.errors import SlimnbError
-from slimnb.nn.layers import Selection, SlimmableConv2d, SlimmableGroupNorm, SlimmableLinear, SlimmableSqueezeExcite, SwitchableBatchNorm2d, join, narrow, normalisation
+from slimnb.nn.layers import Selection, SlimmableConv2d, SlimmableLinear, SlimmableSqueezeExcite, join, narrow
+from slimnb.nn.norm import SlimmableGroupNorm, SwitchableBatchNorm2d, normalisation
 
 
 def noise(*shape, seed: int = 0) -> torch.Tensor:

@@ -8,9 +8,20 @@ import numpy as np
 import pandas as pd
 import pytest
 
-from slimnb.papers.platforms.market import WEIGHTS
 from slimnb.errors import SlimnbError
-from slimnb.papers.platforms.tables import best_of, choice_scores, forecast, over_markets, platform_widths, regret, retrained, shared_units, stand_alone, weighted
+from slimnb.papers.platforms.market import WEIGHTS
+from slimnb.papers.platforms.tables import (
+    best_of,
+    choice_scores,
+    forecast,
+    over_markets,
+    platform_widths,
+    regret,
+    retrained,
+    shared_units,
+    stand_alone,
+    weighted,
+)
 from slimnb.subnet import SearchSpace, Subnet
 
 LITERATURE = Path(__file__).resolve().parents[1] / "data/literature/platforms.csv"

@@ -3,13 +3,13 @@
 import numpy as np
 import pytest
 
-from slimnb.train.calibrate import calibrate_bn, evaluate
 from slimnb.cost.macs import count_macs, count_params
 from slimnb.data.datasets import load_data
-from slimnb.train.measure import choose, chosen, plain_batches
 from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.rng import rng_at
 from slimnb.subnet import Subnet
-from slimnb.train.loop import rng_at
+from slimnb.train.calibrate import calibrate_bn, evaluate
+from slimnb.train.measure import choose, chosen, plain_batches
 
 IMAGES = 64
 

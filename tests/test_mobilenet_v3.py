@@ -12,7 +12,6 @@ import torch.nn.functional as F
 from nets import images
 from torch.testing import assert_close
 
-from slimnb.train.calibrate import calibrate_bn, evaluate
 from slimnb.cost.macs import count_macs, count_params
 from slimnb.errors import SlimnbError
 from slimnb.nets.elastic import ElasticDepthwise
@@ -20,6 +19,7 @@ from slimnb.nets.mobilenet_v3 import MobileNetV3
 from slimnb.nets.proxyless_nas import ProxylessNAS
 from slimnb.nets.sorting import embed_, expand_order
 from slimnb.subnet import Subnet, make_divisible
+from slimnb.train.calibrate import calibrate_bn, evaluate
 
 EXACT = {"rtol": 1e-6, "atol": 1e-6}  # computed in float64, handed out as float32
 TINY = {

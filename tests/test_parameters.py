@@ -9,8 +9,8 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from slimnb.errors import SlimnbError
 from slimnb.book.parameters import COMMON, Bool, Choice, Float, Int, Numbers, check_parameters, declaration
+from slimnb.errors import SlimnbError
 
 GOOD = {"scale": "smoke", "seed": 0, "seeds": 1, "device": "auto", "data": "auto", "out": ""}
 OWN = {

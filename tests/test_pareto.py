@@ -11,7 +11,16 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from slimnb.errors import SlimnbError
-from slimnb.search.pareto import PHASES, best_per_bucket, delayed_cost, gpu_hours, mean_pareto_accuracy, pareto_front, passes, step_cost
+from slimnb.search.pareto import (
+    PHASES,
+    best_per_bucket,
+    delayed_cost,
+    gpu_hours,
+    mean_pareto_accuracy,
+    pareto_front,
+    passes,
+    step_cost,
+)
 
 PRINTED = pd.read_csv(Path(__file__).parents[1] / "data/literature/deps.csv", dtype={"table": str})
 POINTS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=30)

@@ -21,15 +21,18 @@ from training import (
     width_search,
 )
 
-from slimnb.cost.macs import CostTable, count_macs
+from slimnb.cost.macs import count_macs
+from slimnb.cost.table import CostTable
 from slimnb.errors import SlimnbError
-from slimnb.papers.platforms.method import PlatformSandwich, SmoothedViterbi, WidthSearch, platform_subnets
-from slimnb.papers.slimmable.method import InplaceDistillation
 from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.papers.platforms.method import PlatformSandwich, SmoothedViterbi, WidthSearch, platform_subnets
+from slimnb.papers.platforms.windows import GRAIN
+from slimnb.papers.slimmable.method import InplaceDistillation
 from slimnb.search.trellis import Trellis, best_under, exact_under, marginals
 from slimnb.subnet import Subnet, elementwise_max
-from slimnb.train.loop import Labels, Outcome, Pass, Schedule, make_optimizer, train, train_step
-from slimnb.papers.platforms.windows import GRAIN
+from slimnb.train.loop import train, train_step
+from slimnb.train.optim import Schedule, make_optimizer
+from slimnb.train.protocols import Labels, Outcome, Pass
 
 
 def fails(code: str, words: str = ""):

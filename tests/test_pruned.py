@@ -15,17 +15,30 @@ from nets import TINY, images
 from torch.testing import assert_close
 
 from slimnb.cost.macs import count_macs
-from slimnb.papers.sp_net.figures import errors, gamma_histogram, padding, survivors, widths_by_layer
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.nets.mobilenet_v2 import MobileNetV2
 from slimnb.nets.resnet import ResNet50
 from slimnb.nets.sorting import embed_
 from slimnb.nn.zero_padding import leader, streams
-from slimnb.papers.sp_net.tables import counts_table, crossings, errors_of, gamma_table, join_paths, kept, macs_by_rule, masks_of, not_nested, order_of, paper_errors, width_name
+from slimnb.papers.sp_net.figures import errors, gamma_histogram, padding, survivors, widths_by_layer
+from slimnb.papers.sp_net.gathered import random_gammas_
 from slimnb.papers.sp_net.pruning import gammas, prune
 from slimnb.papers.sp_net.recipes import families
+from slimnb.papers.sp_net.tables import (
+    counts_table,
+    crossings,
+    errors_of,
+    gamma_table,
+    join_paths,
+    kept,
+    macs_by_rule,
+    masks_of,
+    not_nested,
+    order_of,
+    paper_errors,
+    width_name,
+)
 from slimnb.subnet import Subnet
-from slimnb.papers.sp_net.gathered import random_gammas_
 
 LITERATURE = Path(__file__).parents[1] / "data/literature/sp_net.csv"
 

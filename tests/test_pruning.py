@@ -13,12 +13,12 @@ from test_cost import full
 
 from slimnb.cost.macs import count_macs
 from slimnb.errors import SlimnbError
-from slimnb.nn.layers import SlimmableConv2d
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.nets.mobilenet_v2 import MobileNetV2
 from slimnb.nets.resnet import ResNet50
 from slimnb.nets.sorting import embed_
 from slimnb.nets.vgg import VGG
+from slimnb.nn.layers import SlimmableConv2d
 from slimnb.papers.sp_net.pruning import filter_norms, gammas, importance_order, prune
 from slimnb.subnet import Subnet
 

@@ -9,21 +9,24 @@ import torch
 from test_sources import write_folder
 from training import Memory, Noise, NoSync, everything, fit, prioritized, reduced, same_bits, small, targets
 
-from slimnb.train import experiment
-from slimnb.runs.checkpoint import unpack
 from slimnb.cost.macs import count_macs
 from slimnb.data.datasets import load_data
 from slimnb.errors import SlimnbError
-from slimnb.train.experiment import build
-from slimnb.papers.pss_net.method import Drawn, candidates, found, plan, structures_of, targets_of
-from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich
-from slimnb.papers.pss_net.pools import Listed
-from slimnb.train.recipe import SMOKE
-from slimnb.runs.store import RunStore
-from slimnb.papers.pss_net.structures import Buckets, Resource, structure_space
 from slimnb.papers.pss_net import recipes
+from slimnb.papers.pss_net.method import Drawn, candidates, found, plan, structures_of, targets_of
+from slimnb.papers.pss_net.pools import Listed
+from slimnb.papers.pss_net.structures import Buckets, Resource, structure_space
+from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich
+from slimnb.papers.slimmable.recipes import SMOKE
+from slimnb.rng import rng_at
+from slimnb.runs.checkpoint import unpack
+from slimnb.runs.store import RunStore
 from slimnb.subnet import Subnet
-from slimnb.train.loop import Outcome, make_optimizer, rng_at, train_step
+from slimnb.train import experiment
+from slimnb.train.experiment import build
+from slimnb.train.loop import train_step
+from slimnb.train.optim import make_optimizer
+from slimnb.train.protocols import Outcome
 
 
 def handed_back(sampler, step, ce=None):

@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from numpy.testing import assert_allclose
 
-from slimnb.cost.macs import CostTable, count_macs
+from slimnb.cost.macs import count_macs
+from slimnb.cost.table import CostTable
 from slimnb.errors import SlimnbError
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.search.random_paths import cumulative, inverse_cdf, random_under

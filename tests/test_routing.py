@@ -131,9 +131,9 @@ def test_the_simulation_gives_equal_mean_costs_and_its_best_scheme_never_loses_m
 
 def test_throughput_is_measured_once_and_its_ways_agree(tmp_path):
     from slimnb.data.datasets import load_data
-    from slimnb.train.experiment import run
-    from slimnb.runs.store import RunStore
     from slimnb.papers.ds_net import recipes
+    from slimnb.runs.store import RunStore
+    from slimnb.train.experiment import run
 
     data, store = load_data("synthetic", train=200, test=60), RunStore(tmp_path / "runs", tmp_path / "results")
     family = recipes.LAPTOP["smoke"][0]

@@ -11,8 +11,8 @@ import pytest
 import torch
 from small_runs import MACHINE, RECIPE, ROWS, begin, finish, refused, tensors
 
-from slimnb.runs import store as runs
 from slimnb.errors import SlimnbError
+from slimnb.runs import store as runs
 from slimnb.runs.lock import Preemption
 from slimnb.runs.store import RunStore
 

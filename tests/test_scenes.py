@@ -7,9 +7,9 @@ import pytest
 import torch
 from PIL import Image
 
-from slimnb.papers.ds_net.detection import scenes, voc
 from slimnb.data import synthetic
 from slimnb.errors import SlimnbError
+from slimnb.papers.ds_net.detection import scenes, voc
 from slimnb.papers.ds_net.detection.batches import SceneBatches, draw_windows, mirrored, random_crops
 from slimnb.papers.ds_net.detection.scenes import SceneSplit, boxes_of, generated, render
 

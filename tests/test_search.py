@@ -12,7 +12,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from numpy.testing import assert_allclose, assert_array_equal
 
-from slimnb.cost.macs import CostTable
+from slimnb.cost.table import CostTable
 from slimnb.errors import SlimnbError
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.search.trellis import Found, Trellis, best_under, exact_under, marginals, viterbi

@@ -6,15 +6,14 @@ import numpy as np
 import pytest
 from test_sources import write_folder
 
-from slimnb.train import experiment
-from slimnb.papers.deps import tables
+from slimnb.cost.elastic import ElasticTable
 from slimnb.cost.macs import count_macs
 from slimnb.data.datasets import load_data
-from slimnb.cost.elastic import ElasticTable
-from slimnb.train.experiment import Result, build, study
+from slimnb.papers.deps import deploy, recipes, tables
 from slimnb.runs.store import RunStore
-from slimnb.papers.deps import recipes
 from slimnb.subnet import Subnet
+from slimnb.train import experiment
+from slimnb.train.experiment import Result, build, study
 
 ROWS = [{"name": name, "macs": macs, "top1": top1, "top1_val": top1 - 1}
         for name, macs, top1 in (("D1E2", 100, 40.0), ("D2E4", 300, 60.0))]
@@ -94,7 +93,7 @@ def test_both_searches_stay_below_the_target_and_are_kept(shop, monkeypatch):
     result, data, store = shop
     net = build(result.recipe, data.num_classes)
     table = ElasticTable.macs(net)
-    found = tables.deploy(result, data, store, table, 0.5, 6)
+    found = deploy.deploy(result, data, store, table, 0.5, 6)
     ends = [count_macs(net, net.elastic(*ends)) for ends in ((1, 2), (2, 4))]
     assert found["target"] == pytest.approx(np.mean(ends))
     assert [row["arm"] for row in found["winners"]] == ["Random search", "Evolution"]
@@ -105,18 +104,18 @@ def test_both_searches_stay_below_the_target_and_are_kept(shop, monkeypatch):
         assert [row["best"] for row in mine] == np.maximum.accumulate([row["score"] for row in mine]).tolist()
         assert mine[-1]["best"] == winner["top1_val"]
     monkeypatch.setenv(experiment.NO_TRAINING, "1")
-    assert tables.deploy(result, data, store, table, 0.5, 6)["run_id"] == found["run_id"]
+    assert deploy.deploy(result, data, store, table, 0.5, 6)["run_id"] == found["run_id"]
 
 
 def test_the_table_of_latency_comes_back_as_it_was_measured(shop):
     result, data, store = shop
     settings = {"batch": 2, "rounds": 1, "subnets": 3}
-    table, check = tables.latency_table(result, data.num_classes, store, **settings)
-    again, _ = tables.latency_table(result, data.num_classes, store, **settings)
+    table, check = deploy.latency_table(result, data.num_classes, store, **settings)
+    again, _ = deploy.latency_table(result, data.num_classes, store, **settings)
     assert np.array_equal(table.terms, again.terms) and table.constant == again.constant
     assert len(check["measured"]) == len(check["predicted"]) == 3 and (table.terms > 0).all()
-    least, most = tables.between(table, 0), tables.between(table, 1)
-    assert least < tables.between(table, 0.3) < most
+    least, most = deploy.between(table, 0), deploy.between(table, 1)
+    assert least < deploy.between(table, 0.3) < most
 
 
 def test_the_full_imagenet_recipe_trains_on_a_folder_of_images(tmp_path):

@@ -11,7 +11,8 @@ from training import small, us_net
 
 from slimnb.errors import SlimnbError
 from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich, Switches, Uniform, any_width
-from slimnb.train.loop import Labels, Pass, rng_at
+from slimnb.rng import rng_at
+from slimnb.train.protocols import Labels, Pass
 
 
 def test_switches_run_largest_first_whatever_their_order():

@@ -12,14 +12,14 @@ from padding_oracle import fails, random_order, run_masked
 from torch.testing import assert_close
 
 from slimnb.errors import SlimnbError
-from slimnb.nn.layers import SlimmableLinear, SlimmableSqueezeExcite
 from slimnb.nets.base import SlimmableNet
-from slimnb.nn.blocks import Chain, ConvNormAct, Residual
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.nets.mobilenet_v2 import MobileNetV2
 from slimnb.nets.resnet import ResNet50
 from slimnb.nets.sorting import embed_
 from slimnb.nets.vgg import VGG
+from slimnb.nn.blocks import Chain, ConvNormAct, Residual
+from slimnb.nn.layers import SlimmableLinear, SlimmableSqueezeExcite
 from slimnb.nn.zero_padding import ENDS, MATCH, SHORTCUT, streams
 from slimnb.subnet import Subnet
 

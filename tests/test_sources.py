@@ -11,8 +11,8 @@ import pytest
 from PIL import Image
 
 from slimnb.data import sources
-from slimnb.errors import SlimnbError
 from slimnb.data.sources import find_cifar, find_folder
+from slimnb.errors import SlimnbError
 
 NAMES = [f"class {k}" for k in range(10)]
 

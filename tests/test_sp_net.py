@@ -17,19 +17,21 @@ from training import Noise, embedded, everything, fit, same_bits, small
 
 from slimnb.cost.macs import count_macs, count_params
 from slimnb.errors import SlimnbError
-from slimnb.train.experiment import build
-from slimnb.papers.sp_net import method as sp_net
-from slimnb.papers.slimmable.method import InplaceDistillation, Switches
-from slimnb.papers.sp_net.method import EmbeddedSwitches, Sparsity
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.nets.mobilenet_v2 import MobileNetV2
 from slimnb.nets.resnet import ResNet50
 from slimnb.nets.sorting import embed_
 from slimnb.nets.vgg import VGG
-from slimnb.papers.sp_net.pruning import gammas, importance_order, prune
+from slimnb.papers.slimmable.method import InplaceDistillation, Switches
+from slimnb.papers.sp_net import method as sp_net
 from slimnb.papers.sp_net import recipes as sp_net_study
+from slimnb.papers.sp_net.method import EmbeddedSwitches, Sparsity
+from slimnb.papers.sp_net.pruning import gammas, importance_order, prune
 from slimnb.subnet import Subnet
-from slimnb.train.loop import Labels, Pass, make_optimizer, train_step
+from slimnb.train.experiment import build
+from slimnb.train.loop import train_step
+from slimnb.train.optim import make_optimizer
+from slimnb.train.protocols import Labels, Pass
 
 # -- sparsity --------------------------------------------------------------------------------------------
 

@@ -6,14 +6,16 @@ import pytest
 import torch
 from training import METHODS, Curious, Memory, Noise, everything, same_bits, small, switches
 
+from slimnb.errors import SlimnbError
+from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.papers.slimmable.method import Switches
 from slimnb.runs.checkpoint import pack, unpack
 from slimnb.runs.files import from_json, to_json
-from slimnb.errors import SlimnbError
-from slimnb.papers.slimmable.method import Switches
-from slimnb.nets.mobilenet_v1 import MobileNetV1
-from slimnb.train.state import collect, load_first_channels_, load_net, net_state, restore
 from slimnb.subnet import Subnet
-from slimnb.train.loop import History, Labels, Pass, Schedule, make_optimizer, train, train_step
+from slimnb.train.loop import History, train, train_step
+from slimnb.train.optim import Schedule, make_optimizer
+from slimnb.train.protocols import Labels, Pass
+from slimnb.train.state import collect, load_first_channels_, load_net, net_state, restore
 
 STEPS, CUT = 8, 5  # with intervals of 4 steps the cut lies inside one
 

@@ -7,14 +7,14 @@ import numpy as np
 import pytest
 import torch
 
-from slimnb.papers.pss_net import tables
-from slimnb.cost.macs import CostTable, count_macs
-from slimnb.train.experiment import Result, build
+from slimnb.cost.macs import count_macs
+from slimnb.cost.table import CostTable
+from slimnb.papers.pss_net import recipes, tables
 from slimnb.papers.pss_net.samplers import StructureDistribution
 from slimnb.papers.pss_net.structures import Buckets, Resource, StructureCosts
-from slimnb.papers.pss_net import recipes
+from slimnb.rng import rng_at
 from slimnb.subnet import Subnet
-from slimnb.train.loop import rng_at
+from slimnb.train.experiment import Result, build
 
 PRINTED = Path(__file__).parents[1] / "data/literature/pss_net.csv"
 BASE = replace(recipes._SMOKE, seed=0, resolutions=(24, 32))

@@ -7,19 +7,20 @@ import numpy as np
 import pytest
 import torch
 
-from slimnb.cost.macs import CostTable, count_macs, macs_function
-from slimnb.papers.platforms.market import WEIGHTS
+from slimnb.cost.macs import count_macs
+from slimnb.cost.table import CostTable, macs_function
 from slimnb.errors import SlimnbError
-from slimnb.train.experiment import Result, build
-from slimnb.papers.platforms.method import PlatformSandwich, SmoothedViterbi, WidthSearch, found, plan
-from slimnb.papers.slimmable.method import InplaceDistillation, Switches
-from slimnb.runs.store import RunStore
-from slimnb.papers.pss_net.structures import Resource
 from slimnb.papers.platforms import recipes as platforms
+from slimnb.papers.platforms.market import WEIGHTS
+from slimnb.papers.platforms.method import PlatformSandwich, SmoothedViterbi, WidthSearch, found, plan
 from slimnb.papers.pss_net import recipes as pss_net
+from slimnb.papers.pss_net.structures import Resource
+from slimnb.papers.slimmable.method import InplaceDistillation, Switches
 from slimnb.papers.sp_net import recipes as sp_net
+from slimnb.runs.store import RunStore
 from slimnb.subnet import Subnet
-from slimnb.train.loop import Labels
+from slimnb.train.experiment import Result, build
+from slimnb.train.protocols import Labels
 
 CIFAR100 = SimpleNamespace(num_classes=100, size=32)
 

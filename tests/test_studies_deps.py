@@ -5,14 +5,14 @@ from types import SimpleNamespace
 
 import pytest
 
-from slimnb.train import experiment
 from slimnb.cost.macs import count_macs
 from slimnb.data.datasets import load_data
-from slimnb.train.experiment import Result, build, study
+from slimnb.papers.deps import recipes as deps
 from slimnb.papers.deps.method import DelayedShrinking, Draws, FixedTeacher, found, plan
 from slimnb.papers.slimmable.method import InplaceDistillation, Switches
 from slimnb.runs.store import RunStore
-from slimnb.papers.deps import recipes as deps
+from slimnb.train import experiment
+from slimnb.train.experiment import Result, build, study
 
 CIFAR100, IMAGENET = SimpleNamespace(num_classes=100, size=32), SimpleNamespace(num_classes=1000, size=224)
 IMAGENET_100 = SimpleNamespace(num_classes=100, size=224)

@@ -7,14 +7,14 @@ from types import SimpleNamespace
 import pytest
 import torch
 
-from slimnb.train import experiment
 from slimnb.cost.macs import count_macs
-from slimnb.papers.ds_net.dynamic import path_macs
 from slimnb.errors import SlimnbError
-from slimnb.train.experiment import Result
-from slimnb.papers.ds_net.method import GIVE_UP, TRY_BEST
 from slimnb.papers.ds_net import recipes as ds_net
-from slimnb.train.loop import Schedule
+from slimnb.papers.ds_net.dynamic import path_macs
+from slimnb.papers.ds_net.method import GIVE_UP, TRY_BEST
+from slimnb.train import experiment
+from slimnb.train.experiment import Result
+from slimnb.train.optim import Schedule
 
 CIFAR100, IMAGENET = SimpleNamespace(num_classes=100, size=32), SimpleNamespace(num_classes=1000, size=224)
 EVERY = [(scale, data) for scale in ("smoke", "small", "full") for data in (CIFAR100, IMAGENET)]

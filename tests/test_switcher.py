@@ -16,8 +16,8 @@ from slimnb.errors import SlimnbError
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.nets.mobilenet_v2 import MobileNetV2
 from slimnb.papers.pss_net.recipes import serve
-from slimnb.subnet import Subnet
 from slimnb.papers.pss_net.switcher import Choice, SubnetSwitcher, storage
+from slimnb.subnet import Subnet
 
 ENDS = ((0.25, 20), (0.5, 32), (0.75, 24), (1.0, 32))
 

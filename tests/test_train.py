@@ -26,12 +26,15 @@ from training import (
 )
 
 from slimnb.errors import SlimnbError
-from slimnb.papers.slimmable.method import Switches
 from slimnb.nets.base import Masks
-from slimnb.papers.ds_net.ds_mbnet import DSMobileNet
 from slimnb.nets.mobilenet_v2 import MobileNetV2
+from slimnb.papers.ds_net.nets import DSMobileNet
+from slimnb.papers.slimmable.method import Switches
+from slimnb.rng import rng_at
 from slimnb.subnet import Subnet
-from slimnb.train.loop import SCHEDULES, History, Labels, Outcome, Pass, Reporter, Schedule, Watch, make_optimizer, rng_at, train, train_step
+from slimnb.train.loop import History, Reporter, Watch, train, train_step
+from slimnb.train.optim import SCHEDULES, Schedule, make_optimizer
+from slimnb.train.protocols import Labels, Outcome, Pass
 
 # -- samplers --------------------------------------------------------------------------------------------
 

@@ -9,14 +9,14 @@ import torch
 from nets import NETS, TINY, fill_statistics, images, random_subnets, tiny
 from torch.testing import assert_close
 
-from slimnb.papers.sp_net import gathered as module
+from slimnb.cost.execution import IndexedConv2d
 from slimnb.cost.macs import count_macs
-from slimnb.cost.latency import IndexedConv2d
 from slimnb.nets.resnet import ResNet50
 from slimnb.nets.sorting import embed_
+from slimnb.papers.sp_net import gathered as module
+from slimnb.papers.sp_net.gathered import numbered, random_gammas_, sorting_latencies, unsorted
 from slimnb.papers.sp_net.pruning import gammas, importance_order
 from slimnb.runs.store import RunStore
-from slimnb.papers.sp_net.gathered import numbered, random_gammas_, sorting_latencies, unsorted
 
 X = images(3, 16)
 

@@ -14,15 +14,17 @@ from nets import TINY, fill_statistics, images, random_subnets, tiny
 from padding_oracle import GatherForm, fails, random_order, run_masked
 from torch.testing import assert_close
 
-from slimnb.train.calibrate import calibrate_bn, evaluate
-from slimnb.cost.macs import CostTable, count_macs, count_params
-from slimnb.cost.latency import execution_modes, latency_table
+from slimnb.cost.execution import execution_modes
+from slimnb.cost.latency import latency_table
+from slimnb.cost.macs import count_macs, count_params
+from slimnb.cost.table import CostTable
 from slimnb.nets.mobilenet_v2 import MobileNetV2
 from slimnb.nets.resnet import ResNet50
 from slimnb.nets.sorting import embed_
 from slimnb.nn.zero_padding import ENDS, MATCH, SHORTCUT, leader, stream_order, streams
-from slimnb.train.state import load_net, net_state
 from slimnb.subnet import Subnet
+from slimnb.train.calibrate import calibrate_bn, evaluate
+from slimnb.train.state import load_net, net_state
 
 EXACT = {"rtol": 1e-6, "atol": 1e-6}  # computed in float64, handed out as float32
 JOINED = (MobileNetV2, ResNet50)

@@ -10,21 +10,25 @@ import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
 import slimnb.papers
-from slimnb.runs.checkpoint import pack, unpack
-from slimnb.cost.macs import CostTable, count_macs
+from slimnb.cost.macs import count_macs
+from slimnb.cost.table import CostTable
+from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.papers.deps.method import DelayedShrinking, Draws, LinearRamp
 from slimnb.papers.ds_net.method import Routed
 from slimnb.papers.platforms.method import PlatformSandwich, SmoothedViterbi, WidthSearch
 from slimnb.papers.pss_net.method import PrioritizedSubnetSampling, ReducedSandwich
-from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich, Switches, Uniform, any_width
-from slimnb.papers.sp_net.method import EmbeddedSwitches
-from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.papers.pss_net.pools import Target
-from slimnb.search.trellis import Trellis
 from slimnb.papers.pss_net.samplers import StructureDistribution
 from slimnb.papers.pss_net.structures import Buckets, Resource, StructureCosts, structure_space
+from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich, Switches, Uniform, any_width
+from slimnb.papers.sp_net.method import EmbeddedSwitches
+from slimnb.rng import rng_at
+from slimnb.runs.checkpoint import pack, unpack
+from slimnb.search.trellis import Trellis
 from slimnb.subnet import Subnet
-from slimnb.train.loop import Labels, Pass, Schedule, make_optimizer, rng_at, train
+from slimnb.train.loop import train
+from slimnb.train.optim import Schedule, make_optimizer
+from slimnb.train.protocols import Labels, Pass
 
 LAYOUT = ((16, 2), (24, 1), (32, 2))  # so small that .875 rounds to the channels of 1.0
 MULTS = (0.5, 0.75, 1.0)

@@ -15,8 +15,8 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-from slimnb.errors import SlimnbError
 from slimnb.book.parameters import COMMON, Rule, check_parameters, refuse
+from slimnb.errors import SlimnbError
 
 END = "slimnb_end"  # key in the metadata of the last cell's output: the chapter ran to its end
 FIRST_REAL_DATA = {"smoke": "synthetic", "small": "cifar100", "full": "cifar100"}

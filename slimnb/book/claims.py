@@ -17,8 +17,8 @@ import pandas as pd
 from filelock import FileLock
 from scipy import stats
 
-from slimnb.runs.files import Failpoint, make_folder, write_file
 from slimnb.errors import SlimnbError
+from slimnb.runs.files import Failpoint, make_folder, write_file
 
 KINDS = ("exact", "superiority", "equivalence", "ordering", "quantity")
 ALPHA = 0.05  # a claim holds at p <= ALPHA after Holm; intervals cover 1 - ALPHA, two-sided

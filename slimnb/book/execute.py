@@ -22,8 +22,8 @@ from filelock import FileLock, Timeout
 from nbformat import NotebookNode
 
 from slimnb.book.chapter import find_root
-from slimnb.errors import SlimnbError
 from slimnb.book.notebook import check_whole, cleaned, code_hash, content_key, declared_by, heading, read_chapter
+from slimnb.errors import SlimnbError
 
 KERNEL = "slimnb"  # the name of the temporary kernel specification that starts this very interpreter
 

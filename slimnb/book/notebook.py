@@ -16,8 +16,8 @@ import nbformat
 from nbformat import NotebookNode
 
 from slimnb.book.chapter import END
-from slimnb.errors import SlimnbError
 from slimnb.book.parameters import Declaration, declaration
+from slimnb.errors import SlimnbError
 
 OUR_LINE = re.compile(r"slimnb: error SNB-([A-Z]\d\d): (.*?) — (.*?)\. (.*)", re.S)
 PROGRESS = re.compile(r"(.+?): step \d+/\d+\b")  # as slimnb.train.loop prints it

@@ -21,8 +21,8 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from slimnb.runs.files import Failpoint, make_folder, write_file
 from slimnb.errors import SlimnbError
+from slimnb.runs.files import Failpoint, make_folder, write_file
 
 INK, GREY, PALE = "#222222", "#767676", "#E4E4E4"
 

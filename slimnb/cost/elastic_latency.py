@@ -11,9 +11,9 @@ import torch
 from torch import Tensor, nn
 
 from slimnb.cost.elastic import ElasticTable, block_names, sample_structures, subnets_at
-from slimnb.errors import SlimnbError
 from slimnb.cost.latency import compare_latency, conditions
 from slimnb.cost.latency_model import held_out_error, time_subnets
+from slimnb.errors import SlimnbError
 from slimnb.nets.elastic import ElasticNet
 from slimnb.subnet import Subnet
 

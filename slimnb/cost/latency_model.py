@@ -11,9 +11,9 @@ import torch
 from scipy.optimize import nnls
 from scipy.stats import pearsonr, spearmanr
 
-from slimnb.cost.macs import CostTable, Node, fold
-from slimnb.errors import SlimnbError
 from slimnb.cost.latency import conditions, measure_latency
+from slimnb.cost.table import CostTable, Node, fold
+from slimnb.errors import SlimnbError
 from slimnb.nets.base import SlimmableNet
 from slimnb.subnet import SearchSpace, Subnet
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from slimnb.rng import keyed_choice
+from slimnb.rng import keyed_uniform
+
 import math
 from collections.abc import Sequence
 from zlib import crc32
@@ -9,55 +12,6 @@ from zlib import crc32
 import torch
 from torch import Tensor
 from torch.nn import functional as F
-
-_MASK = (1 << 64) - 1
-_STEP = 0x9E3779B97F4A7C15  # 2^64 / golden ratio, odd: consecutive indices land far apart
-_MIX = ((30, 0xBF58476D1CE4E5B9), (27, 0x94D049BB133111EB), (31, 1))  # SplitMix64's finaliser
-
-
-def _signed(value: int) -> int:
-    return value - (1 << 64) if value >> 63 else value
-
-
-def _mix(value: int) -> int:
-    for shift, factor in _MIX:
-        value = ((value ^ (value >> shift)) * factor) & _MASK
-    return value
-
-
-def _key(seed: int, stream: str | int, epoch: int) -> int:
-    key = 0
-    for part in (seed, crc32(stream.encode()) if isinstance(stream, str) else stream, epoch):
-        key = _mix((key + part + _STEP) & _MASK)
-    return key
-
-
-def keyed_bits(seed: int, stream: str | int, epoch: int, index: Tensor) -> Tensor:
-    """64 random bits per entry of `index` (int64, any shape): a hash of (seed, stream, epoch, index).
-
-    Integer arithmetic only, so CPU and CUDA give the same bits, in any order and any grouping.
-    The index is SplitMix64's counter (Steele, Lea and Flood, 2014), the other three choose where it starts.
-    """
-    bits = index * _signed(_STEP) + _signed(_key(seed, stream, epoch))
-    for shift, factor in _MIX:
-        # torch's >> copies the sign bit in; the mask makes it a logical shift.
-        bits = (bits ^ ((bits >> shift) & ((1 << (64 - shift)) - 1))) * _signed(factor)
-    return bits
-
-
-def keyed_uniform(seed: int, stream: str | int, epoch: int, index: Tensor) -> Tensor:
-    """Uniform float32 in [0, 1), one per entry of `index` (int64), a pure function of the four arguments."""
-    return ((keyed_bits(seed, stream, epoch, index) >> 40) & 0xFFFFFF).float() * 2.0**-24
-
-
-def keyed_choice(seed: int, stream: str | int, epoch: int, index: Tensor, count: int) -> Tensor:
-    """Uniform integers in range(count), int64, one per entry of `index` (int64); count < 2^24."""
-    return (keyed_uniform(seed, stream, epoch, index) * count).long()
-
-
-def keyed_order(seed: int, stream: str | int, epoch: int, rows: Tensor) -> Tensor:
-    """The rows (N,) int64 in a random order, the same on every device."""
-    return rows[torch.argsort(keyed_bits(seed, stream, epoch, rows), stable=True)]
 
 
 def crop_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, size: int, reflect: bool = False) -> Tensor:

@@ -8,7 +8,7 @@ from collections import defaultdict
 import torch
 from torch import Tensor
 
-from slimnb.data.augment import keyed_choice, keyed_uniform
+from slimnb.rng import keyed_choice, keyed_uniform
 
 POLICY = (  # Cubuk et al. 2019, found on ImageNet: two times (operation, probability, magnitude 0 to 9)
     (("posterize", 0.4, 8), ("rotate", 0.6, 9)),

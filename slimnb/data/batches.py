@@ -10,7 +10,8 @@ import torch
 from torch import Tensor
 
 from slimnb.data import colour
-from slimnb.data.augment import Normalise, centre_crop, crop_flip, draw_boxes, draw_crops, draw_flips, keyed_order, keyed_uniform, resized_crop
+from slimnb.data.augment import Normalise, centre_crop, crop_flip, draw_boxes, draw_crops, draw_flips, resized_crop
+from slimnb.rng import keyed_order, keyed_uniform
 from slimnb.data.auto_augment import auto_augment, draw_operations
 from slimnb.errors import SlimnbError
 

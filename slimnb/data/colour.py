@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import torch
 from torch import Tensor
 
-from slimnb.data.augment import keyed_uniform
+from slimnb.rng import keyed_uniform
 
 LUMA = (0.2989, 0.587, 0.114)  # ITU-R BT.601, as torchvision rounds it
 PCA = ((0.2175, (-0.5675, -0.5808, -0.5836)),  # (eigenvalue, eigenvector) of ImageNet's RGB values in 0..1

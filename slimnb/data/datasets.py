@@ -20,7 +20,7 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from slimnb.data import synthetic
-from slimnb.data.augment import keyed_uniform
+from slimnb.rng import keyed_uniform
 from slimnb.data.batches import AUGMENTATIONS, Augmentation, Batches, Split
 from slimnb.data.cache import Part, load_cached
 from slimnb.errors import SlimnbError

@@ -13,7 +13,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slimnb.data.augment import keyed_bits, keyed_uniform
+from slimnb.rng import keyed_bits, keyed_uniform
 from slimnb.errors import SlimnbError
 
 SIZE = 32

@@ -12,8 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slimnb.errors import SlimnbError
-from slimnb.nn.layers import BN_POLICIES, CALIBRATED, GROUP, Selection, SlimmableConv2d, SlimmableGroupNorm, SlimmableLinear, SwitchableBatchNorm2d
 from slimnb.nn.blocks import Chain, Resize, resize
+from slimnb.nn.layers import Selection, SlimmableConv2d, SlimmableLinear
+from slimnb.nn.norm import BN_POLICIES, CALIBRATED, GROUP, SlimmableGroupNorm, SwitchableBatchNorm2d
 from slimnb.nn.zero_padding import ENDS, place_, places_of, reach_of
 from slimnb.subnet import SearchSpace, Subnet
 

@@ -11,9 +11,17 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slimnb.errors import SlimnbError
-from slimnb.nn.layers import ACTIVATIONS, PLAIN_ACTIVATIONS, Selection, SlimmableConv2d, SlimmableLinear, SlimmableSqueezeExcite, narrow
 from slimnb.nets.base import Masks, SlimmableNet
 from slimnb.nn.blocks import Chain, ConvNormAct, Residual
+from slimnb.nn.layers import (
+    ACTIVATIONS,
+    PLAIN_ACTIVATIONS,
+    Selection,
+    SlimmableConv2d,
+    SlimmableLinear,
+    SlimmableSqueezeExcite,
+    narrow,
+)
 from slimnb.subnet import SearchSpace, Subnet, make_divisible, scaled
 
 

@@ -8,9 +8,10 @@ from collections.abc import Sequence
 import torch
 
 from slimnb.errors import SlimnbError
-from slimnb.nn.gate import Gate, Gated
-from slimnb.nn.layers import GROUP, PRIVATE, Selection
 from slimnb.nets.base import Masks, SlimmableNet
+from slimnb.nn.gate import Gate, Gated
+from slimnb.nn.layers import Selection
+from slimnb.nn.norm import GROUP, PRIVATE
 from slimnb.subnet import SearchSpace, Subnet, make_divisible
 
 
@@ -41,8 +42,8 @@ class GatedNet(SlimmableNet):
     """A supernet whose gates can choose widths for each sample; `net.path(k)` is the subnet of given choices.
 
     `net(x, net.path(3))` runs that path for all samples, `net(x, Gated())` lets the gates decide: evaluated on masks,
-    at full width, which is for training; `slimnb.papers.ds_net.dynamic.DynamicNet` runs the same decisions sliced. Batch-norm
-    statistics of the channels before the first gate must not depend on the path: calibrate all paths together.
+    at full width, which is for training; DS-Net's `DynamicNet` runs the same decisions sliced. Batch-norm statistics of
+    the channels before the first gate must not depend on the path: calibrate all paths together.
     Subclasses build `features` with gates in it and call `finish_gates`.
     """
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from slimnb.nn.layers import SlimmableLinear
 from slimnb.nets.base import SlimmableNet
 from slimnb.nn.blocks import Chain, ConvNormAct
+from slimnb.nn.layers import SlimmableLinear
 from slimnb.subnet import scaled
 
 LAYOUT = ((32, 2), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 2), *((512, 1),) * 5,

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from slimnb.nn.layers import SlimmableLinear
 from slimnb.nets.base import SlimmableNet
 from slimnb.nn.blocks import Chain, ConvNormAct, Residual
+from slimnb.nn.layers import SlimmableLinear
 from slimnb.subnet import scaled
 
 STEM, TAIL = 32, 1280

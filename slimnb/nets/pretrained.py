@@ -9,11 +9,11 @@ import torch
 from torch import Tensor
 
 from slimnb.errors import SlimnbError
-from slimnb.nn.layers import GROUP, PRIVATE
 from slimnb.nets.base import SlimmableNet
-from slimnb.nn.blocks import ConvNormAct
 from slimnb.nets.mobilenet_v2 import MobileNetV2
 from slimnb.nets.resnet import ResNet50
+from slimnb.nn.blocks import ConvNormAct
+from slimnb.nn.norm import GROUP, PRIVATE
 
 UNTOUCHED = "The net is as it was."
 

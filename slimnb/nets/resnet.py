@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from slimnb.nn.layers import SlimmableLinear
 from slimnb.nets.base import SlimmableNet
 from slimnb.nn.blocks import Chain, ConvNormAct, MaxPool, Residual
+from slimnb.nn.layers import SlimmableLinear
 from slimnb.subnet import scaled
 
 LAYOUT = ((64, 3), (128, 4), (256, 6), (512, 3))  # (bottleneck channels, blocks) of each stage

@@ -10,9 +10,10 @@ import torch
 from torch import Tensor
 
 from slimnb.errors import SlimnbError
-from slimnb.nn.layers import GROUP, SlimmableConv2d, SlimmableLinear, SlimmableSqueezeExcite, SwitchableBatchNorm2d
 from slimnb.nets.base import SlimmableNet
 from slimnb.nets.elastic import ElasticNet
+from slimnb.nn.layers import SlimmableConv2d, SlimmableLinear, SlimmableSqueezeExcite
+from slimnb.nn.norm import GROUP, SwitchableBatchNorm2d
 from slimnb.nn.zero_padding import ENDS, MATCH, PADDINGS, SHORTCUT, leader, places_of, stream_order, streams
 from slimnb.subnet import Subnet
 

@@ -2,9 +2,9 @@
 
 from __future__ import annotations
 
-from slimnb.nn.layers import SlimmableLinear
 from slimnb.nets.base import SlimmableNet
 from slimnb.nn.blocks import Chain, ConvNormAct, MaxPool
+from slimnb.nn.layers import SlimmableLinear
 from slimnb.subnet import scaled
 
 LAYOUT = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)  # channels; a max-pool between rows

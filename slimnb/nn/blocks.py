@@ -5,7 +5,8 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slimnb.nn.layers import ACTIVATIONS, PLAIN_ACTIVATIONS, Selection, SlimmableConv2d, join, join_ends, narrow, normalisation
+from slimnb.nn.layers import ACTIVATIONS, PLAIN_ACTIVATIONS, Selection, SlimmableConv2d, join, join_ends, narrow
+from slimnb.nn.norm import normalisation
 
 
 class Chain(nn.Sequential):

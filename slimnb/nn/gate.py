@@ -10,9 +10,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slimnb.data.augment import keyed_uniform
 from slimnb.errors import SlimnbError
 from slimnb.nn.layers import Selection
+from slimnb.rng import keyed_uniform
 
 MARGIN = 1e-4
 """Scores that lie closer than this to the best count as equal, and the narrowest of equals is chosen.

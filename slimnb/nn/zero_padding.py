@@ -15,8 +15,8 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slimnb.nn.layers import Selection
 from slimnb.nn.blocks import ConvNormAct, Residual
+from slimnb.nn.layers import Selection
 
 MATCH, ENDS, SHORTCUT = "match", "ends", "shortcut"
 PADDINGS = (MATCH, ENDS, SHORTCUT)

@@ -8,9 +8,9 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slimnb.errors import SlimnbError
 from slimnb.runs import files, results
 from slimnb.runs.files import Damaged, Failpoint, digest, from_json, label, to_json
-from slimnb.errors import SlimnbError
 
 if TYPE_CHECKING:
     from torch import Tensor

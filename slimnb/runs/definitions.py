@@ -203,7 +203,10 @@ def _defined(node: ast.stmt) -> list[str]:
         return [node.name]
     if isinstance(node, SKIPPED_NODES) or _is_typing(node):
         return []
-    return [each.id for each in ast.walk(node) if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store)]
+    loops = [part for part in ast.walk(node) if isinstance(part, ast.comprehension)]
+    inner = {id(each) for part in loops for each in ast.walk(part.target)}
+    return [each.id for each in ast.walk(node)
+            if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store) and id(each) not in inner]
 
 
 def _is_typing(node: ast.stmt) -> bool:

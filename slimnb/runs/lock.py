@@ -14,9 +14,9 @@ from typing import Any
 
 import filelock
 
+from slimnb.errors import SlimnbError
 from slimnb.runs import files
 from slimnb.runs.files import Damaged, Failpoint, from_json, label, to_json
-from slimnb.errors import SlimnbError
 
 
 @contextmanager

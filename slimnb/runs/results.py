@@ -8,9 +8,9 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slimnb.errors import SlimnbError
 from slimnb.runs import files
 from slimnb.runs.files import Damaged, digest, from_json, label, to_json
-from slimnb.errors import SlimnbError
 
 if TYPE_CHECKING:
     import pandas

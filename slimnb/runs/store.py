@@ -19,10 +19,10 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from slimnb.errors import SlimnbError
 from slimnb.runs import checkpoint, files, lock, results
 from slimnb.runs.checkpoint import check_like
 from slimnb.runs.files import STAGES, Damaged, Failpoint, from_json, label, plain, to_json
-from slimnb.errors import SlimnbError
 from slimnb.runs.fingerprint import code_fingerprint, machine_fingerprint
 from slimnb.runs.lock import Preemption
 from slimnb.runs.results import SCHEMA, results_frame

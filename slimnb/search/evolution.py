@@ -2,21 +2,17 @@
 
 from __future__ import annotations
 
-import copy
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from functools import partial
 from itertools import product
 
 import numpy as np
-from torch import Tensor
 
-from slimnb.train.calibrate import calibrate_bn, evaluate
 from slimnb.cost.elastic import ElasticTable, kept_blocks, sample_structures, subnets_at
 from slimnb.errors import SlimnbError
-from slimnb.nets.base import SlimmableNet
+from slimnb.rng import rng_at
 from slimnb.subnet import SearchSpace, Subnet
-from slimnb.train.loop import rng_at
 
 Score = Callable[[Sequence[Subnet]], Sequence[float]]
 """A number for each of a batch of canonical subnets; the larger the better."""
@@ -33,27 +29,6 @@ class Found:
     score: float
     cost: float
     rows: list[dict]  # evaluation (from 1), generation, subnet (JSON), cost, score, best (score up to here)
-
-
-class Validated:
-    """Top-1 accuracy (percent) on validation images, with statistics of each subnet's own; a `Score`.
-
-    `images()` gives batches of calibration images, `val()` batches of (images, labels); `chunk` subnets share one pass
-    over them. They are calibrated in a copy of `net`: a search leaves no statistics behind, nor their memory.
-    """
-
-    def __init__(self, net: SlimmableNet, images: Callable[[], Iterable[Tensor]],
-                 val: Callable[[], Iterable[tuple[Tensor, Tensor]]], chunk: int = 16):
-        self.net, self.images, self.val, self.chunk = net, images, val, chunk
-
-    def __call__(self, subnets: Sequence[Subnet]) -> list[float]:
-        """Percent correct of each."""
-        found = []
-        for start in range(0, len(subnets), self.chunk):
-            some, net = subnets[start: start + self.chunk], copy.deepcopy(self.net)
-            calibrate_bn(net, some, self.images())
-            found += [each.top1 for each in evaluate(net, some, self.val())]
-        return found
 
 
 def all_structures(space: SearchSpace) -> np.ndarray:

@@ -12,8 +12,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slimnb.errors import SlimnbError
-from slimnb.nn.layers import SwitchableBatchNorm2d
 from slimnb.nets.base import SlimmableNet
+from slimnb.nn.norm import SwitchableBatchNorm2d
 from slimnb.subnet import Subnet
 
 

@@ -16,11 +16,11 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from slimnb.errors import EXIT_CODES, SlimnbError
+from slimnb.nets.base import SlimmableNet
 from slimnb.runs.checkpoint import pack, unpack
 from slimnb.runs.files import from_json, to_json
-from slimnb.errors import EXIT_CODES, SlimnbError
 from slimnb.runs.lock import Preemption
-from slimnb.nets.base import SlimmableNet
 
 if TYPE_CHECKING:
     from slimnb.runs.store import Run

@@ -13,28 +13,26 @@ from types import ModuleType
 import torch
 from torch import Tensor
 
-from slimnb.papers.slimmable import probes
-from slimnb.train.calibrate import calibrate_bn
 from slimnb.data.datasets import Augmentation, Batches, ImageData
-from slimnb.train.distributed import broadcast_weights, rank_of, share, synchronise_batch_norm, world_of
 from slimnb.errors import SlimnbError
-from slimnb.cost.latency import compare_latency, conditions, execution_modes
-from slimnb.train.measure import choose, chosen, measure, plain_batches
 from slimnb.nets.base import SlimmableNet
-from slimnb.nets.resnet import ResNet50
 from slimnb.papers.sp_net.pruning import SCORES, embed_counts_
-from slimnb.train.recipe import WIDTHS, Recipe
 from slimnb.runs.store import Run, RunStore, code_fingerprint, machine_fingerprint
-from slimnb.train.state import load_first_channels_, load_net, net_state
 from slimnb.subnet import Subnet
-from slimnb.train.loop import Probe, Sampler, Schedule, make_optimizer, train
+from slimnb.train.distributed import broadcast_weights, rank_of, share, synchronise_batch_norm, world_of
+from slimnb.train.loop import train
+from slimnb.train.measure import choose, chosen, measure, plain_batches
+from slimnb.train.optim import Schedule, make_optimizer
+from slimnb.train.protocols import Probe, Sampler
+from slimnb.train.recipe import Recipe
+from slimnb.train.state import load_first_channels_, load_net, net_state
 
 PAPERS = ("slimmable", "sp_net", "platforms", "pss_net", "deps", "ds_net")  # folders of slimnb.papers
 CHAPTERS = {"slimmable_networks": "slimmable"}  # whose paper has another name
 NETS = {"mobilenet_v1": "nets.mobilenet_v1.MobileNetV1", "mobilenet_v2": "nets.mobilenet_v2.MobileNetV2",
         "vgg": "nets.vgg.VGG", "resnet": "nets.resnet.ResNet50", "mobilenet_v3": "nets.mobilenet_v3.MobileNetV3",
-        "proxyless_nas": "nets.proxyless_nas.ProxylessNAS", "ds_mbnet": "papers.ds_net.ds_mbnet.DSMobileNet",
-        "ds_resnet": "papers.ds_net.ds_resnet.DSResNet50", "ds_effnet": "papers.ds_net.ds_effnet.DSEfficientNet"}
+        "proxyless_nas": "nets.proxyless_nas.ProxylessNAS", "ds_mbnet": "papers.ds_net.nets.DSMobileNet",
+        "ds_resnet": "papers.ds_net.nets.DSResNet50", "ds_effnet": "papers.ds_net.nets.DSEfficientNet"}
 OPTIONS = ("layout", "stem", "first", "tail", "head", "rounding", "depths", "expands", "kernels", "variant", "strides",
            "fixed", "grid", "num_choices", "channels_per_group", "shared")  # of a net
 NO_BFLOAT16 = ("DEFAULT", "NO AVX", "AVX2")  # capabilities of processors, as PyTorch names them
@@ -87,7 +85,8 @@ def method_of(recipe: Recipe) -> ModuleType:
 
 def code_of(recipe: Recipe) -> str:
     """Fingerprint of the code that can change what this recipe's training leaves."""
-    starts = [load_first_channels_, *([embed_counts_, "slimnb.papers.sp_net.pruning.SCORES"] if hasattr(recipe, "score") else [])]
+    embeds = [embed_counts_, "slimnb.papers.sp_net.pruning.SCORES"] if hasattr(recipe, "score") else []
+    starts = [load_first_channels_, *embeds]
     return code_fingerprint(["slimnb.train.loop.train", make_optimizer, Schedule, batches, net_name(recipe),
                              *_hooks(recipe, "plan", "load", "prepare", "penalty", "probe"),
                              *(starts if recipe.start else [])])
@@ -114,8 +113,8 @@ def begin(recipe: Recipe, num_classes: int, store: RunStore) -> SlimmableNet:
     """The net as its training finds it: built, and with `recipe.start` with that run's weights.
 
     Of a wider net's weights it takes the first channels. A recipe that says in `score` and `padding` how has its
-    channels sorted, and its `subnets` embedded (`slimnb.papers.sp_net.pruning.embed_counts_`). A paper that takes other parts of the
-    weights than the first channels does so in its module's `load`; what else it does to them is `prepare`. Raises B08
+    channels sorted, and its `subnets` embedded (`embed_counts_`). A paper that takes other parts of the weights than
+    the first channels does so in its module's `load`; what else it does to them is `prepare`. Raises B08
     without the weights.
     """
     if recipe.start and hasattr(recipe, "score"):
@@ -348,34 +347,6 @@ def _measured(recipe: Recipe, net: SlimmableNet, sampler: Sampler, data: ImageDa
             for name, row in zip(subnets, measured, strict=True)], {}
 
 
-def probe(result: Result, data: ImageData, mults: Sequence[float], store: RunStore, device: str = "cpu") -> dict:
-    """The rows of every probe of `slimnb.papers.slimmable.probes` on a finished run's weights: taken once, then loaded."""
-    recipe = result.recipe
-    settings = {"paper": recipe.paper, "arm": f"{recipe.arm} probes", "scale": recipe.scale, "of": result.run_id,
-                "mults": list(mults), "images": recipe.calibration_images}
-
-    def take() -> dict:
-        net = build(recipe, data.num_classes)
-        net.reserve([net.uniform(mult) for mult in recipe.mults])
-        load_net(net, weights_of(store, result.run_id), net.get_extra_state())
-        return probes.take(net.to(device), data, mults, images=recipe.calibration_images, device=device)
-
-    return once(store, settings, code_fingerprint([probes.take, net_name(recipe)]), take)
-
-
-def latencies(scale: str, mult: float, rounds: int, store: RunStore, device: str = "cpu", repeats: int = 5) -> dict:
-    """Latency of five ways to run a ResNet-50 at width `mult`, and of three of them at every width.
-
-    Batch 1, 224 pixels. Measured once per store and settings, like a run. Keys: modes (rows of mode, repeat, ms: the
-    median of `rounds` interleaved calls), widths (mode, mult, ms), difference (largest between the outputs of mask,
-    index, slice and ideal), about (device, threads, dtype, date), run_id.
-    """
-    settings = {"paper": "slimmable", "arm": "latency", "scale": scale, "net": "resnet", "mult": mult, "rounds": rounds,
-                "repeats": repeats, "device": torch.device(device).type}
-    code = code_fingerprint([_latencies])
-    return once(store, settings, code, lambda: _latencies(mult, rounds, repeats, device))
-
-
 def once(store: RunStore, settings: dict, code: str, take: Callable[[], dict]) -> dict:
     """What `take` gives, stored under its settings and code; a second call loads it, one meanwhile waits for it."""
     stored = store.open(settings, code, NO_DATA)
@@ -385,26 +356,6 @@ def once(store: RunStore, settings: dict, code: str, take: Callable[[], dict]) -
         stored.finish(take())
 
     return finished(stored, measure_it, PATIENCE)
-
-
-def _latencies(mult: float, rounds: int, repeats: int, device: str) -> dict:
-    net = ResNet50().to(device).eval()
-    x = torch.randn(1, 3, 224, 224, generator=torch.Generator().manual_seed(0)).to(device)
-    named = {width: net.uniform(width) for width in sorted({*WIDTHS, mult})}
-    calibrate_bn(net, list(named.values()), [x])
-    modes = execution_modes(net, named[mult], x)
-    with torch.inference_mode():
-        outputs = {name: run_it() for name, run_it in modes.items() if name != "full"}
-    difference = max((out - outputs["ideal"]).abs().max().item() for out in outputs.values())
-    rows = [{"mode": name, "repeat": repeat, "ms": round(found["median_ms"], 4)} for repeat in range(repeats)
-            for name, found in compare_latency(modes, x, max(1, rounds // repeats)).items()]
-    ways = {(width, name): run_it for width, subnet in named.items()
-            for name, run_it in execution_modes(net, subnet, x).items() if name in ("slice", "index", "ideal")}
-    timed = compare_latency({f"{name} {width}": run_it for (width, name), run_it in ways.items()}, x,
-                            max(1, rounds // repeats))
-    widths = [{"mode": name, "mult": width, "ms": round(timed[f"{name} {width}"]["median_ms"], 4)}
-              for width, name in ways]
-    return {"modes": rows, "widths": widths, "difference": difference, "about": conditions(x)}
 
 
 def commit(recipes: Sequence[Recipe], data: ImageData, store: RunStore, folder: str | Path) -> list[Path]:

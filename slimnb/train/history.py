@@ -18,7 +18,7 @@ from tqdm import tqdm
 from slimnb.errors import SlimnbError
 
 if TYPE_CHECKING:
-    from slimnb.train.loop import Outcome
+    from slimnb.train.protocols import Outcome
 
 
 class Watch:

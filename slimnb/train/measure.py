@@ -2,18 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Collection, Iterable, Mapping, Sequence
 
 import numpy as np
+from torch import Tensor
 
+from slimnb.cost.macs import count_macs, count_params
+from slimnb.cost.table import macs_function
 from slimnb.data.batches import Batches, Split
-from slimnb.train.calibrate import Evaluation, calibrate_bn, evaluate
-from slimnb.cost.macs import count_macs, count_params, macs_function
 from slimnb.data.datasets import ImageData
-from slimnb.train.distributed import rank_of, world_of
-from slimnb.nn.layers import CALIBRATED
 from slimnb.nets.base import SlimmableNet
+from slimnb.nn.norm import CALIBRATED
 from slimnb.subnet import Subnet
+from slimnb.train.calibrate import Evaluation, calibrate_bn, evaluate
+from slimnb.train.distributed import rank_of, world_of
+from slimnb.train.protocols import Probe
 
 EVALUATION_BATCH = 500
 TERCILES = ("easy", "medium", "hard")
@@ -103,3 +106,48 @@ def _by_difficulty(found: Evaluation, split: Split) -> dict[str, float]:
     order = np.argsort(split.difficulty.cpu().numpy(), kind="stable")
     parts = zip(TERCILES, np.array_split(order, len(TERCILES)), strict=True)
     return {f"top1_{name}": 100 * float(found.correct.numpy()[part].mean()) for name, part in parts}
+
+
+class Accuracy:
+    """At `steps`: validation accuracy of named subnets with the weights of that step, calibrated for it.
+
+    In a net that has only been trained at full size these are zero-shot subnets (Fig. 2); of the full net alone it is
+    the curve across the start of shrinking (Fig. 7b). `images()` gives batches of calibration images, `val()` of
+    (images, labels). Rows: look "accuracy", step, name, top1 (percent), ce (nats).
+    """
+
+    def __init__(self, subnets: Mapping[str, Subnet], images: Callable[[], Iterable[Tensor]],
+                 val: Callable[[], Iterable[tuple[Tensor, Tensor]]], steps: Collection[int]):
+        self.subnets, self.images, self.val, self.steps = dict(subnets), images, val, frozenset(steps)
+        self.rows: list[dict] = []
+
+    def at(self, step: int) -> bool:
+        """Whether `step` is one of the steps."""
+        return step in self.steps
+
+    def __call__(self, step: int, net: SlimmableNet, x: Tensor, y: Tensor) -> list[dict]:
+        """A row per subnet; the batch is not used."""
+        return self.rows_of(step, net)
+
+    def rows_of(self, step: int, net: SlimmableNet) -> list[dict]:
+        """The rows at the weights `net` has, as after the last step of a training, whose calibration they replace."""
+        calibrate_bn(net, list(self.subnets.values()), self.images())
+        found = evaluate(net, list(self.subnets.values()), self.val())
+        return [{"look": "accuracy", "step": step, "name": name, "top1": each.top1, "ce": each.ce}
+                for name, each in zip(self.subnets, found, strict=True)]
+
+
+class Probes:
+    """Several probes as one: each looks where it is due, those of accuracy last, for they leave statistics behind."""
+
+    def __init__(self, probes: Sequence[Probe]):
+        self.probes = sorted(probes, key=lambda probe: isinstance(probe, Accuracy))
+        self.rows: list[dict] = []
+
+    def at(self, step: int) -> bool:
+        """Whether one of them is due."""
+        return any(probe.at(step) for probe in self.probes)
+
+    def __call__(self, step: int, net: SlimmableNet, x: Tensor, y: Tensor) -> list[dict]:
+        """The rows of those that are due."""
+        return [row for probe in self.probes if probe.at(step) for row in probe(step, net, x, y)]

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import asdict, dataclass
 from typing import Any
 
 from slimnb.errors import SlimnbError
@@ -86,20 +86,3 @@ def check_scale(scale: str) -> str:
     return scale
 
 
-WIDTHS = (0.25, 0.5, 0.75, 1.0)  # S-Net, section 4: the four switches
-
-SMOKE = Recipe(  # sized so that all arms together train in about half a minute on two cores
-    paper="slimmable", arm="", scale="smoke", seed=0, net="mobilenet_v1", method="switches", bn="private",
-    mults=WIDTHS, train_mults=(), n_random=2, epochs=2, batch_size=64, lr=0.1, schedule="cosine", momentum=0.9,
-    weight_decay=1e-4, decay="weights", augment="none", calibration_images=1024,
-    layout=((16, 2), (32, 1), (64, 2), (64, 1)))
-
-SMALL = replace(  # US-Net's optimiser settings on half of MobileNetV1, 10.6 M MACs: ours, for two CPU cores
-    SMOKE, scale="small", epochs=6, batch_size=128, lr=0.2, augment="crop_flip", calibration_images=4096,
-    layout=((32, 2), (64, 1), (128, 2), (128, 1), (256, 2), (256, 1), (512, 1), (512, 1)), dtype="bfloat16")
-
-FULL = replace(  # US-Net: MobileNetV1, lr .5 linear to 0, batch 1024, 250 epochs, 5 calibration batches of 1024
-    SMOKE, scale="full", epochs=250, batch_size=1024, lr=0.5, schedule="linear", augment="resized_crop",
-    calibration_images=5 * 1024, input_size=224, layout=None, dtype="bfloat16")
-
-FULL_32 = replace(FULL, augment="crop_flip", input_size=32, lr=0.1, batch_size=128)  # the same on CIFAR

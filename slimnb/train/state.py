@@ -12,7 +12,7 @@ from slimnb.nets.base import SlimmableNet
 
 if TYPE_CHECKING:
     from slimnb.train.history import History
-    from slimnb.train.loop import Objective, Sampler
+    from slimnb.train.protocols import Objective, Sampler
 
 EXTRA = "_extra_state"
 

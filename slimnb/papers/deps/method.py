@@ -12,15 +12,18 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slimnb.cost.macs import count_macs
 from slimnb.cost.elastic import ElasticTable, structures_of
+from slimnb.cost.macs import count_macs
 from slimnb.errors import SlimnbError
-from slimnb.papers.deps.gradients import Accuracy, LayerGradients, NormRatio, Probes
-from slimnb.papers.slimmable.method import Draw, InplaceDistillation, Sandwich, Stateless, Switches
 from slimnb.nets.base import SlimmableNet
 from slimnb.nets.sorting import embed_, expand_order
+from slimnb.papers.deps.gradients import LayerGradients, NormRatio
+from slimnb.papers.slimmable.method import Draw, InplaceDistillation, Sandwich, Stateless, Switches
+from slimnb.rng import rng_at
 from slimnb.subnet import SearchSpace, Subnet
-from slimnb.train.loop import Labels, Objective, Outcome, Pass, Probe, Sampler, Schedule, rng_at
+from slimnb.train.measure import Accuracy, Probes
+from slimnb.train.optim import Schedule
+from slimnb.train.protocols import Labels, Objective, Outcome, Pass, Probe, Sampler
 
 # -- epsilon ---------------------------------------------------------------------------------------------
 
@@ -236,7 +239,7 @@ METHODS = ("full", "shrinking", "progressive", "compound")
 
 
 def plan(recipe, net: SlimmableNet, steps: int, teacher: SlimmableNet | None = None) -> tuple[Sampler, Objective]:
-    """Sampler and objective of a `slimnb.papers.deps.recipes.ShrinkingRecipe`. Raises P06 where `teacher` is missing."""
+    """Sampler and objective of a `ShrinkingRecipe`. Raises P06 where `teacher` is missing."""
     if recipe.method == "full":
         return Switches({"largest": net.largest}, recipe.dropout), Labels(recipe.smoothing)
     if recipe.method == "shrinking":

@@ -10,9 +10,10 @@ from collections.abc import Sequence
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
-from slimnb.train.experiment import Result
-from slimnb.train.recipe import SMALL, SMOKE, Recipe, check_scale
+from slimnb.papers.slimmable.recipes import SMALL, SMOKE
 from slimnb.subnet import Subnet
+from slimnb.train.experiment import Result
+from slimnb.train.recipe import Recipe, check_scale
 
 LEGS = (0.25, 0.5, 0.75, 1.0)
 """Shares of the training of the full net after which a leg ends: Fig. 7a's P, and the whole."""

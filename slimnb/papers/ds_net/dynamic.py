@@ -11,12 +11,13 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
-from slimnb.cost.macs import CostTable
+from slimnb.cost.table import CostTable
 from slimnb.errors import SlimnbError
-from slimnb.nn.gate import Gate
-from slimnb.nn.layers import GROUP, Selection, SwitchableBatchNorm2d
-from slimnb.nn.blocks import Chain
 from slimnb.nets.gated import GatedNet
+from slimnb.nn.blocks import Chain
+from slimnb.nn.gate import Gate
+from slimnb.nn.layers import Selection
+from slimnb.nn.norm import GROUP, SwitchableBatchNorm2d
 
 OVERHEAD = 4.0
 """What a group costs beside its images, in images on the widest path: on a CPU core, at 32 pixels."""

@@ -14,9 +14,9 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, Stroke
 from matplotlib.transforms import Bbox
 
-from slimnb.errors import SlimnbError
 from slimnb.book.marks import MACS, TOP1, curves, lines, millions, told_ends
 from slimnb.book.style import GREY, INK, METHODS, described, label_ends, legible, look, new_axes, styled
+from slimnb.errors import SlimnbError
 
 ROUTED, STATIC = METHODS["dsnet"].colour, METHODS["static"].colour
 NARROW_TO_WIDE = LinearSegmentedColormap.from_list("narrow to wide", ["#FCE6D8", "#F2A172", ROUTED, "#4A2000"])

@@ -12,22 +12,21 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slimnb.data.batches import Batches
-from slimnb.train.calibrate import calibrate_bn
 from slimnb.cost.macs import count_macs
+from slimnb.data.batches import Batches
 from slimnb.data.datasets import ImageData
-from slimnb.papers.ds_net.dynamic import DynamicNet, path_macs
 from slimnb.errors import SlimnbError
-from slimnb.nn.gate import Gated
-from slimnb.papers.deps.gradients import Accuracy
-from slimnb.nn.layers import GROUP
-from slimnb.train.measure import measured, plain_batches
-from slimnb.papers.slimmable.method import Draw, InplaceDistillation, Sandwich, Stateless, Switches, any_of
 from slimnb.nets.base import SlimmableNet
 from slimnb.nets.gated import GatedNet
-from slimnb.train.state import load_first_channels_, load_net
+from slimnb.nn.gate import Gated
+from slimnb.nn.norm import GROUP
+from slimnb.papers.ds_net.dynamic import DynamicNet, path_macs
+from slimnb.papers.slimmable.method import Draw, InplaceDistillation, Sandwich, Stateless, Switches, any_of
 from slimnb.subnet import Subnet
-from slimnb.train.loop import Labels, Objective, Pass, Probe, Sampler
+from slimnb.train.calibrate import calibrate_bn
+from slimnb.train.measure import Accuracy, measured, plain_batches
+from slimnb.train.protocols import Labels, Objective, Pass, Probe, Sampler
+from slimnb.train.state import load_first_channels_, load_net
 
 # -- stage I ---------------------------------------------------------------------------------------------
 

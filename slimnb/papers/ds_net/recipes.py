@@ -9,10 +9,11 @@ from __future__ import annotations
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
-from slimnb.train.experiment import Result
 from slimnb.papers.ds_net.method import GIVE_UP, TRY_BEST
-from slimnb.train.recipe import SMALL, SMOKE, Recipe, check_scale
+from slimnb.papers.slimmable.recipes import SMALL, SMOKE
 from slimnb.runs.store import RunStore
+from slimnb.train.experiment import Result
+from slimnb.train.recipe import Recipe, check_scale
 
 SUPERNET = "IEB"
 """The arm of stage I that gates are trained on."""

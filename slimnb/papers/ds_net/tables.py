@@ -12,16 +12,16 @@ from scipy.stats import entropy
 from scipy.stats.contingency import crosstab
 from torch import Tensor
 
-from slimnb.data.datasets import ImageData
-from slimnb.papers.ds_net.dynamic import OVERHEAD, DynamicNet, pack_
-from slimnb.train.experiment import Result, net_name, once, trained
-from slimnb.nn.gate import Gated
 from slimnb.cost.latency import compare_latency, conditions
-from slimnb.train.measure import plain_batches
-from slimnb.papers.ds_net.method import unpacked_bits
+from slimnb.data.datasets import ImageData
 from slimnb.nets.gated import GatedNet
+from slimnb.nn.gate import Gated
+from slimnb.papers.ds_net.dynamic import OVERHEAD, DynamicNet, pack_
+from slimnb.papers.ds_net.method import unpacked_bits
 from slimnb.runs.store import RunStore, code_fingerprint
 from slimnb.subnet import Subnet
+from slimnb.train.experiment import Result, net_name, once, trained
+from slimnb.train.measure import plain_batches
 
 COLLAPSED = 0.99
 """A gate that sends more than this share of all images one way has collapsed."""

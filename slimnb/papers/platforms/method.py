@@ -11,16 +11,17 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from slimnb.cost.macs import CostTable
-from slimnb.papers.platforms.market import check_weights
+from slimnb.cost.table import CostTable
 from slimnb.errors import SlimnbError
-from slimnb.papers.slimmable.method import InplaceDistillation, Stateless, Switches
 from slimnb.nets.base import SlimmableNet
+from slimnb.papers.platforms.market import check_weights
+from slimnb.papers.platforms.windows import Windows
+from slimnb.papers.slimmable.method import InplaceDistillation, Stateless, Switches
+from slimnb.rng import rng_at
 from slimnb.search.random_paths import cumulative, inverse_cdf
 from slimnb.search.trellis import Found, Trellis, best_under, marginals
 from slimnb.subnet import SearchSpace, Subnet
-from slimnb.train.loop import Labels, Objective, Outcome, Pass, Sampler, rng_at
-from slimnb.papers.platforms.windows import Windows
+from slimnb.train.protocols import Labels, Objective, Outcome, Pass, Sampler
 
 WINDOW = 100_000
 """Losses kept of every (channel unit, choice), as in AOWS."""

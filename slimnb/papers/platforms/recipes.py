@@ -8,15 +8,18 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
-from slimnb.cost.macs import CostTable, count_macs
+from slimnb.cost.macs import count_macs
+from slimnb.cost.table import CostTable
 from slimnb.papers.platforms.market import WEIGHTS
-from slimnb.train.experiment import Result, build
 from slimnb.papers.platforms.method import WidthSearch, platform_subnets
+from slimnb.papers.slimmable.recipes import SMALL, SMOKE
+from slimnb.rng import rng_at
 from slimnb.search.random_paths import random_under
-from slimnb.train.recipe import SMALL, SMOKE, Recipe, check_scale
 from slimnb.search.trellis import Trellis
 from slimnb.subnet import SearchSpace, Subnet
-from slimnb.train.loop import Outcome, Pass, rng_at
+from slimnb.train.experiment import Result, build
+from slimnb.train.protocols import Outcome, Pass
+from slimnb.train.recipe import Recipe, check_scale
 
 MULTS = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)  # section 4.1: the platforms' targets
 PLATFORMS = tuple(f"#{k + 1}" for k in range(len(MULTS)))

@@ -12,13 +12,15 @@ import torch.distributed as dist
 from torch import Tensor
 
 from slimnb.errors import SlimnbError
-from slimnb.papers.slimmable.method import Draw, InplaceDistillation, Sandwich, Switches, any_of, any_width
 from slimnb.nets.base import SlimmableNet
 from slimnb.papers.pss_net.pools import Listed, Pool, Target, entries_of, fill_, pack_entries, unpack_entries
 from slimnb.papers.pss_net.samplers import ExactDistribution, StructureDistribution
 from slimnb.papers.pss_net.structures import Buckets, Resource, StructureCosts, Structures, structure_space
+from slimnb.papers.slimmable.method import Draw, InplaceDistillation, Sandwich, Switches, any_of, any_width
+from slimnb.rng import rng_at
 from slimnb.subnet import Subnet
-from slimnb.train.loop import Labels, Objective, Outcome, Pass, Sampler, average_, rng_at
+from slimnb.train.loop import average_
+from slimnb.train.protocols import Labels, Objective, Outcome, Pass, Sampler
 
 # -- prioritized subnet sampling -------------------------------------------------------------------------
 

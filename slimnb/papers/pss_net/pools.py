@@ -12,8 +12,8 @@ from scipy.special import softmax
 from torch import Tensor
 
 from slimnb.errors import SlimnbError
-from slimnb.search.random_paths import cumulative
 from slimnb.papers.pss_net.structures import Buckets, Resource
+from slimnb.search.random_paths import cumulative
 from slimnb.subnet import Subnet
 
 # -- targets ---------------------------------------------------------------------------------------------

@@ -13,18 +13,19 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slimnb.cost.macs import macs_function
-from slimnb.data.datasets import Batches, ImageData
-from slimnb.train.experiment import Result, build, net_name, once, trained
 from slimnb.cost.latency import conditions
 from slimnb.cost.latency_model import compare_predicted
+from slimnb.cost.table import macs_function
+from slimnb.data.datasets import Batches, ImageData
 from slimnb.papers.pss_net.method import structures_of
-from slimnb.train.recipe import FULL, SMALL, SMOKE, Recipe, check_scale
-from slimnb.runs.store import RunStore, code_fingerprint
 from slimnb.papers.pss_net.structures import RESOLUTIONS, Buckets, Resource, StructureCosts
-from slimnb.subnet import Subnet
 from slimnb.papers.pss_net.switcher import Choice, SubnetSwitcher, storage
-from slimnb.train.loop import rng_at
+from slimnb.papers.slimmable.recipes import FULL, SMALL, SMOKE
+from slimnb.rng import rng_at
+from slimnb.runs.store import RunStore, code_fingerprint
+from slimnb.subnet import Subnet
+from slimnb.train.experiment import Result, build, net_name, once, trained
+from slimnb.train.recipe import Recipe, check_scale
 
 PSS = "PSS-F"
 """The arm, held to MACs, that later ones take structures and weights from; PSS-C, -G, -M: other resources, several."""

@@ -7,9 +7,9 @@ import pandas as pd
 from numpy.lib.stride_tricks import sliding_window_view
 
 from slimnb.errors import SlimnbError
+from slimnb.papers.pss_net.structures import Buckets, Resource, StructureCosts
 from slimnb.search.random_paths import cumulative, inverse_cdf
 from slimnb.search.trellis import Trellis
-from slimnb.papers.pss_net.structures import Buckets, Resource, StructureCosts
 from slimnb.subnet import Subnet
 
 TRIES = 1_000_000

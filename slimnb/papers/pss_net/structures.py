@@ -9,9 +9,9 @@ from functools import cached_property
 
 import numpy as np
 
-from slimnb.cost.macs import CostTable, Node, fold
-from slimnb.errors import SlimnbError
 from slimnb.cost.latency import latency_tables
+from slimnb.cost.table import CostTable, Node, fold
+from slimnb.errors import SlimnbError
 from slimnb.nets.base import SlimmableNet
 from slimnb.search.random_paths import cumulative
 from slimnb.search.trellis import Trellis

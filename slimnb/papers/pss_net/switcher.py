@@ -12,9 +12,9 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slimnb.errors import SlimnbError
-from slimnb.nn.layers import Selection
 from slimnb.nets.base import SlimmableNet
 from slimnb.nn.blocks import resize
+from slimnb.nn.layers import Selection
 from slimnb.search.pareto import pareto_front
 from slimnb.subnet import Subnet
 

@@ -11,12 +11,12 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from slimnb.errors import SlimnbError
-from slimnb.train.experiment import Result
-from slimnb.train.measure import chosen
-from slimnb.runs.results import results_frame
 from slimnb.papers.pss_net.samplers import StructureDistribution
 from slimnb.papers.pss_net.structures import Resource
+from slimnb.runs.results import results_frame
 from slimnb.subnet import Subnet
+from slimnb.train.experiment import Result
+from slimnb.train.measure import chosen
 
 ENDS = ("max", "min")
 """Names of the rows that are no target: the largest and the smallest subnet."""

@@ -10,8 +10,9 @@ from torch import Tensor
 
 from slimnb.errors import SlimnbError
 from slimnb.nets.base import SlimmableNet
+from slimnb.rng import rng_at
 from slimnb.subnet import Subnet
-from slimnb.train.loop import Labels, Objective, Outcome, Pass, Sampler, rng_at
+from slimnb.train.protocols import Labels, Objective, Outcome, Pass, Sampler
 
 Draw = Callable[[np.random.Generator], Subnet]
 """Gives a random subnet, e.g. `space.sample` or `any_width(net, mults)`."""

@@ -6,12 +6,16 @@ from collections.abc import Callable, Iterable, Sequence
 
 from torch import Tensor
 
-from slimnb.train.calibrate import calibrate_bn, evaluate
 from slimnb.data.datasets import ImageData
-from slimnb.train.measure import plain_batches
 from slimnb.nets.base import SlimmableNet
 from slimnb.nn.blocks import ConvNormAct
+from slimnb.papers.slimmable import probes
+from slimnb.runs.store import RunStore, code_fingerprint
 from slimnb.subnet import Subnet
+from slimnb.train.calibrate import calibrate_bn, evaluate
+from slimnb.train.experiment import Result, build, net_name, once, weights_of
+from slimnb.train.measure import plain_batches
+from slimnb.train.state import load_net
 
 CALIBRATION_IMAGES = (8, 16, 32, 64, 128, 256, 512, 1024, 2048, 4096)
 
@@ -73,3 +77,18 @@ def take(net: SlimmableNet, data: ImageData, mults: Sequence[float], *, images: 
     val = list(plain_batches(data, data.val, net.input_size, device))
     calibrate_bn(net, list(named.values()), first(images))
     return {name: probe(net, named, first, val) for name, probe in PROBES.items()}
+
+
+def probe(result: Result, data: ImageData, mults: Sequence[float], store: RunStore, device: str = "cpu") -> dict:
+    """The rows of every probe on a finished run's weights: taken once, then loaded."""
+    recipe = result.recipe
+    settings = {"paper": recipe.paper, "arm": f"{recipe.arm} probes", "scale": recipe.scale, "of": result.run_id,
+                "mults": list(mults), "images": recipe.calibration_images}
+
+    def take() -> dict:
+        net = build(recipe, data.num_classes)
+        net.reserve([net.uniform(mult) for mult in recipe.mults])
+        load_net(net, weights_of(store, result.run_id), net.get_extra_state())
+        return probes.take(net.to(device), data, mults, images=recipe.calibration_images, device=device)
+
+    return once(store, settings, code_fingerprint([probes.take, net_name(recipe)]), take)

@@ -12,12 +12,12 @@ import torch
 
 from slimnb.cost.macs import CONVENTIONS, trace_macs
 from slimnb.data.datasets import Split
-from slimnb.nn.layers import SlimmableConv2d, SlimmableLinear
 from slimnb.nets.base import SlimmableNet
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.nets.mobilenet_v2 import MobileNetV2
 from slimnb.nets.resnet import ResNet50
 from slimnb.nets.vgg import VGG
+from slimnb.nn.layers import SlimmableConv2d, SlimmableLinear
 from slimnb.subnet import Subnet
 
 SUFFIX = {"M": 6, "G": 9}  # powers of ten

@@ -9,20 +9,22 @@ import numpy as np
 import torch
 from torch import Tensor, nn
 
-from slimnb.train.calibrate import calibrate_bn
+from slimnb.cost.execution import IndexedBatchNorm2d, IndexedConv2d, IndexedLinear, execution_modes, indexed
+from slimnb.cost.latency import compare_latency, conditions
 from slimnb.cost.macs import count_macs
-from slimnb.train.experiment import once
-from slimnb.cost.latency import IndexedBatchNorm2d, IndexedConv2d, IndexedLinear, compare_latency, conditions, execution_modes, indexed
-from slimnb.nn.layers import SlimmableConv2d, SlimmableLinear, SwitchableBatchNorm2d
 from slimnb.nets.base import SlimmableNet
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.nets.mobilenet_v2 import MobileNetV2
 from slimnb.nets.resnet import ResNet50
 from slimnb.nets.sorting import embed_
 from slimnb.nets.vgg import VGG
+from slimnb.nn.layers import SlimmableConv2d, SlimmableLinear
+from slimnb.nn.norm import SwitchableBatchNorm2d
 from slimnb.papers.sp_net.pruning import gammas, importance_order, prune
 from slimnb.runs.store import RunStore, code_fingerprint
 from slimnb.subnet import Subnet
+from slimnb.train.calibrate import calibrate_bn
+from slimnb.train.experiment import once
 
 TABLES = {"ResNet-50": (ResNet50, (0.25, 0.5, 0.75, 1.0)), "VGG": (VGG, (0.25, 0.5, 1.0)),
           "MobileNetV1": (MobileNetV1, (0.5, 0.75, 1.0)), "MobileNetV2": (MobileNetV2, (0.75, 1.0, 1.3))}
@@ -93,7 +95,7 @@ def sorting_latencies(scale: str, rounds: int, store: RunStore, device: str = "c
     settings = {"paper": "sp_net", "arm": "sorting latency", "scale": scale, "rounds": rounds, "repeats": REPEATS,
                 "nets": {name: list(widths) for name, (_, widths) in tables.items()},
                 "device": torch.device(device).type}
-    code = code_fingerprint([_timed])
+    code = code_fingerprint(["slimnb.papers.sp_net.gathered._timed"])
 
     def take() -> dict:
         found = [_timed(name, kind, widths, rounds, device) for name, (kind, widths) in tables.items()]

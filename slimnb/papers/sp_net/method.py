@@ -12,10 +12,10 @@ import torch
 
 from slimnb.cost.macs import count_macs
 from slimnb.errors import SlimnbError
-from slimnb.papers.slimmable.method import InplaceDistillation, Switches
 from slimnb.nets.base import SlimmableNet
+from slimnb.papers.slimmable.method import InplaceDistillation, Switches
 from slimnb.subnet import Subnet
-from slimnb.train.loop import Labels, Objective, Penalty, Sampler
+from slimnb.train.protocols import Labels, Objective, Penalty, Sampler
 
 
 class Sparsity:

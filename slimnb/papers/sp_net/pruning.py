@@ -15,11 +15,11 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from slimnb.cost.macs import macs_function
+from slimnb.cost.table import macs_function
 from slimnb.errors import SlimnbError
-from slimnb.nn.layers import PRIVATE
 from slimnb.nets.base import SlimmableNet
 from slimnb.nets.sorting import embed_
+from slimnb.nn.norm import PRIVATE
 from slimnb.nn.zero_padding import ENDS, MATCH, SHORTCUT, leader, streams
 from slimnb.subnet import Subnet
 

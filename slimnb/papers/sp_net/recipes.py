@@ -9,11 +9,12 @@ from itertools import pairwise
 import torch
 
 from slimnb.cost.macs import count_macs
-from slimnb.train.experiment import Result, build, net_name, once, trained
+from slimnb.papers.slimmable.recipes import SMALL, SMOKE
 from slimnb.papers.sp_net.pruning import SCORES, prune
-from slimnb.train.recipe import SMALL, SMOKE, Recipe, check_scale
 from slimnb.runs.store import RunStore, code_fingerprint
 from slimnb.subnet import Subnet
+from slimnb.train.experiment import Result, build, net_name, once, trained
+from slimnb.train.recipe import Recipe, check_scale
 
 BASE, TUNED = "Base", "Slimming alone"
 """Arms that others are pruned from: a sparse net of uniform width, and a pruned one trained further on its own."""
@@ -258,7 +259,7 @@ class Pruning:
         return replace(made, first_gamma=family.first_gamma) if made.fresh else made
 
     def prune(self, base: Result, mult: float, padding: str = "match", score: str = "gammas") -> dict:
-        """A `slimnb.papers.sp_net.pruning.Pruned` of `base` at the MACs of the uniform width `mult`, found once and then loaded."""
+        """A `Pruned` of `base` at the MACs of the uniform width `mult`, found once and then loaded."""
         recipe, classes, host = base.recipe, self.data.num_classes, self.host
         settings = {"paper": recipe.paper, "arm": "pruned", "scale": recipe.scale, "net": recipe.net,
                     "seed": self.seed, "of": base.run_id, "into": host.run_id if host else None, "mult": mult,

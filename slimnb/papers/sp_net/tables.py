@@ -15,11 +15,11 @@ import pandas as pd
 import torch
 
 from slimnb.cost.macs import count_macs
-from slimnb.train.experiment import Result, build
 from slimnb.nets.base import Masks, SlimmableNet
 from slimnb.nn.zero_padding import leader, stream_order, streams
 from slimnb.papers.sp_net.recipes import PrunedRecipe
 from slimnb.subnet import Subnet
+from slimnb.train.experiment import Result, build
 
 PAPER_ARMS = {"individual": "Individual", "S-Net": "S-Net", "SP-Net": "SP-Net", "multi-base": "SP-Net",
               "one-shot": "One-shot", "iterative": "Iterative", "shortcut first": "Shortcut first"}

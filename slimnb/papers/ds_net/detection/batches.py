@@ -8,9 +8,10 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
-from slimnb.data.augment import Normalise, draw_flips, keyed_choice, keyed_order, keyed_uniform, resized_crop
+from slimnb.data.augment import Normalise, draw_flips, resized_crop
 from slimnb.errors import SlimnbError
 from slimnb.papers.ds_net.detection.scenes import SceneSplit
+from slimnb.rng import keyed_choice, keyed_order, keyed_uniform
 
 OVERLAPS = (0.0, 0.1, 0.3, 0.5, 0.7, 0.9, 1.0)  # that a random crop shall have with some box; 1: no crop
 TRIALS = 40  # windows that are drawn for one overlap

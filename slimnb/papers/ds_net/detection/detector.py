@@ -18,15 +18,16 @@ from torchvision.models.detection.ssd import SSD, SSDHead
 from torchvision.ops import box_iou
 
 from slimnb.errors import SlimnbError
-from slimnb.nn.gate import Gated
-from slimnb.nn.layers import GROUP, Selection, SlimmableConv2d, normalisation
 from slimnb.nets.base import Masks, SlimmableNet
-from slimnb.nn.blocks import ConvNormAct, resize
 from slimnb.nets.gated import GatedNet, routed_selection
+from slimnb.nn.blocks import ConvNormAct, resize
+from slimnb.nn.gate import Gated
+from slimnb.nn.layers import Selection, SlimmableConv2d
+from slimnb.nn.norm import GROUP, normalisation
 from slimnb.papers.ds_net.detection.batches import Targets
-from slimnb.train.state import load_first_channels_
 from slimnb.subnet import Subnet
-from slimnb.train.loop import Pass
+from slimnb.train.protocols import Pass
+from slimnb.train.state import load_first_channels_
 
 TAPS = (5, 11, 13)
 """DS-Net, section 4.3: the depthwise blocks whose outputs are fused, at strides 8, 16 and 32."""

@@ -12,9 +12,9 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from slimnb.data.augment import Normalise
-from slimnb.papers.ds_net.detection.detector import Detector
 from slimnb.errors import SlimnbError
 from slimnb.papers.ds_net.detection.batches import plain_images
+from slimnb.papers.ds_net.detection.detector import Detector
 from slimnb.papers.ds_net.detection.scenes import Scenes, SceneSplit
 from slimnb.subnet import Subnet
 

@@ -10,22 +10,34 @@ import os
 import time
 from dataclasses import dataclass, replace
 
-from slimnb.papers.ds_net.detection import detector
-from slimnb.train.calibrate import calibrate_bn
-from slimnb.papers.ds_net.detection.detector import DetectionLoss, Detector, detector_macs
 from slimnb.errors import SlimnbError
-from slimnb.train.experiment import Result, as_result, build, finished, label, made_in, net_name, training_dtype, weights_of
-from slimnb.runs.fingerprint import code_fingerprint, machine_fingerprint
-from slimnb.nn.layers import CALIBRATED
-from slimnb.papers.slimmable.method import Switches
-from slimnb.papers.ds_net.detection.precision import evaluate_detector
-from slimnb.train.recipe import SMALL, SMOKE, Recipe, check_scale
-from slimnb.runs.store import Run, RunStore
+from slimnb.nn.norm import CALIBRATED
+from slimnb.papers.ds_net.detection import detector
 from slimnb.papers.ds_net.detection.batches import SceneBatches
+from slimnb.papers.ds_net.detection.detector import DetectionLoss, Detector, detector_macs
+from slimnb.papers.ds_net.detection.precision import evaluate_detector
 from slimnb.papers.ds_net.detection.scenes import Scenes, generated
-from slimnb.train.state import net_state
-from slimnb.train.loop import Schedule, make_optimizer, train
 from slimnb.papers.ds_net.detection.voc import load_voc
+from slimnb.papers.slimmable.method import Switches
+from slimnb.papers.slimmable.recipes import SMALL, SMOKE
+from slimnb.runs.fingerprint import code_fingerprint, machine_fingerprint
+from slimnb.runs.store import Run, RunStore
+from slimnb.train.calibrate import calibrate_bn
+from slimnb.train.experiment import (
+    Result,
+    as_result,
+    build,
+    finished,
+    label,
+    made_in,
+    net_name,
+    training_dtype,
+    weights_of,
+)
+from slimnb.train.loop import train
+from slimnb.train.optim import Schedule, make_optimizer
+from slimnb.train.recipe import Recipe, check_scale
+from slimnb.train.state import net_state
 
 BASELINE, DYNAMIC = "MobileNetV1 + FSSD", "DS-MBNet + FSSD"
 """The two detectors of Table 4."""
@@ -111,8 +123,8 @@ def run_detection(recipe: DetectionRecipe, scenes: Scenes, store: RunStore | Non
         raise SlimnbError("P04", f"scenes of {scenes.side} pixels", f"the recipe is for {recipe.side}",
                           "Load them at that size.")
     store = store or RunStore()
-    code = code_fingerprint([train, make_optimizer, Schedule, Switches, DetectionLoss, Detector, SceneBatches,
-                             net_name(recipe)])
+    code = code_fingerprint(["slimnb.train.loop.train", make_optimizer, Schedule, Switches, DetectionLoss, Detector,
+                             SceneBatches, net_name(recipe)])
     stored = store.open(recipe.to_json(), code, scenes.fingerprint, machine_fingerprint(device), allow_drift)
     return as_result(recipe, finished(stored, lambda: _train(recipe, scenes, store, stored, device, quiet)))
 

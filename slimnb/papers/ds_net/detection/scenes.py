@@ -1,4 +1,4 @@
-"""Detection sets: images with boxes. The generated one shows one to three of `slimnb.data.synthetic`'s objects per scene."""
+"""Detection sets: images with boxes. The generated one shows one to three objects of chapter 00."""
 
 from __future__ import annotations
 
@@ -12,10 +12,10 @@ import torch
 from torch import Tensor
 
 from slimnb.data import synthetic
-from slimnb.data.augment import keyed_bits
 from slimnb.data.datasets import _moments
-from slimnb.errors import SlimnbError
 from slimnb.data.synthetic import CLASS_NAMES, COLOUR_CUE, CONTRAST, NOISE
+from slimnb.errors import SlimnbError
+from slimnb.rng import keyed_bits
 
 UNIT = synthetic.SIZE / 2
 """Pixels per unit of length of the drawing functions."""

@@ -12,9 +12,9 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets import VOCDetection
 
+from slimnb.data.sources import shown
 from slimnb.errors import SlimnbError
 from slimnb.papers.ds_net.detection.scenes import Scenes, SceneSplit, assemble
-from slimnb.data.sources import shown
 
 CLASS_NAMES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
                "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")

@@ -1,0 +1,79 @@
+"""Optimiser and learning rate."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import torch
+
+from slimnb.errors import SlimnbError
+from slimnb.nets.base import SlimmableNet
+from slimnb.nn.layers import SlimmableConv2d, SlimmableLinear
+
+
+def make_optimizer(net: SlimmableNet, momentum: float = 0.9, weight_decay: float = 1e-4,
+                   decay: str = "weights"):
+    """Fused SGD with Nesterov momentum.
+
+    `decay` "weights" spares depthwise filters, norms, gates and biases from weight decay, "all" spares nothing. The
+    learning rate is set at every step by the schedule. Frozen parameters are left out. Make it after `net.reserve`.
+    """
+    if decay not in ("weights", "all"):
+        raise SlimnbError("P10", f"decay = {decay!r}", "it is weights or all", "Set decay='weights'.")
+    decayed, spared = [], []
+    weights = {id(m.weight) for m in net.modules() if isinstance(m, (SlimmableLinear, torch.nn.Linear))
+               or (isinstance(m, SlimmableConv2d) and not m.depthwise)}
+    trained = [p for p in net.parameters() if p.requires_grad]
+    for p in trained:
+        (decayed if decay == "all" or id(p) in weights else spared).append(p)
+    groups = [{"params": decayed, "weight_decay": weight_decay}, {"params": spared, "weight_decay": 0.0}]
+    groups = [group for group in groups if group["params"]]
+    optimizer = torch.optim.SGD(groups, lr=0.0, momentum=momentum, nesterov=momentum > 0, fused=True)
+    if momentum:  # all at once: fused, it cannot begin some parameters, as of blocks not drawn before, after others
+        for p in trained:
+            optimizer.state[p]["momentum_buffer"] = torch.zeros_like(p)
+    return optimizer
+
+
+SCHEDULES = ("cosine", "linear", "constant", "multistep", "exponential")
+
+
+@dataclass(frozen=True, slots=True)
+class Schedule:
+    """Learning rate as a pure function of the step."""
+
+    lr: float
+    steps: int
+    kind: str = "cosine"  # "cosine" | "linear" (both to `floor`) | "constant" | "multistep" | "exponential"
+    warmup: int = 0  # steps of linear warm-up from 0
+    floor: float = 0.0
+    milestones: tuple[int, ...] = ()  # steps, for "multistep"
+    gamma: float = 0.1  # factor per milestone, or per `period` steps for "exponential"
+    period: int = 1
+
+    def __post_init__(self):
+        if self.kind not in SCHEDULES:
+            raise SlimnbError("P10", f"schedule = {self.kind!r}", f"it is one of {', '.join(SCHEDULES)}",
+                              "Set schedule='cosine'.")
+
+    @classmethod
+    def of(cls, recipe, epoch: int) -> Schedule:
+        """The schedule of a `slimnb.train.recipe.Recipe`, `epoch` steps to an epoch."""
+        given = {name: value for name in ("gamma", "floor") if (value := getattr(recipe, name)) is not None}
+        milestones = tuple(at * epoch for at in recipe.milestones or ())
+        return cls(recipe.lr, recipe.epochs * epoch, recipe.schedule, recipe.warmup_epochs * epoch,
+                   milestones=milestones, period=epoch, **given)
+
+    def __call__(self, step: int) -> float:
+        """Learning rate of `step` (0-based)."""
+        if step < self.warmup:
+            return self.lr * (step + 1) / self.warmup
+        t = (step - self.warmup) / max(1, self.steps - self.warmup)
+        if self.kind == "cosine":
+            return self.floor + (self.lr - self.floor) * 0.5 * (1 + math.cos(math.pi * t))
+        if self.kind == "linear":
+            return self.floor + (self.lr - self.floor) * (1 - t)
+        if self.kind == "multistep":
+            return self.lr * self.gamma ** sum(step >= m for m in self.milestones)
+        return self.lr * self.gamma ** (step // self.period) if self.kind == "exponential" else self.lr
