@@ -13,7 +13,7 @@ from typing import Annotated
 
 import tyro
 
-from slimnb.errors import SlimnbError, exit_with
+from slimnb.errors import BookError, ParameterError, SlimnbError, exit_with
 
 
 @dataclass(frozen=True)
@@ -136,7 +136,7 @@ def run(command: Run) -> None:
 
 
 def find_chapter(text: str) -> Path:
-    """The one chapter's file that `text` names by its path or the start of its name. Raises B11."""
+    """The one chapter's file that `text` names by its path or the start of its name. Raises BookError."""
     from slimnb.book.chapter import find_root
 
     if Path(text).is_file():
@@ -146,7 +146,7 @@ def find_chapter(text: str) -> Path:
     if len(match) != 1:
         there = ", ".join(path.stem for path in found) or "no chapter yet"
         there = f"There are: {there}."[:140]
-        raise SlimnbError("B11", f"{text[:40]!r}", f"names {len(match)} chapters", there)
+        raise BookError(f"{text[:40]!r}", f"names {len(match)} chapters", there)
     return match[0]
 
 
@@ -194,7 +194,7 @@ def fetch(command: Fetch) -> None:
 
     if command.name not in CIFAR:
         known = ", ".join(CIFAR)
-        raise SlimnbError("P10", f"fetch {command.name[:40]!r}", f"it is one of {known}", "Name one of them.")
+        raise ParameterError(f"fetch {command.name[:40]!r}", f"it is one of {known}", "Name one of them.")
     root = find_root() / "data"
     print(load_data(command.name, os.environ.get("SLIMNB_DATA") or root, cache=root / "cache", download=True))
 
@@ -223,7 +223,7 @@ def runs(command: Runs) -> None:
 
         if command.commit not in PAPERS:
             known = ", ".join(PAPERS)
-            raise SlimnbError("P10", f"commit = {command.commit[:40]!r}", f"it is one of {known}", "Name one.")
+            raise ParameterError(f"commit = {command.commit[:40]!r}", f"it is one of {known}", "Name one.")
         for path in commit_all(command.commit, command.scale, store, root / "results" / command.commit):
             print(path.relative_to(root.parent))
         return

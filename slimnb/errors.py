@@ -1,37 +1,78 @@
-"""The one kind of error slimnb raises for bad input, and how it reads: a single line."""
+"""The errors slimnb raises for bad input, and how they read: a single line."""
 
 from __future__ import annotations
 
 import sys
 
-EXIT_CODES = {"P": 2, "S": 2, "D": 3, "C": 4, "B": 4, "N": 5, "R": 6, "K": 75}
-"""Exit status by family: P parameters, S search and subnets, D data, C checkpoints and run store, B book,
-N numerics, R resources (memory, disk, device), K busy or pre-empted (try again)."""
-
 
 class SlimnbError(Exception):
     """What was given, what is allowed and what mends it, in one line.
 
-    `code` is a family letter and two digits ("P03"); `what` names the parameter, file or step with the value
-    seen; `why` is the rule it breaks; `fix` the value or call that mends it; `state` says what was left
-    untouched. Shown without a traceback in notebooks and by the command line.
+    `what` names the parameter, file or step with the value seen; `why` is the rule it breaks; `fix` the value or call
+    that mends it; `state` says what was left untouched, where anything could have been written. Shown without a
+    traceback in notebooks and by the command line. `exit_status` is the process's.
     """
 
-    def __init__(self, code: str, what: str, why: str, fix: str, state: str = "Nothing was written."):
-        self.code, self.what, self.why, self.fix, self.state = code, what, why, fix, state
-        super().__init__(f"slimnb: error SNB-{code}: {what} — {why}. {fix} {state}".strip())
+    exit_status = 2
 
-    @property
-    def exit_code(self) -> int:
-        """Process exit status for this error's family."""
-        return EXIT_CODES[self.code[0]]
+    def __init__(self, what: str, why: str, fix: str, state: str = ""):
+        self.what, self.why, self.fix, self.state = what, why, fix, state
+        super().__init__(f"slimnb: {type(self).__name__}: {what} — {why}. {fix} {state}".strip())
 
     def _render_traceback_(self) -> list[str]:
         # IPython asks an exception for its own rendering; a reader needs the line, not our call stack.
         return [str(self)]
 
 
+class ParameterError(SlimnbError):
+    """A parameter, a recipe's field or an argument is none of what is allowed; a subnet does not fit its net."""
+
+
+class SearchError(SlimnbError):
+    """A search or a table of costs cannot answer: a budget out of reach, a choice never seen, a net it cannot price."""
+
+
+class DataError(SlimnbError):
+    """Images, labels or a data set's files are not as they must be."""
+
+    exit_status = 3
+
+
+class MissingDataError(DataError):
+    """The data set is not on this machine."""
+
+
+class StoreError(SlimnbError):
+    """A run, a checkpoint or a result cannot be found, read, believed or continued."""
+
+    exit_status = 4
+
+
+class BookError(SlimnbError):
+    """A chapter could not be read, or its run is not whole."""
+
+    exit_status = 4
+
+
+class NumericsError(SlimnbError):
+    """A number is not finite, or statistics are missing, stale or another subnet's."""
+
+    exit_status = 5
+
+
+class ResourceError(SlimnbError):
+    """Memory, disk or a device does not suffice."""
+
+    exit_status = 6
+
+
+class BusyError(SlimnbError):
+    """Another process is at it, or this one was asked to end: try again."""
+
+    exit_status = 75
+
+
 def exit_with(error: SlimnbError) -> None:
     """Print the error's line on stderr and leave the process with its exit status."""
     print(error, file=sys.stderr)
-    raise SystemExit(error.exit_code)
+    raise SystemExit(error.exit_status)

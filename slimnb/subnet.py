@@ -10,7 +10,7 @@ from itertools import accumulate
 
 import numpy as np
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError
 
 
 def make_divisible(value: float | Fraction, divisor: int = 8, minimum: int = 8) -> int:
@@ -42,12 +42,12 @@ class Subnet:
         for name in ("widths", "depths", "kernels"):
             values = getattr(self, name)
             if not isinstance(values, (tuple, list)) or any(type(v) is not int or v < 0 for v in values):
-                raise SlimnbError("S01", f"Subnet.{name} = {values!r}"[:100], "they are whole numbers >= 0",
-                                  f"Give a tuple of ints as {name}.", "")
+                raise ParameterError(f"Subnet.{name} = {values!r}"[:100], "they are whole numbers >= 0",
+                                     f"Give a tuple of ints as {name}.")
             object.__setattr__(self, name, tuple(values))
         if self.resolution is not None and (type(self.resolution) is not int or self.resolution < 1):
-            raise SlimnbError("S01", f"Subnet.resolution = {self.resolution!r}"[:100],
-                              "it is a whole number of pixels or None", "Set e.g. 32.", "")
+            raise ParameterError(f"Subnet.resolution = {self.resolution!r}"[:100],
+                                 "it is a whole number of pixels or None", "Set e.g. 32.")
 
     def __str__(self) -> str:
         parts = ["-".join(map(str, values)) for values in (self.widths, self.depths, self.kernels) if values]
@@ -64,18 +64,18 @@ class Subnet:
         """The subnet that `to_json` wrote; unknown fields are an error."""
         known = ("widths", "depths", "kernels", "resolution")
         if not isinstance(data, dict) or "widths" not in data or not set(data) <= set(known):
-            raise SlimnbError("S02", f"subnet {data!r}"[:100], "a subnet is written as widths, with or "
-                              "without depths, kernels, resolution", 'Give e.g. {"widths": [8, 16]}.', "")
+            raise ParameterError(f"subnet {data!r}"[:100], "a subnet is written as widths, with or "
+                                 "without depths, kernels, resolution", 'Give e.g. {"widths": [8, 16]}.')
         return cls(**data)
 
 
 def elementwise_max(subnets: Iterable[Subnet]) -> tuple[int, ...]:
-    """Widths of the least supernet that contains all `subnets`, which need not be nested. Raises S09."""
+    """Widths of the least supernet that contains all `subnets`, which need not be nested. Raises ParameterError."""
     widths = [subnet.widths for subnet in subnets]
     if len({len(each) for each in widths}) != 1:
-        raise SlimnbError("S09", f"subnets of {sorted({len(each) for each in widths})} widths",
-                          "subnets of one supernet have as many widths as it has channel units",
-                          "Give one or more subnets of one net.", "")
+        raise ParameterError(f"subnets of {sorted({len(each) for each in widths})} widths",
+                             "subnets of one supernet have as many widths as it has channel units",
+                             "Give one or more subnets of one net.")
     return tuple(map(max, zip(*widths, strict=True)))
 
 
@@ -107,14 +107,14 @@ class SearchSpace:
                   ("block units", self.block_units, blocks))
         for name, given, expected in counts:
             if given and expected is not None and len(given) != expected:
-                raise SlimnbError("S04", f"{len(given)} {name}", f"this space needs {expected} of them",
-                                  "Give one per channel unit (ties) or per elastic block, or ().", "")
+                raise ParameterError(f"{len(given)} {name}", f"this space needs {expected} of them",
+                                     "Give one per channel unit (ties) or per elastic block, or ().")
         home = {unit: block for block, units in enumerate(self.block_units) for unit in units}
         for group in self._groups():
             alike = {(len(self.widths[unit]), home.get(unit)) for unit in group}
             if len(alike) > 1:
-                raise SlimnbError("S05", f"tied channel units {group}"[:100], "tied units have equally many "
-                                  "choices and lie in one elastic block", "Tie others, or none.", "")
+                raise ParameterError(f"tied channel units {group}"[:100], "tied units have equally many "
+                                     "choices and lie in one elastic block", "Tie others, or none.")
 
     def _groups(self) -> list[list[int]]:
         tied = self.tied or range(len(self.widths))
@@ -219,6 +219,6 @@ class SearchSpace:
 def _check_choices(name: str, choices: tuple[int, ...], least: int = 1) -> None:
     valid = isinstance(choices, (tuple, list)) and all(type(c) is int and c >= least for c in choices)
     if not valid or not choices or list(choices) != sorted(set(choices)):
-        raise SlimnbError("S03", f"{name} = {choices!r}"[:100],
-                          f"choices are whole numbers >= {least}, ascending, not repeated",
-                          "Give e.g. (8, 16, 24).", "")
+        raise ParameterError(f"{name} = {choices!r}"[:100],
+                             f"choices are whole numbers >= {least}, ascending, not repeated",
+                             "Give e.g. (8, 16, 24).")

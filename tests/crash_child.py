@@ -15,7 +15,7 @@ import traceback
 
 import torch
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import BusyError, SlimnbError
 from slimnb.runs.store import RunStore, check_like, machine_fingerprint
 
 RECIPE = {"paper": "crash test", "seed": 0, "lr": 0.05}
@@ -57,7 +57,7 @@ def train(root, steps, every, terminate_at=None):
             if step % every == 0 or run.preempted:
                 run.save(step, state, meta)
             if run.preempted:
-                raise SlimnbError("K10", f"step {step}", "asked to stop", "Run again.")
+                raise BusyError(f"step {step}", "asked to stop", "Run again.")
         run.finish({"rows": [meta]}, state)
 
 
@@ -68,7 +68,7 @@ def child(job):
             train(job["root"], job["steps"], job["every"], job.get("terminate_at"))
     except SlimnbError as error:
         print(error, file=sys.stderr, flush=True)
-        return error.exit_code
+        return error.exit_status
     return 0
 
 

@@ -188,7 +188,7 @@ def run_to_end(root: Path, group, **trouble) -> dict[str, torch.Tensor] | Slimnb
                 run.finish({"sum": sum(p.double().sum().item() for p in net.parameters())})
             return run.result()
     except SlimnbError as error:
-        return {"error": error.code, "text": str(error)}
+        return {"error": type(error).__name__, "text": str(error)}
 
 
 def diverged_on_one_rank(rank: int, group) -> dict:
@@ -207,7 +207,7 @@ def diverged_on_one_rank(rank: int, group) -> dict:
         watch.check_finite()
         code = None
     except SlimnbError as error:
-        code = error.code
+        code = type(error).__name__
     same = all(torch.equal(a, p) for a, p in zip(before, net.parameters(), strict=True))
     return {"code": code, "same": same}
 

@@ -19,7 +19,7 @@ ACTIVATIONS = {"relu": F.relu, "relu6": F.relu6, "none": lambda x: x}
 
 def fails(code: str):
     """Expect a SlimnbError of `code` whose text is one line of at most 240 characters."""
-    return pytest.raises(SlimnbError, match=rf"^slimnb: error SNB-{code}: [^\n]{{1,220}}$")
+    return pytest.raises(SlimnbError, match=rf"^slimnb: {code}: [^\n]{{1,220}}$")
 
 
 def random_order(net, seed: int = 0) -> list[np.ndarray]:

@@ -68,7 +68,7 @@ def status_of(root: str, method: str) -> int:
         fit(root, method)
     except SlimnbError as error:
         print(error, file=sys.stderr, flush=True)
-        return error.exit_code
+        return error.exit_status
     return 0
 
 

@@ -199,31 +199,36 @@ def test_batches_leave_the_images_alone(split):
 
 
 @pytest.mark.parametrize(("options", "code"), [
-    ({"batch_size": 101}, "D06"), ({"batch_size": 0}, "P04"), ({"batch_size": 9, "world": 2}, "P04"),
-    ({"batch_size": 8, "rank": 2, "world": 2}, "P04"), ({"batch_size": 8, "augment": "mixup"}, "P10"),
-    ({"batch_size": 8, "size": 41}, "P04"), ({"batch_size": 8, "size": 33, "augment": "none"}, "P04"),
-    ({"batch_size": 8, "augment": "resized_crop", "size": 0}, "P04"),
-    ({"batch_size": 8, "augment": Augmentation(pad=32, reflect=True)}, "P04")])
+    ({"batch_size": 101}, "DataError"), ({"batch_size": 0}, "ParameterError"), ({"batch_size": 9, "world": 2},
+                                                                                "ParameterError"),
+    ({"batch_size": 8, "rank": 2, "world": 2}, "ParameterError"), ({"batch_size": 8, "augment": "mixup"},
+                                                                   "ParameterError"),
+    ({"batch_size": 8, "size": 41}, "ParameterError"), ({"batch_size": 8, "size": 33, "augment": "none"},
+                                                        "ParameterError"),
+    ({"batch_size": 8, "augment": "resized_crop", "size": 0}, "ParameterError"),
+    ({"batch_size": 8, "augment": Augmentation(pad=32, reflect=True)}, "ParameterError")])
 def test_impossible_batches_are_refused_in_one_line(split, options, code):
     with pytest.raises(SlimnbError) as caught:
         Batches(split, **options, **GREY)
-    assert caught.value.code == code
+    assert type(caught.value).__name__ == code
     assert "\n" not in str(caught.value) and len(str(caught.value)) <= 240
 
 
 @pytest.mark.parametrize(("options", "code"), [
-    ({"crop": "mixup"}, "P10"), ({"jitter": (0.4,)}, "P04"), ({"jitter": (0.4, 0.4, -0.1)}, "P04"),
-    ({"jitter": (0.4, 0.4, 0.4, 0.6)}, "P04"), ({"jitter": (0.4, 0.4, float("nan"))}, "P04"),
-    ({"erasing": 1.5}, "P04"), ({"erasing": float("nan")}, "P04"), ({"lighting": -0.1}, "P04")])
+    ({"crop": "mixup"}, "ParameterError"), ({"jitter": (0.4,)}, "ParameterError"), ({"jitter": (0.4, 0.4, -0.1)},
+                                                                                    "ParameterError"),
+    ({"jitter": (0.4, 0.4, 0.4, 0.6)}, "ParameterError"), ({"jitter": (0.4, 0.4, float("nan"))}, "ParameterError"),
+    ({"erasing": 1.5}, "ParameterError"), ({"erasing": float("nan")}, "ParameterError"), ({"lighting": -0.1},
+                                                                                          "ParameterError")])
 def test_impossible_augmentations_are_refused_in_one_line(options, code):
     with pytest.raises(SlimnbError) as caught:
         Augmentation(**options)
-    assert caught.value.code == code
+    assert type(caught.value).__name__ == code
     assert "\n" not in str(caught.value) and len(str(caught.value)) <= 240
 
 
 def test_too_few_images_says_zero_batches(split):
-    with pytest.raises(SlimnbError, match=r"D06: 3 images with batch_size = 8 — gives 0 batches"):
+    with pytest.raises(SlimnbError, match=r"DataError: 3 images with batch_size = 8 — gives 0 batches"):
         Batches(split.head(3), 8, **GREY)
 
 

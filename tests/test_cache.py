@@ -12,7 +12,7 @@ from test_sources import write_cifar10, write_folder
 from slimnb.data import cache
 from slimnb.data.cache import load_cached
 from slimnb.data.sources import Rows, Source, find_cifar, find_folder
-from slimnb.errors import SlimnbError
+from slimnb.errors import DataError, SlimnbError
 
 
 class Spy:
@@ -26,7 +26,7 @@ class Spy:
 
     def read(self, start, stop):
         if self.fail_at is not None and start <= self.fail_at < stop:
-            raise SlimnbError("D03", f"row {self.fail_at}", "not a readable image", "Fetch it again.")
+            raise DataError(f"row {self.fail_at}", "not a readable image", "Fetch it again.")
         self.read_from.append(start)
         return self.images[start:stop]
 
@@ -145,21 +145,21 @@ def test_one_of_two_builds_and_the_other_waits(tmp_path):
 def test_labels_outside_the_classes_are_refused(tmp_path, wrong):
     spy = Spy()
     spy.labels = wrong["labels"]
-    with pytest.raises(SlimnbError, match="D04: 50 of 50 labels, first at row 0"):
+    with pytest.raises(SlimnbError, match="DataError: 50 of 50 labels, first at row 0"):
         load_cached(spy.source(), tmp_path)
 
 
 def test_pixels_of_another_shape_are_refused(tmp_path):
     spy = Spy()
     spy.images = np.zeros((50, 1, 4, 4), np.uint8)
-    with pytest.raises(SlimnbError, match="D05"):
+    with pytest.raises(SlimnbError, match="DataError"):
         load_cached(spy.source(), tmp_path)
 
 
 def test_no_space_is_said_before_decoding(tmp_path, monkeypatch):
     spy = Spy()
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: _Usage)
-    with pytest.raises(SlimnbError, match="R02"):
+    with pytest.raises(SlimnbError, match="ResourceError"):
         load_cached(spy.source(), tmp_path)
     assert spy.read_from == []
 
@@ -170,7 +170,7 @@ class _Usage:
 
 def test_a_cache_that_cannot_be_written_is_one_line(tmp_path):
     (tmp_path / "file").write_text("in the way")
-    with pytest.raises(SlimnbError, match="R02") as caught:
+    with pytest.raises(SlimnbError, match="ResourceError") as caught:
         load_cached(Spy().source(), tmp_path / "file")
     assert "\n" not in str(caught.value) and len(str(caught.value)) <= 240
 

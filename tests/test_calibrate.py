@@ -121,20 +121,20 @@ def test_empty_batches_are_passed_over():
 
 def test_calibration_refuses_what_it_cannot_do():
     net = small()
-    with pytest.raises(SlimnbError, match="SNB-D06: 0 calibration images"):
+    with pytest.raises(SlimnbError, match="DataError: 0 calibration images"):
         calibrate_bn(net, [net.largest], [])
-    with pytest.raises(SlimnbError, match="SNB-N10"):
+    with pytest.raises(SlimnbError, match="NumericsError"):
         evaluate(net, [net.largest], [Noise().batch(0)])  # none were taken
     poisoned = batches(dtype=torch.float32)
     poisoned[1][2, 1, 3, 3] = float("nan")
-    with pytest.raises(SlimnbError, match=r"SNB-N03: .* of features\.0\.norm, subnet \d+-") as caught:
+    with pytest.raises(SlimnbError, match=r"NumericsError: .* of features\.0\.norm, subnet \d+-") as caught:
         calibrate_bn(net, [net.uniform(0.5), net.largest], poisoned)
-    assert caught.value.exit_code == 5 and len(str(caught.value)) <= 240
-    with pytest.raises(SlimnbError, match="SNB-N10"):
+    assert caught.value.exit_status == 5 and len(str(caught.value)) <= 240
+    with pytest.raises(SlimnbError, match="NumericsError"):
         evaluate(net, [net.largest], [Noise().batch(0)])
     shared = small("shared_affine")
     shared.reserve([shared.largest, shared.uniform(0.5)], shared=True)
-    with pytest.raises(SlimnbError, match="SNB-N14"):
+    with pytest.raises(SlimnbError, match="NumericsError"):
         calibrate_bn(shared, [shared.largest, shared.uniform(0.5)], poisoned)
 
 
@@ -166,10 +166,10 @@ def test_evaluation_refuses_before_any_work_and_leaves_the_mode():
         yield
 
     net = small().train()
-    with pytest.raises(SlimnbError, match="SNB-N10"):
+    with pytest.raises(SlimnbError, match="NumericsError"):
         evaluate(net, [net.largest], untouched())
     calibrate_bn(net, [net.largest], batches(dtype=torch.float32))
-    with pytest.raises(SlimnbError, match="SNB-N10"):
+    with pytest.raises(SlimnbError, match="NumericsError"):
         evaluate(net, [net.largest, net.uniform(0.5)], untouched())
     assert net.training
     evaluate(net, [net.largest], [Noise().batch(0)])
@@ -178,7 +178,7 @@ def test_evaluation_refuses_before_any_work_and_leaves_the_mode():
         evaluate(net, [net.largest], (1 / 0 for _ in range(2)))
     assert net.training
     for subnets, data, said in (([net.largest], [], "0 images"), ([], [Noise().batch(0)], "0 subnets")):
-        with pytest.raises(SlimnbError, match=f"SNB-D06: {said}"):
+        with pytest.raises(SlimnbError, match=f"DataError: {said}"):
             evaluate(net, subnets, data)
     net.eval()
     evaluate(net, [net.largest], [Noise().batch(0)])
@@ -190,7 +190,7 @@ def test_statistics_go_stale_with_the_weights():
     calibrate_bn(net, [net.largest], batches(dtype=torch.float32))
     evaluate(net, [net.largest], [Noise().batch(0)])
     fit(net, sampler, objective, steps=1)
-    with pytest.raises(SlimnbError, match="SNB-N11"):
+    with pytest.raises(SlimnbError, match="NumericsError"):
         evaluate(net, [net.largest], [Noise().batch(0)])
     calibrate_bn(net, [net.largest], batches(dtype=torch.float32))
     evaluate(net, [net.largest], [Noise().batch(0)])

@@ -186,14 +186,14 @@ def test_null_data_hold_at_most_at_the_nominal_rate(kind, effect, delta, n):
     (BASE, BASE[:4], "paired"), ([np.nan] * 5, BASE, "diverged"), (np.ones((5, 2)), np.ones((5, 2)), "shape"),
     (np.ones(6), np.ones(6), "6 seeds, 5 planned"), (["x"] * 5, BASE, "numbers")])
 def test_bad_arms_are_refused(a, b, text):
-    refused(lambda: judge(CLAIM, a, b, scale="small"), "P52", "01.us-beats-s", text)
+    refused(lambda: judge(CLAIM, a, b, scale="small"), "ParameterError", "01.us-beats-s", text)
 
 
 @pytest.mark.parametrize("change", [
     {"id": "../x"}, {"kind": "better"}, {"direction": "up"}, {"delta": -1.0}, {"delta": float("nan")},
     {"seeds": 0}, {"seeds": 99}, {"statement": "=HYPERLINK(1)"}])
 def test_bad_claims_are_refused(change):
-    refused(lambda: replace(CLAIM, **change), "P50", next(iter(change)))
+    refused(lambda: replace(CLAIM, **change), "ParameterError", next(iter(change)))
 
 
 def test_paired_takes_seeds_that_both_arms_have():
@@ -202,7 +202,7 @@ def test_paired_takes_seeds_that_both_arms_have():
     a, b = paired(frame, CLAIM, mult=0.25)
     assert a.tolist() == [21.0, 11.0] and b.tolist() == [20.0, 10.0]
     assert paired(frame, CLAIM, mult=0.5)[0].size == 0
-    refused(lambda: paired(pd.concat([frame, frame]), CLAIM), "P51", "mult=0.25")
+    refused(lambda: paired(pd.concat([frame, frame]), CLAIM), "ParameterError", "mult=0.25")
 
 
 def test_the_card_escapes_what_it_shows():
@@ -253,5 +253,5 @@ def test_a_file_that_is_no_ledger_is_left_alone(tmp_path):
     path = tmp_path / "claims.csv"
     assert ledger_frame(path).empty
     path.write_text("a,b\n1,2\n")
-    refused(lambda: record(path, judge(CLAIM, [], scale="full")), "C50", "claims.csv")
+    refused(lambda: record(path, judge(CLAIM, [], scale="full")), "StoreError", "claims.csv")
     assert path.read_text() == "a,b\n1,2\n"

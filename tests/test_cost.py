@@ -230,9 +230,9 @@ def test_squeeze_and_excitation_is_counted_but_not_tabulated():
     assert extra == {"A": 2 * c * hidden, "B": 0, "C": 0, "D": 2 * c * hidden + c * pixels}
     assert count_params(attended, [subnet]) - count_params(net, [subnet]) == 2 * c * hidden + c + hidden
     for table in (CostTable.macs, CostTable.params):
-        with pytest.raises(SlimnbError, match="SNB-S20"):
+        with pytest.raises(SlimnbError, match="SearchError"):
             table(attended, net.space((0.5, 1.0)))
-    with pytest.raises(SlimnbError, match="SNB-S20"):
+    with pytest.raises(SlimnbError, match="SearchError"):
         macs_function(attended)
 
 
@@ -291,7 +291,7 @@ def test_the_function_of_subnets_is_the_count_of_each(kind, padding):
             macs = macs_function(net, convention, 32, fused=fused)
             for subnet in subnets:
                 assert macs(subnet) == count_macs(net, subnet, convention, 32, fused=fused)
-    with pytest.raises(SlimnbError, match="SNB-S09"):
+    with pytest.raises(SlimnbError, match="ParameterError"):
         macs(Subnet((1, 2)))
 
 
@@ -326,7 +326,7 @@ def test_a_chains_pairs_add_up_to_the_cost(kind):
 @pytest.mark.parametrize("kind", (MobileNetV2, ResNet50), ids=("MobileNetV2", "ResNet50"))
 def test_nets_with_joins_are_no_chain(kind):
     net = tiny(kind)
-    with pytest.raises(SlimnbError, match="SNB-S22"):
+    with pytest.raises(SlimnbError, match="SearchError"):
         CostTable.macs(net, net.space((0.5, 1.0))).chain()
 
 
@@ -334,14 +334,14 @@ def test_widths_outside_the_table_and_unknown_conventions():
     net = tiny(MobileNetV1)
     table = CostTable.macs(net, net.space((0.5, 1.0)))
     for widths in ((8, 16, 24, 24, 33), (8, 16, 24, 24, 31), (8, 16, 24, 24, 0), (8, 16, 24, 24, -1)):
-        with pytest.raises(SlimnbError, match=rf"SNB-S21: width {widths[-1]} in channel unit 4"):
+        with pytest.raises(SlimnbError, match=rf"SearchError: width {widths[-1]} in channel unit 4"):
             table.predict(np.array([net.largest.widths, widths]))
     for widths in ((8, 16), (8,) * 6):
-        with pytest.raises(SlimnbError, match="SNB-S09"):
+        with pytest.raises(SlimnbError, match="ParameterError"):
             table.predict(np.array([widths]))
-    with pytest.raises(SlimnbError, match="SNB-P10"):
+    with pytest.raises(SlimnbError, match="ParameterError"):
         count_macs(net, net.largest, "E")
-    with pytest.raises(SlimnbError, match="SNB-P10"):
+    with pytest.raises(SlimnbError, match="ParameterError"):
         CostTable.macs(net, net.space((1.0,)), "E")
 
 
@@ -350,5 +350,5 @@ def test_a_table_says_which_resolution_it_is_for():
     space = SearchSpace(net.space((0.5, 1.0)).widths, resolutions=(16, 32))
     table = CostTable.macs(net, space, resolution=16)
     assert table.of(Subnet(net.largest.widths, resolution=16)) == count_macs(net, net.largest, resolution=16)
-    with pytest.raises(SlimnbError, match="SNB-S23"):
+    with pytest.raises(SlimnbError, match="SearchError"):
         table.of(Subnet(net.largest.widths, resolution=32))

@@ -234,29 +234,29 @@ def test_other_parameters_are_refused(alpha, theta):
              lambda: table_count_probabilities(9, alpha, theta), lambda: expected_shares(9, alpha, theta, 2),
              lambda: market(alpha, theta, rng))
     for call in calls:
-        with pytest.raises(SlimnbError, match=r"SNB-P03: alpha = .*0 <= alpha < 1") as caught:
+        with pytest.raises(SlimnbError, match=r"ParameterError: alpha = .*0 <= alpha < 1") as caught:
             call()
         assert "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize(("call", "words"), [
-    (lambda rng: chinese_restaurant_process(0, *S_OF, rng), "P04: customers = 0"),
-    (lambda rng: chinese_restaurant_process(2.5, *S_OF, rng), "P04: customers = 2.5"),
-    (lambda rng: chinese_restaurant_process(9, *S_OF, rng, realisations=0), "P04: realisations = 0"),
-    (lambda rng: seating([3, 0], *S_OF), "P04: a table's size = 0"),
-    (lambda rng: seating([2.5], *S_OF), "P04: a table's size = 2.5"),
-    (lambda rng: seating([3, 1, 1], -0.1, 0.2), "P03: 3 tables"),
-    (lambda rng: expected_shares(9, *S_OF, 0), "P04: tables = 0"),
-    (lambda rng: expected_shares(9, *S_OF, 2, given=10), "S30: 10 tables of 9 customers"),
-    (lambda rng: market(*S_OF, rng, customers=4), "S30: 5 tables of 4 customers"),
-    (lambda rng: market(*S_OF, rng, tables=60), "S30: 60 tables of 100 customers"),
-    (lambda rng: market(-0.1, 0.3, rng), "S30: 5 tables"),
-    (lambda rng: check_weights((0.5, 0.5), 7), "P06: weights of shape"),
-    (lambda rng: check_weights((0.5, 0.6), 2), "P06: weights = "),
-    (lambda rng: check_weights((1.5, -0.5), 2), "P06: weights = "),
-    (lambda rng: check_weights((math.nan, 0.5), 2), "P06: weights = "),
-    (lambda rng: check_weights((0.5, 0.5 + 1e-8), 2), "P06: weights = "),
-    (lambda rng: expected((0.5, 0.5), (1, 2, 3)), "P06: weights of shape"),
+    (lambda rng: chinese_restaurant_process(0, *S_OF, rng), "ParameterError: customers = 0"),
+    (lambda rng: chinese_restaurant_process(2.5, *S_OF, rng), "ParameterError: customers = 2.5"),
+    (lambda rng: chinese_restaurant_process(9, *S_OF, rng, realisations=0), "ParameterError: realisations = 0"),
+    (lambda rng: seating([3, 0], *S_OF), "ParameterError: a table's size = 0"),
+    (lambda rng: seating([2.5], *S_OF), "ParameterError: a table's size = 2.5"),
+    (lambda rng: seating([3, 1, 1], -0.1, 0.2), "ParameterError: 3 tables"),
+    (lambda rng: expected_shares(9, *S_OF, 0), "ParameterError: tables = 0"),
+    (lambda rng: expected_shares(9, *S_OF, 2, given=10), "ParameterError: 10 tables of 9 customers"),
+    (lambda rng: market(*S_OF, rng, customers=4), "ParameterError: 5 tables of 4 customers"),
+    (lambda rng: market(*S_OF, rng, tables=60), "ParameterError: 60 tables of 100 customers"),
+    (lambda rng: market(-0.1, 0.3, rng), "ParameterError: 5 tables"),
+    (lambda rng: check_weights((0.5, 0.5), 7), "ParameterError: weights of shape"),
+    (lambda rng: check_weights((0.5, 0.6), 2), "ParameterError: weights = "),
+    (lambda rng: check_weights((1.5, -0.5), 2), "ParameterError: weights = "),
+    (lambda rng: check_weights((math.nan, 0.5), 2), "ParameterError: weights = "),
+    (lambda rng: check_weights((0.5, 0.5 + 1e-8), 2), "ParameterError: weights = "),
+    (lambda rng: expected((0.5, 0.5), (1, 2, 3)), "ParameterError: weights of shape"),
 ])
 def test_bad_input_gets_its_line(call, words):
     with pytest.raises(SlimnbError, match=words) as caught:

@@ -91,7 +91,7 @@ def test_all_generations_damaged_is_refused_with_reasons(store):
     run = begin(store, 3)
     newest(run).write_bytes(b"")
     flip(run.path / "ck-000002.safetensors", 50)
-    line = refused(run, "C08")
+    line = refused(run, "StoreError")
     assert "ck-000003 empty" in line and "ck-000002 its SHA-256 differs" in line
 
 
@@ -103,7 +103,7 @@ def test_lost_events_damage_the_generations_that_hold_them(store, capsys):
         assert run.load()[1]["step"] == 2
     assert "events.jsonl is cut or changed" in capsys.readouterr().out
     path.unlink()
-    assert "events.jsonl" in refused(run, "C08")
+    assert "events.jsonl" in refused(run, "StoreError")
 
 
 def test_nan_put_into_a_stored_tensor_is_refused(store, monkeypatch):
@@ -111,21 +111,21 @@ def test_nan_put_into_a_stored_tensor_is_refused(store, monkeypatch):
     with monkeypatch.context() as patch:
         patch.setattr(checkpoint, "refuse_nan", lambda tensors, where: None)
         rewrite(newest(run), lambda h: None, {"w": torch.tensor([float("nan")])})
-    assert "ck-000002.safetensors" in refused(run, "N13")
+    assert "ck-000002.safetensors" in refused(run, "NumericsError")
 
 
 @pytest.mark.parametrize("schema", ["slimnb.run/2", "other", None, 3])
 def test_foreign_schema_is_refused(store, schema):
     run = begin(store, 2)
     rewrite(newest(run), lambda h: h.update(schema=schema))
-    assert str(schema) in refused(run, "C09")
+    assert str(schema) in refused(run, "StoreError")
 
 
 def test_checkpoint_of_another_recipe_is_refused_naming_the_difference(store):
     run, other = begin(store, 2), begin(store, 2, RECIPE | {"lr": 0.2, "seed": 7})
     for name in ("ck-000002.safetensors", "ck-000002.safetensors.sha256"):
         shutil.copy(other.path / name, run.path / name)
-    assert "lr 0.2→0.1, seed 7→0" in refused(run, "C10")
+    assert "lr 0.2→0.1, seed 7→0" in refused(run, "StoreError")
 
 
 STRANGE = ["link", "dangling", "pipe", "folder"]
@@ -154,7 +154,7 @@ def test_strange_files_in_a_run_are_refused(store, tmp_path, kind, name):
     if (name, kind) == ("", "folder"):
         return  # that is what belongs there
     content = snapshot(tmp_path)
-    assert "is a" in refused(run, "C21") or (name, kind) == ("", "pipe")
+    assert "is a" in refused(run, "StoreError") or (name, kind) == ("", "pipe")
     content.pop("runs/owner.json", None)
     assert snapshot(tmp_path) == content
 
@@ -175,7 +175,7 @@ def test_damaged_result_is_refused_not_redone(store, tmp_path, name, how):
         path.write_bytes(data[:-1] if how == "cut" else data.replace(b"s", b"z"))
     before = snapshot(store.root)
     read = {"result.json": run.result, "weights.safetensors": run.weights, "events.jsonl": run.events}
-    with pytest.raises(SlimnbError, match="SNB-C21" if how == "link" else "SNB-C07") as caught:
+    with pytest.raises(SlimnbError, match="StoreError") as caught:
         read[name]()
     assert len(str(caught.value)) <= 240
     assert snapshot(store.root) == before

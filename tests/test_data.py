@@ -117,7 +117,7 @@ def test_an_image_in_two_parts_is_refused_or_counted(tmp_path, parts, pair):
     root = write_folder(tmp_path / "pets", parts, each=3)
     shutil.copy(root / "train" / "dog" / "1.png", root / "val" / "dog" / "copy.png")
     options = {"size": 8, "val_fraction": 0.01}
-    with pytest.raises(SlimnbError, match=f"D07: 1 images are in both {pair} of pets") as caught:
+    with pytest.raises(SlimnbError, match=f"DataError: 1 images are in both {pair} of pets") as caught:
         load("pets", tmp_path, **options)
     assert len(str(caught.value)) <= 240
     notes = load("pets", tmp_path, **options, allow_overlap=True).notes
@@ -129,24 +129,26 @@ def test_mending_the_one_bad_file_is_enough(tmp_path):
     bad = root / "train" / "cat" / "5.png"
     whole = bad.read_bytes()
     bad.write_bytes(whole[:60])
-    with pytest.raises(SlimnbError, match=r"D03: .*cat/5.png"):
+    with pytest.raises(SlimnbError, match=r"DataError: .*cat/5.png"):
         load("pets", tmp_path, size=8)
     bad.write_bytes(whole)
     assert len(load("pets", tmp_path, size=8).train) == 14
 
 
 @pytest.mark.parametrize(("name", "options", "code", "says"), [
-    ("cifar100", {}, "D01", "cifar100"), ("cifra10", {}, "P10", "Did you mean 'cifar10'"),
-    ("imagenet", {}, "P10", "synthetic"), ("some/folder", {}, "D01", "some/folder"),
-    ("synthetic", {"tset": 5}, "P01", "tset"), ("synthetic", {"download": True}, "P01", "train, test, seed"),
-    ("synthetic", {"train": 0}, "P04", "train = 0"), ("synthetic", {"val_fraction": 0.0}, "P04", "0.0"),
-    ("synthetic", {"val_fraction": float("nan")}, "P04", "nan"),
+    ("cifar100", {}, "MissingDataError", "cifar100"), ("cifra10", {}, "ParameterError", "Did you mean 'cifar10'"),
+    ("imagenet", {}, "ParameterError", "synthetic"), ("some/folder", {}, "MissingDataError", "some/folder"),
+    ("synthetic", {"tset": 5}, "ParameterError", "tset"), ("synthetic", {"download": True}, "ParameterError",
+                                                           "train, test, seed"),
+    ("synthetic", {"train": 0}, "ParameterError", "train = 0"), ("synthetic", {"val_fraction": 0.0}, "ParameterError",
+                                                                 "0.0"),
+    ("synthetic", {"val_fraction": float("nan")}, "ParameterError", "nan"),
 ])
 def test_wrong_calls_are_one_line(tmp_path, name, options, code, says):
     with pytest.raises(SlimnbError) as caught:
         load(name, tmp_path, **options)
     line = str(caught.value)
-    assert caught.value.code == code and says in line
+    assert type(caught.value).__name__ == code and says in line
     assert "\n" not in line and len(line) <= 240
     assert list(tmp_path.iterdir()) == []
 
@@ -154,10 +156,10 @@ def test_wrong_calls_are_one_line(tmp_path, name, options, code, says):
 def test_a_public_set_that_is_absent_still_names_its_finished_runs(tmp_path):
     absent = load_or_absent("cifar100", tmp_path)
     assert (absent.num_classes, absent.size) == (100, 32) and re.fullmatch("[0-9a-f]{64}", absent.fingerprint)
-    with pytest.raises(SlimnbError, match="SNB-D01"):
+    with pytest.raises(SlimnbError, match="DataError"):
         absent.train  # noqa: B018
-    for name, code in (("cifar10", "D01"), ("cifra100", "P10")):  # not published here; misspelt
-        with pytest.raises(SlimnbError, match=f"SNB-{code}"):
+    for name, code in (("cifar10", "MissingDataError"), ("cifra100", "ParameterError")):  # not published here; misspelt
+        with pytest.raises(SlimnbError, match=f"{code}"):
             load_or_absent(name, tmp_path)
     part = load_or_absent("cifar10", tmp_path, like=(10, 32, "ab" * 32))  # a copy that is not the whole published one
     assert (part.num_classes, part.size, part.fingerprint) == (10, 32, "ab" * 32)

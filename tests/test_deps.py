@@ -140,7 +140,7 @@ def test_a_run_interrupted_within_the_ramp_ends_in_the_same_bits():
 
     straight, memory = trained(Memory(), 0), Memory()
     for until in (2, 3, 1):  # in the warm-up, in the ramp, and once more
-        with pytest.raises(SlimnbError, match="K10"):
+        with pytest.raises(SlimnbError, match="BusyError"):
             trained(memory, until)
     assert same_bits(trained(memory, 0), straight)
 
@@ -149,32 +149,36 @@ def test_a_run_interrupted_within_the_ramp_ends_in_the_same_bits():
 
 
 @pytest.mark.parametrize(("code", "given"), [
-    ("S64", {"share": 1.0}), ("S64", {"share": -0.1}), ("S64", {"share": float("nan")}),
-    ("S65", {"ramp_steps": 51}), ("P10", {"ramp": "cosine"}), ("P04", {"ramp_steps": 0}),
-    ("S66", {"ramp": "rate", "ramp_steps": 50}), ("S67", {"ramp": "rate", "rates": Schedule(0.1, 100, warmup=90)}),
+    ("ParameterError", {"share": 1.0}), ("ParameterError", {"share": -0.1}), ("ParameterError",
+                                                                              {"share": float("nan")}),
+    ("ParameterError", {"ramp_steps": 51}), ("ParameterError", {"ramp": "cosine"}), ("ParameterError",
+                                                                                     {"ramp_steps": 0}),
+    ("ParameterError", {"ramp": "rate", "ramp_steps": 50}), ("ParameterError", {"ramp": "rate", "rates": Schedule(0.1,
+                                                                                                                  100,
+                                                                                                                  warmup=90)}),
 ])
 def test_bad_input(code, given):
     usual = {"rates": Schedule(0.1, 100), "share": 0.5, "ramp": "linear", "ramp_steps": 10}
     with pytest.raises(SlimnbError) as caught:
         delayed(sandwich(small()), **usual | given)
-    assert caught.value.code == code and "\n" not in str(caught.value)
+    assert type(caught.value).__name__ == code and "\n" not in str(caught.value)
 
 
 @pytest.mark.parametrize("first", [0.0, -1e-4, 1.1, float("nan")])
 def test_epsilon_lies_in_0_to_1(first):
-    with pytest.raises(SlimnbError, match="S67"):
+    with pytest.raises(SlimnbError, match="ParameterError"):
         DelayedShrinking(sandwich(small()), 5, LinearRamp(4, first))
 
 
 def test_what_cannot_be_delayed():
     net = small()
-    with pytest.raises(SlimnbError, match="S68"):
+    with pytest.raises(SlimnbError, match="ParameterError"):
         DelayedShrinking(Switches({"1.0x": net.largest}), 5)
     backwards = Switches({"1.0x": net.largest, "0.5x": net.uniform(0.5)})
     backwards.passes = [Pass(net.uniform(0.5), target="teacher"), Pass(net.largest)]
-    with pytest.raises(SlimnbError, match="S69"):
+    with pytest.raises(SlimnbError, match="ParameterError"):
         DelayedShrinking(backwards, 5)
-    with pytest.raises(SlimnbError, match="P04"):
+    with pytest.raises(SlimnbError, match="ParameterError"):
         DelayedShrinking(sandwich(net), -1)
 
 
@@ -212,7 +216,7 @@ def test_compofa_has_243_subnets_of_tied_depth_and_expansion():
 
 def test_compofa_refuses_choices_that_do_not_pair():
     space = SearchSpace(((8,), (8, 16)), depths=((0, 1, 2),), kernels=((3,), (3,)), block_units=((0,), (1,)))
-    with pytest.raises(SlimnbError, match="S69"):
+    with pytest.raises(SlimnbError, match="ParameterError"):
         compound(space)
 
 
@@ -234,7 +238,7 @@ def test_a_fixed_teacher_adds_its_cross_entropy_and_is_left_alone():
 
 
 def test_draws_of_no_subnet_are_refused():
-    with pytest.raises(SlimnbError, match="P04"):
+    with pytest.raises(SlimnbError, match="ParameterError"):
         Draws(lambda rng: None, 0)
 
 
@@ -275,7 +279,7 @@ def test_a_probe_disturbs_nothing_and_its_rows_survive_an_interruption():
     assert seen[0] == plain[0] and same_bits(seen[1], plain[1]) and seen[2] == plain[2]
     assert [row["step"] for row in probe.rows] == [1, 4, 7]
     memory, again = Memory(), Spoiler()
-    with pytest.raises(SlimnbError, match="K10"):
+    with pytest.raises(SlimnbError, match="BusyError"):
         trained(Spoiler(), memory, 5)
     assert same_bits(trained(again, memory)[1], plain[1]) and again.rows == probe.rows
 
@@ -293,5 +297,5 @@ def test_two_spans_make_the_steps_of_one_run():
 @pytest.mark.parametrize("span", [(-1, 4), (4, 4), (0, 9)])
 def test_a_span_outside_the_schedule_is_refused(span):
     net = small()
-    with pytest.raises(SlimnbError, match="P04"):
+    with pytest.raises(SlimnbError, match="ParameterError"):
         fit(net, Switches({"1.0x": net.largest}), Labels(), 8, span=span)

@@ -110,7 +110,7 @@ def test_the_blocks_keep_the_weights_of_their_net():
     wide = MobileNetV1(7, 32, largest=2.0, layout=LAYOUT).state_dict()
     other.load_backbone_(wide)
     assert torch.equal(other.features[0].conv.weight, wide["features.0.conv.weight"][:8])
-    refused("C11", net.load_backbone_, MobileNetV1(7, 32, largest=0.5, layout=LAYOUT).state_dict())
+    refused("StoreError", net.load_backbone_, MobileNetV1(7, 32, largest=0.5, layout=LAYOUT).state_dict())
 
 
 @pytest.mark.parametrize("bn", ["private", "shared_affine"])
@@ -126,11 +126,11 @@ def test_a_saved_detector_is_the_same_detector(bn):
 
 def test_statistics_of_other_weights_are_refused(data):
     net = detector()
-    refused("N10", evaluate_detector, net, [net.largest], data)
+    refused("NumericsError", evaluate_detector, net, [net.largest], data)
     calibrate_bn(net, [net.largest], [noise(4)])
     with torch.no_grad():
         net.projections[0].weight.add_(1)
-    refused("N11", evaluate_detector, net, [net.largest], data)
+    refused("NumericsError", evaluate_detector, net, [net.largest], data)
 
 
 def test_the_papers_detectors_cost_what_it_says():
@@ -146,14 +146,17 @@ def test_the_papers_detectors_cost_what_it_says():
 
 def test_bad_detectors_are_refused_in_one_line():
     net = MobileNetV1(10, 32, layout=LAYOUT)
-    for code, change in (("S80", {"taps": (1, 4)}), ("S80", {"taps": ()}), ("S80", {"taps": (2, 1)}),
-                         ("S81", {"channels": 12}), ("S81", {"pyramid": ()}), ("S81", {"pyramid": (24, 4)}),
-                         ("S81", {"scales": (0.2, 0.3)}), ("S81", {"ratios": ((2,),)})):
+    for code, change in (("ParameterError", {"taps": (1, 4)}), ("ParameterError", {"taps": ()}), ("ParameterError",
+                                                                                                  {"taps": (2, 1)}),
+                         ("ParameterError", {"channels": 12}), ("ParameterError", {"pyramid": ()}), ("ParameterError",
+                                                                                                     {"pyramid": (24,
+                                                                                                                  4)}),
+                         ("ParameterError", {"scales": (0.2, 0.3)}), ("ParameterError", {"ratios": ((2,),)})):
         refused(code, Detector, net, 10, 64, **(SETTINGS | change))
     made = detector()
-    refused("S82", made.uniform, 0.5)
-    refused("S82", made.extract, made.largest)
-    refused("S10", made, noise(1), Subnet((8, 16, 24, 64)))
+    refused("ParameterError", made.uniform, 0.5)
+    refused("ParameterError", made.extract, made.largest)
+    refused("ParameterError", made, noise(1), Subnet((8, 16, 24, 64)))
 
 
 # -- the loss --------------------------------------------------------------------------------------------
@@ -266,8 +269,8 @@ def test_precision_needs_objects_and_all_scenes(capsys):
     scenes = split([[A], [A]], [[0], [-1]])
     nothing = found([], [], [])
     assert average_precision([nothing, nothing], scenes, 1)["map"] == 0
-    refused("P06", average_precision, [nothing], scenes, 1)
-    refused("D06", average_precision, [nothing, nothing], split([[A], [A]], [[-1], [-1]]), 1)
+    refused("ParameterError", average_precision, [nothing], scenes, 1)
+    refused("DataError", average_precision, [nothing, nothing], split([[A], [A]], [[-1], [-1]]), 1)
     assert capsys.readouterr().out == ""
 
 
@@ -312,11 +315,11 @@ def test_an_interrupted_run_ends_in_the_same_bits(data, tmp_path, monkeypatch):
 
 def test_runs_that_cannot_be_are_refused_in_one_line(data, tmp_path, monkeypatch):
     store = RunStore(tmp_path, tmp_path)
-    refused("P04", recipes.run_detection, replace(tiny(), side=96), data, store)
-    refused("B08", recipes.run_detection, replace(tiny(), start="nobody"), data, store, quiet=True)
+    refused("ParameterError", recipes.run_detection, replace(tiny(), side=96), data, store)
+    refused("StoreError", recipes.run_detection, replace(tiny(), start="nobody"), data, store, quiet=True)
     monkeypatch.setenv("SLIMNB_NO_TRAINING", "1")
-    refused("B08", recipes.run_detection, tiny(), data, store)
-    refused("P10", recipes.recipes, "huge")
+    refused("StoreError", recipes.run_detection, tiny(), data, store)
+    refused("ParameterError", recipes.recipes, "huge")
 
 
 @pytest.mark.parametrize("scale", ["smoke", "small", "full"])

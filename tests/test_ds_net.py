@@ -106,7 +106,7 @@ def test_the_average_is_frozen_evaluates_every_subnet_and_shares_nothing():
     ema, x = Ema(net), pictures(2).float()
     assert not any(p.requires_grad for p in ema.net.parameters()) and net.training
     assert not any(module.training for module in ema.net.modules())
-    with pytest.raises(SlimnbError, match="N10"):
+    with pytest.raises(SlimnbError, match="NumericsError"):
         net(x, net.path(1), statistics="slot")
     for subnet in [*net.paths, net.largest]:
         assert ema.net(x, subnet).isfinite().all()
@@ -123,7 +123,8 @@ def test_the_average_is_frozen_evaluates_every_subnet_and_shares_nothing():
 def test_a_decay_outside_0_to_1_is_one_line(decay):
     with pytest.raises(SlimnbError) as caught:
         EnsembleBootstrapping(supernet(DSResNet50), decay)
-    assert caught.value.code == "P04" and str(decay) in str(caught.value) and "\n" not in str(caught.value)
+    line = str(caught.value)
+    assert "ParameterError" in line and str(decay) in line and "\n" not in line
 
 
 # -- bootstrapping ---------------------------------------------------------------------------------------
@@ -232,7 +233,7 @@ def bootstrapped(memory, until: int = 0, forgetful: bool = False, kind=DSMobileN
 def test_an_interrupted_training_ends_in_the_same_bits_and_only_with_its_average(kind):
     straight, memory = bootstrapped(Memory(), kind=kind), Memory()
     for until in (2, 1):
-        with pytest.raises(SlimnbError, match="K10"):
+        with pytest.raises(SlimnbError, match="BusyError"):
             bootstrapped(memory, until, kind=kind)
     assert same_bits(bootstrapped(Memory(memory.data), kind=kind), straight)
 
@@ -444,13 +445,15 @@ def test_only_slimming_heads_move_in_stage_two(kind, options, weights):
 
 
 @pytest.mark.parametrize(("given", "code"), [
-    ({"strategy": "try harder"}, "P10"), ({"weights": (1, 0.5)}, "P04"), ({"weights": (1, -0.5, 1)}, "P04"),
-    ({"weights": (0, 0, 0)}, "P04"), ({"weights": (float("nan"), 0, 0)}, "P04"),
+    ({"strategy": "try harder"}, "ParameterError"), ({"weights": (1, 0.5)}, "ParameterError"), ({"weights": (1, -0.5,
+                                                                                                             1)},
+                                                                                                "ParameterError"),
+    ({"weights": (0, 0, 0)}, "ParameterError"), ({"weights": (float("nan"), 0, 0)}, "ParameterError"),
 ])
 def test_bad_input_is_one_line(given, code):
     with pytest.raises(SlimnbError) as caught:
         SandwichGateSparsification(build(DSMobileNet), **given)
-    assert caught.value.code == code and "\n" not in str(caught.value) and len(str(caught.value)) <= 240
+    assert type(caught.value).__name__ == code and "\n" not in str(caught.value) and len(str(caught.value)) <= 240
 
 
 # -- from a recipe ---------------------------------------------------------------------------------------
@@ -479,7 +482,7 @@ def test_a_recipe_makes_what_it_describes():
     sampler, objective = plan(gates, net, 10)
     assert sampler.plan(6)[0].route == Gated(2, 1.0, 4, 6)
     assert (objective.weights, objective.strategy, objective.top) == ((0, 0, 1), GIVE_UP, 1)
-    with pytest.raises(SlimnbError, match="P10"):
+    with pytest.raises(SlimnbError, match="ParameterError"):
         plan(replace(base, method="sandwich"), net, 10)
 
 

@@ -50,7 +50,7 @@ def test_bad_json_is_refused_in_one_line(text):
     with pytest.raises(SlimnbError) as caught:
         from_json(text, "file.json")
     line = str(caught.value)
-    assert caught.value.code == "C20" and "file.json" in line
+    assert type(caught.value).__name__ == "StoreError" and "file.json" in line
     assert len(line) <= 240 and line.isprintable()
 
 
@@ -60,7 +60,7 @@ def test_bad_json_is_refused_in_one_line(text):
     ids=["nan", "inf", "number as key", "set", "bytes", "65 bits", "numpy nan", "object"],
 )
 def test_what_json_cannot_say_is_not_written(value):
-    with pytest.raises(SlimnbError, match="SNB-C20"):
+    with pytest.raises(SlimnbError, match="StoreError"):
         to_json(value)
 
 
@@ -129,7 +129,7 @@ def test_strange_files_are_neither_read_nor_written(tmp_path, kind):
         lambda: files.write_file(path, b"new", FAIL, "x"),
         lambda: files.refuse_strange(path),
     ):
-        with pytest.raises(SlimnbError, match="SNB-C21"):
+        with pytest.raises(SlimnbError, match="StoreError"):
             call()
     assert target.read_bytes() == b"precious" and os.lstat(path) == before
     assert len(list(tmp_path.iterdir())) == 2
@@ -138,7 +138,8 @@ def test_strange_files_are_neither_read_nor_written(tmp_path, kind):
 @pytest.mark.parametrize("call", ["open", "write", "fsync", "replace"])
 @pytest.mark.parametrize(
     ("number", "code"),
-    [(errno.ENOSPC, "R06"), (errno.EDQUOT, "R06"), (errno.EROFS, "C21"), (errno.EIO, "C05")],
+    [(errno.ENOSPC, "ResourceError"), (errno.EDQUOT, "ResourceError"), (errno.EROFS, "StoreError"), (errno.EIO,
+                                                                                                     "StoreError")],
 )
 def test_refusal_by_the_system_leaves_the_old_file(tmp_path, monkeypatch, call, number, code):
     path = tmp_path / "x.bin"
@@ -151,7 +152,7 @@ def test_refusal_by_the_system_leaves_the_old_file(tmp_path, monkeypatch, call, 
         patch.setattr(os, call, refuse)
         with pytest.raises(SlimnbError) as caught:
             files.write_file(path, b"newer", FAIL, "x")
-    assert caught.value.code == code and len(str(caught.value)) <= 240
+    assert type(caught.value).__name__ == code and len(str(caught.value)) <= 240
     assert path.read_bytes() == b"old" and len(list(tmp_path.iterdir())) == 1
 
 
@@ -164,5 +165,5 @@ def test_short_writes_are_completed(tmp_path, monkeypatch):
 
 def test_folder_under_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(SlimnbError, match="SNB-C21"):
+    with pytest.raises(SlimnbError, match="StoreError"):
         files.make_folder(tmp_path / "file" / "runs" / "x")

@@ -124,7 +124,7 @@ def test_the_cheapest_runs_are_those_of_brute_force(groups, overhead):
 
 @pytest.mark.parametrize("overhead", [-1, float("inf"), float("nan")])
 def test_an_overhead_that_is_none_is_refused(overhead):
-    with pytest.raises(SlimnbError, match="P04"):
+    with pytest.raises(SlimnbError, match="ParameterError"):
         DynamicNet(ready(DSMobileNet)[0], overhead=overhead)
 
 
@@ -163,14 +163,14 @@ def test_packing_changes_nothing(kind):
 def test_statistics_that_depend_on_the_path_before_the_gate_are_refused():
     net, _ = ready(DSMobileNet)
     net.norms()[0].running_mean[1] += 0.1
-    with pytest.raises(SlimnbError, match="N15"):
+    with pytest.raises(SlimnbError, match="NumericsError"):
         DynamicNet(net)
 
 
 def test_variances_that_depend_on_the_path_before_the_gate_are_refused():
     net, _ = ready(DSMobileNet)
     net.norms()[0].running_var[1] *= 1.1
-    with pytest.raises(SlimnbError, match="N15"):
+    with pytest.raises(SlimnbError, match="NumericsError"):
         DynamicNet(net)
 
 
@@ -199,5 +199,5 @@ def test_images_may_be_of_another_dtype_and_none_at_all(kind, packed):
 
 
 def test_uncalibrated_paths_are_refused():
-    with pytest.raises(SlimnbError, match="N10"):
+    with pytest.raises(SlimnbError, match="NumericsError"):
         DynamicNet(DSMobileNet(10, 32, **KINDS[DSMobileNet]))

@@ -83,7 +83,7 @@ def test_the_papers_space_lies_between_its_smallest_and_largest():
     low, high = (table.of(subnet) for subnet in (space.smallest, space.largest))
     assert low == count_macs(PAPER, space.smallest) and high == count_macs(PAPER, space.largest)
     assert costs.dtype == np.int64 and low < costs.min() < costs.max() < high
-    with pytest.raises(SlimnbError, match="SNB-S23"):
+    with pytest.raises(SlimnbError, match="SearchError"):
         table.of(PAPER.elastic(2, 3, 7, 24))
     assert table.of(PAPER.elastic(2, 3, 7, 32)) == count_macs(PAPER, PAPER.elastic(2, 3, 7))
 
@@ -103,9 +103,9 @@ def test_bad_input_is_refused():
     for call in (lambda: subnets_at(space, bad), lambda: kept_blocks(space, np.zeros((1, 24), dtype=int)),
                  lambda: kept_blocks(space, -bad), lambda: kept_blocks(space, np.zeros(25, dtype=int)),
                  lambda: structures_of(space, [replace(PAPER.largest, depths=(7, 4, 4, 4, 4))])):
-        with pytest.raises(SlimnbError, match="SNB-S63"):
+        with pytest.raises(SlimnbError, match="ParameterError"):
             call()
     for call in (lambda: CostTable.macs(PAPER, space), lambda: CostTable.params(PAPER, space),
                  lambda: macs_function(PAPER)):
-        with pytest.raises(SlimnbError, match="SNB-S20"):
+        with pytest.raises(SlimnbError, match="SearchError"):
             call()

@@ -206,9 +206,9 @@ def test_what_is_shown_is_escaped(tmp_path):
 
 
 @pytest.mark.parametrize(("call", "texts"), [
-    (lambda path: figures.easy_and_hard(_results().drop(columns="top1_hard"), "t"), ("P53", "top1_hard")),
-    (lambda path: figures.accuracy(_results().iloc[:0], "t"), ("P53", "0 rows")),
-    (lambda path: style.save(figures.accuracy(_results(), "t"), path / "x.png"), ("P54", "x.png", ".svg")),
+    (lambda path: figures.easy_and_hard(_results().drop(columns="top1_hard"), "t"), ("ParameterError", "top1_hard")),
+    (lambda path: figures.accuracy(_results().iloc[:0], "t"), ("ParameterError", "0 rows")),
+    (lambda path: style.save(figures.accuracy(_results(), "t"), path / "x.png"), ("ParameterError", "x.png", ".svg")),
 ])
 def test_bad_input_is_one_line(call, texts, tmp_path):
     with pytest.raises(SlimnbError) as caught:

@@ -113,4 +113,4 @@ def test_arms_have_their_own_look(arm, label):
 def test_bad_input_is_one_line(call, missing):
     with pytest.raises(SlimnbError) as caught:
         call()
-    assert "P53" in str(caught.value) and missing in str(caught.value) and len(str(caught.value)) <= 240
+    assert "ParameterError" in str(caught.value) and missing in str(caught.value) and len(str(caught.value)) <= 240

@@ -197,5 +197,5 @@ def test_the_literature_holds_each_table_of_the_paper():
 def test_bad_input_is_one_line(call, missing):
     with pytest.raises(SlimnbError) as caught:
         call()
-    assert "P53" in str(caught.value) and missing in str(caught.value) and len(str(caught.value)) <= 240
+    assert "ParameterError" in str(caught.value) and missing in str(caught.value) and len(str(caught.value)) <= 240
     assert "\n" not in str(caught.value)

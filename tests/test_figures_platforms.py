@@ -236,4 +236,4 @@ def test_a_word_that_begins_like_a_method_is_not_the_method():
 def test_bad_input_is_one_line(call, missing):
     with pytest.raises(SlimnbError) as caught:
         call()
-    assert "P53" in str(caught.value) and missing in str(caught.value) and len(str(caught.value)) <= 240
+    assert "ParameterError" in str(caught.value) and missing in str(caught.value) and len(str(caught.value)) <= 240

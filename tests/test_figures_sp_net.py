@@ -242,4 +242,4 @@ def test_all_arms_of_the_study_but_the_control_are_greens_and_markers_tell_them_
 def test_bad_input_is_one_line(call, missing):
     with pytest.raises(SlimnbError) as caught:
         call()
-    assert "P53" in str(caught.value) and missing in str(caught.value) and len(str(caught.value)) <= 240
+    assert "ParameterError" in str(caught.value) and missing in str(caught.value) and len(str(caught.value)) <= 240

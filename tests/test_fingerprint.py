@@ -154,7 +154,7 @@ def test_nothing_is_imported(book):
 
 
 def test_unknown_module_is_one_line(book):
-    with pytest.raises(SlimnbError, match=r"SNB-P10: book\.nowhere"):
+    with pytest.raises(SlimnbError, match=r"ParameterError: book\.nowhere"):
         book(["book.nowhere"])
 
 

@@ -196,20 +196,20 @@ def test_residual_blocks_start_as_their_shortcuts():
 
 
 @pytest.mark.parametrize(("wrong", "code", "word"), [
-    (lambda: DSMobileNet(10, 32, variant="renamed"), "P10", "renamed"),
-    (lambda: DSMobileNet(10, 32, strides=(1, 2)), "S77", "2 strides for 14 layers"),
-    (lambda: DSMobileNet(10, 32, largest=(16,) * 14), "S78", "nowhere narrower"),
-    (lambda: side_by_side(equispaced(8, 8, 3, 1), equispaced(8, 8, 4, 1)), "S74", "3 and 4"),
-    (lambda: DSResNet50(10, 32, bn="shared_affine"), "P08", "4 gates"),
-    (lambda: DSMobileNet(10, 32, bn="private"), "P08", "private"),
-    (lambda: DSResNet50(10, 32, layout=((16, 1),)), "S08", "width 4"),
-    (lambda: DSMobileNet(10, 32).uniform(0.5), "S75", "0.5"),
-    (lambda: DSMobileNet(10, 32).path(14), "S76", "choice 14"),
-    (lambda: DSResNet50(10, 32).path(1, 2), "S76", "4 gates"),
-    (lambda: DSMobileNet(10, 32).eval()(pictures(1).float(), Gated()), "N10", "statistics"),
+    (lambda: DSMobileNet(10, 32, variant="renamed"), "ParameterError", "renamed"),
+    (lambda: DSMobileNet(10, 32, strides=(1, 2)), "ParameterError", "2 strides for 14 layers"),
+    (lambda: DSMobileNet(10, 32, largest=(16,) * 14), "ParameterError", "nowhere narrower"),
+    (lambda: side_by_side(equispaced(8, 8, 3, 1), equispaced(8, 8, 4, 1)), "ParameterError", "3 and 4"),
+    (lambda: DSResNet50(10, 32, bn="shared_affine"), "ParameterError", "4 gates"),
+    (lambda: DSMobileNet(10, 32, bn="private"), "ParameterError", "private"),
+    (lambda: DSResNet50(10, 32, layout=((16, 1),)), "ParameterError", "width 4"),
+    (lambda: DSMobileNet(10, 32).uniform(0.5), "ParameterError", "0.5"),
+    (lambda: DSMobileNet(10, 32).path(14), "ParameterError", "choice 14"),
+    (lambda: DSResNet50(10, 32).path(1, 2), "ParameterError", "4 gates"),
+    (lambda: DSMobileNet(10, 32).eval()(pictures(1).float(), Gated()), "NumericsError", "statistics"),
 ])
 def test_bad_input_is_one_line(wrong, code, word):
     with pytest.raises(SlimnbError) as caught:
         wrong()
-    assert caught.value.code == code and word in str(caught.value)
+    assert type(caught.value).__name__ == code and word in str(caught.value)
     assert "\n" not in str(caught.value) and len(str(caught.value)) <= 240

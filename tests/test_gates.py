@@ -147,18 +147,18 @@ def test_slots_mix_by_the_choice():
 
 
 @pytest.mark.parametrize(("wrong", "code", "word"), [
-    (lambda: Gated(lowest=0), "S70", "lowest = 0"),
-    (lambda: run(gate(), noise(2, 24, 4, 4), Gated(lowest=4)), "S70", "3 choices"),
-    (lambda: Gated(temperature=0.0), "S71", "temperature = 0.0"),
-    (lambda: Gated(temperature=float("nan")), "S71", "nan"),
-    (lambda: gate(widths=((8, 16),)), "S72", "1 choices"),
-    (lambda: gate(widths=((8, 16), (16,))), "S72", "2 channel units"),
-    (lambda: gate(widths=((8, 16), (16, 16))), "S73", "16, 16"),
-    (lambda: gate(widths=((16, 16), (8, 24))), "S73", "16, 8"),
-    (lambda: gate(head="two-hot"), "P10", "two-hot"),
+    (lambda: Gated(lowest=0), "ParameterError", "lowest = 0"),
+    (lambda: run(gate(), noise(2, 24, 4, 4), Gated(lowest=4)), "ParameterError", "3 choices"),
+    (lambda: Gated(temperature=0.0), "ParameterError", "temperature = 0.0"),
+    (lambda: Gated(temperature=float("nan")), "ParameterError", "nan"),
+    (lambda: gate(widths=((8, 16),)), "ParameterError", "1 choices"),
+    (lambda: gate(widths=((8, 16), (16,))), "ParameterError", "2 channel units"),
+    (lambda: gate(widths=((8, 16), (16, 16))), "ParameterError", "16, 16"),
+    (lambda: gate(widths=((16, 16), (8, 24))), "ParameterError", "16, 8"),
+    (lambda: gate(head="two-hot"), "ParameterError", "two-hot"),
 ])
 def test_bad_input_is_one_line(wrong, code, word):
     with pytest.raises(SlimnbError) as caught:
         wrong()
-    assert caught.value.code == code and word in str(caught.value)
+    assert type(caught.value).__name__ == code and word in str(caught.value)
     assert "\n" not in str(caught.value) and len(str(caught.value)) <= 240

@@ -58,7 +58,7 @@ def test_the_index_mode_gathers_at_every_call_and_the_ideal_net_is_nchw():
 
 def test_statistics_are_needed():
     net = tiny(MobileNetV1)
-    with pytest.raises(SlimnbError, match="SNB-N10"):
+    with pytest.raises(SlimnbError, match="NumericsError"):
         execution_modes(net, net.largest, images(1, 16))
 
 
@@ -76,7 +76,7 @@ def test_measure_and_compare():
         assert 0 <= found["min_ms"] <= found["low_ms"] <= found["median_ms"]
     one = measure_latency(torch.nn.Linear(3, 2), x, rounds=2, warmup=1)
     assert set(one) == KEYS and one["min_ms"] > 0
-    with pytest.raises(SlimnbError, match="SNB-P01"):
+    with pytest.raises(SlimnbError, match="ParameterError"):
         measure_latency(torch.nn.Linear(3, 2), x, rounds=0)
 
 
@@ -173,12 +173,12 @@ def test_a_real_table_is_a_chain_for_viterbi():
     assert all((pair > 0).all() for pair in table.chain())
     conditions = {"device", "threads", "batch", "dtype", "date", "resolution", "rounds", "layers"}
     assert set(table.about) == conditions
-    with pytest.raises(SlimnbError, match="SNB-S23"):
+    with pytest.raises(SlimnbError, match="SearchError"):
         table.of(Subnet(net.largest.widths, resolution=32))
 
 
 def test_a_space_wider_than_the_net():
     net = tiny(MobileNetV1)
     wide = MobileNetV1(10, 32, 2.0, layout=net.layout)
-    with pytest.raises(SlimnbError, match="SNB-S10"):
+    with pytest.raises(SlimnbError, match="ParameterError"):
         latency_table(net, wide.space((1.0, 2.0)))

@@ -159,32 +159,32 @@ def test_all_of_it_on_a_tiny_net():
 
 
 @pytest.mark.parametrize(("change", "code"), [
-    (lambda w, ms: (w[:12], ms[:12]), "S31"),
-    (lambda w, ms: (w, ms[:-1]), "S32"),
-    (lambda w, ms: (w, np.where(ms == ms[3], np.nan, ms)), "S32"),
-    (lambda w, ms: (w, np.where(ms == ms[3], np.inf, ms)), "S32"),
-    (lambda w, ms: (w, np.where(ms == ms[3], 0, ms)), "S32"),
-    (lambda w, ms: (w, ms[:, None]), "S32"),
-    (lambda w, ms: (np.where(w == 32, 33, w), ms), "S21"),
-    (lambda w, ms: (w[:, :4], ms), "S09"),
+    (lambda w, ms: (w[:12], ms[:12]), "ParameterError"),
+    (lambda w, ms: (w, ms[:-1]), "ParameterError"),
+    (lambda w, ms: (w, np.where(ms == ms[3], np.nan, ms)), "ParameterError"),
+    (lambda w, ms: (w, np.where(ms == ms[3], np.inf, ms)), "ParameterError"),
+    (lambda w, ms: (w, np.where(ms == ms[3], 0, ms)), "ParameterError"),
+    (lambda w, ms: (w, ms[:, None]), "ParameterError"),
+    (lambda w, ms: (np.where(w == 32, 33, w), ms), "SearchError"),
+    (lambda w, ms: (w[:, :4], ms), "ParameterError"),
 ])
 def test_bad_input_gets_its_line(change, code):
     net = tiny(MobileNetV1)
     space = net.space((0.25, 0.5, 1.0))
     widths = space.sample_widths(np.random.default_rng(0), 60)
-    with pytest.raises(SlimnbError, match=f"SNB-{code}") as caught:
+    with pytest.raises(SlimnbError, match=f"{code}") as caught:
         fit_latency(net, space, *change(widths, 1 + np.arange(60.0)))
     assert "\n" not in str(caught.value) and len(str(caught.value)) <= 240
 
 
 def test_other_bad_input():
     net = tiny(MobileNetV1)
-    with pytest.raises(SlimnbError, match="SNB-P01: rounds = 0"):
+    with pytest.raises(SlimnbError, match="ParameterError: rounds = 0"):
         time_subnets(net, [net.largest], rounds=0)
-    with pytest.raises(SlimnbError, match="SNB-S10"):
+    with pytest.raises(SlimnbError, match="ParameterError"):
         time_subnets(net, [Subnet((8, 8, 8, 8, 999))])
     table = CostTable.macs(net, net.space((0.5, 1.0)))
-    with pytest.raises(SlimnbError, match="SNB-S31: 2 subnets"):
+    with pytest.raises(SlimnbError, match="ParameterError: 2 subnets"):
         held_out_error(table, np.array([net.largest.widths] * 2), np.ones(2))
 
 
@@ -209,5 +209,5 @@ def test_predictions_are_held_against_times_of_the_resolution_each_subnet_names(
     assert found["rank"] == 1.0 and found["mape"] == pytest.approx(100 * (0.1 / 2.4 + 0.1 / 3.2) / 4)
     assert found["about"]["batch"] == 2 and found["about"]["rounds"] == 3
     assert json.loads(json.dumps(found)) == found
-    with pytest.raises(SlimnbError, match="S31"):
+    with pytest.raises(SlimnbError, match="ParameterError"):
         compare_predicted(net, subnets[:2], np.ones(2))

@@ -50,7 +50,7 @@ def test_depthwise_conv_follows_its_input(width):
 
 def test_conv_refuses_more_inputs_than_it_has():
     layer = SlimmableConv2d(6, 8, 1, unit=1, sources=(0,))
-    with pytest.raises(SlimnbError, match="SNB-S06: 7 input channels"):
+    with pytest.raises(SlimnbError, match="ParameterError: 7 input channels"):
         layer(torch.zeros(1, 7, 4, 4), Selection((7, 8)))
 
 

@@ -157,7 +157,7 @@ def test_masks_give_samples_their_own_depths_and_widths(kind):
     assert_close(net(x, masks), torch.cat([net(x[i: i + 1], s) for i, s in enumerate(subnets)]), **EXACT)
     other = net.elastic(None, None, 3)
     calibrate_bn(net, [other], [x])
-    with pytest.raises(SlimnbError, match="SNB-S61"):
+    with pytest.raises(SlimnbError, match="ParameterError"):
         net.masks(torch.tensor([subnets[0].widths, other.widths]), [subnets[0], other])
 
 
@@ -171,7 +171,7 @@ def test_statistics_are_kept_per_subnet_and_survive_a_save(kind):
     twin.load_state_dict(copy.deepcopy(net.state_dict()))
     again = evaluate(twin, subnets, [(x, torch.arange(6))])
     assert [e.ce for e in again] == [e.ce for e in found] and len({e.ce for e in found}) == 4
-    with pytest.raises(SlimnbError, match="SNB-N10"):
+    with pytest.raises(SlimnbError, match="NumericsError"):
         evaluate(net, [net.largest], [(x, torch.arange(6))])
 
 
@@ -259,7 +259,7 @@ def test_one_network_has_one_name():
 ])
 def test_other_subnets_are_refused_in_one_line(change, words):
     net = meta(MobileNetV3, 10, 32, kernels=(3, 5, 7))
-    with pytest.raises(SlimnbError, match="SNB-S60") as caught:
+    with pytest.raises(SlimnbError, match="ParameterError") as caught:
         net.check(change(net.elastic(2, 3, 3)))
     assert words in str(caught.value) and "\n" not in str(caught.value)
 
@@ -268,16 +268,16 @@ def test_bad_input_is_refused():
     net = meta(MobileNetV3, 10, 32)
     for call in (lambda: net.elastic(2, 5), lambda: net.elastic(5, 3), lambda: net.elastic(2, 3, 5),
                  lambda: net.uniform(0.5), lambda: net.check(Subnet(net.largest.widths))):
-        with pytest.raises(SlimnbError, match="SNB-S60"):
+        with pytest.raises(SlimnbError, match="ParameterError"):
             call()
-    with pytest.raises(SlimnbError, match="SNB-S11"):
+    with pytest.raises(SlimnbError, match="ParameterError"):
         net.elastic(2, 3, 7, 4)
     for kernels in ((), (7, 5), (4,), (3, 3)):
-        with pytest.raises(SlimnbError, match="SNB-S62"):
+        with pytest.raises(SlimnbError, match="ParameterError"):
             meta(MobileNetV3, 10, 32, kernels=kernels)
     with pytest.raises(SlimnbError, match="stage of 4 blocks"):
         meta(MobileNetV3, 10, 32, depths=(2, 3))
-    with pytest.raises(SlimnbError, match="SNB-S03"):
+    with pytest.raises(SlimnbError, match="ParameterError"):
         meta(MobileNetV3, 10, 32, expands=(4, 3))
 
 

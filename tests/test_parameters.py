@@ -30,8 +30,8 @@ def refused(**changes):
     with pytest.raises(SlimnbError) as caught:
         check_parameters(GOOD | OWN_GOOD | changes, OWN)
     line = str(caught.value)
-    assert len(line) <= 240 and "\n" not in line and caught.value.exit_code == 2, line
-    return caught.value.code, line
+    assert len(line) <= 240 and "\n" not in line and caught.value.exit_status == 2, line
+    return type(caught.value).__name__, line
 
 
 def test_good_parameters_come_back_unchanged_and_nothing_else_does():
@@ -42,57 +42,57 @@ def test_good_parameters_come_back_unchanged_and_nothing_else_does():
 @pytest.mark.parametrize(
     ("code", "changes"),
     [
-        ("P01", {"wdiths": [1.0]}),
-        ("P01", {"x" * 500: 1}),
-        ("P01", {"Seed": 1}),
-        ("P01", {"import os": "os.system('true')"}),
-        ("P02", {"lr": "0.1"}),
-        ("P02", {"lr": True}),
-        ("P02", {"lr": None}),
-        ("P02", {"lr": np.float64(0.1)}),
-        ("P02", {"steps": 10.0}),
-        ("P02", {"steps": True}),
-        ("P02", {"steps": np.int64(3)}),
-        ("P02", {"distil": "False"}),
-        ("P02", {"distil": np.False_}),
-        ("P02", {"distil": 0}),
-        ("P02", {"seed": 1.5}),
-        ("P02", {"seed": False}),
-        ("P02", {"scale": 1}),
-        ("P02", {"widths": (0.5, 1.0)}),
-        ("P02", {"widths": 1.0}),
-        ("P02", {"widths": ["0.5", 1.0]}),
-        ("P02", {"widths": [True]}),
-        ("P02", {"sides": [128.0, 224]}),
-        ("P03", {"lr": math.nan}),
-        ("P03", {"lr": math.inf}),
-        ("P03", {"lr": 0.0}),
-        ("P03", {"lr": -0.1}),
-        ("P03", {"lr": 10**400}),
-        ("P04", {"steps": 0}),
-        ("P04", {"steps": -1}),
-        ("P04", {"steps": 10**5000}),
-        ("P04", {"seeds": 0}),
-        ("P05", {"seed": -1}),
-        ("P05", {"seed": 2**32}),
-        ("P05", {"seed": 2**64}),
-        ("P06", {"widths": []}),
-        ("P06", {"widths": [0.5, 0.25, 1.0]}),
-        ("P06", {"widths": [0.5, 0.5, 1.0]}),
-        ("P06", {"widths": [0.0, 1.0]}),
-        ("P06", {"widths": [-0.5, 1.0]}),
-        ("P06", {"widths": [0.5, 1.25]}),
-        ("P06", {"widths": [0.25, math.nan, 1.0]}),
-        ("P06", {"widths": [0.25, 0.5]}),
-        ("P10", {"scale": "smal"}),
-        ("P10", {"net": "resnet"}),
-        ("P10", {"data": "cifar10O"}),
-        ("P11", {"data": "../elsewhere"}),
-        ("P11", {"data": "images/\0"}),
-        ("P11", {"out": "a\nb"}),
-        ("P11", {"out": "a/" * 150}),
-        ("P14", {"device": "cuda:x"}),
-        ("P14", {"device": "gpu"}),
+        ("ParameterError", {"wdiths": [1.0]}),
+        ("ParameterError", {"x" * 500: 1}),
+        ("ParameterError", {"Seed": 1}),
+        ("ParameterError", {"import os": "os.system('true')"}),
+        ("ParameterError", {"lr": "0.1"}),
+        ("ParameterError", {"lr": True}),
+        ("ParameterError", {"lr": None}),
+        ("ParameterError", {"lr": np.float64(0.1)}),
+        ("ParameterError", {"steps": 10.0}),
+        ("ParameterError", {"steps": True}),
+        ("ParameterError", {"steps": np.int64(3)}),
+        ("ParameterError", {"distil": "False"}),
+        ("ParameterError", {"distil": np.False_}),
+        ("ParameterError", {"distil": 0}),
+        ("ParameterError", {"seed": 1.5}),
+        ("ParameterError", {"seed": False}),
+        ("ParameterError", {"scale": 1}),
+        ("ParameterError", {"widths": (0.5, 1.0)}),
+        ("ParameterError", {"widths": 1.0}),
+        ("ParameterError", {"widths": ["0.5", 1.0]}),
+        ("ParameterError", {"widths": [True]}),
+        ("ParameterError", {"sides": [128.0, 224]}),
+        ("ParameterError", {"lr": math.nan}),
+        ("ParameterError", {"lr": math.inf}),
+        ("ParameterError", {"lr": 0.0}),
+        ("ParameterError", {"lr": -0.1}),
+        ("ParameterError", {"lr": 10**400}),
+        ("ParameterError", {"steps": 0}),
+        ("ParameterError", {"steps": -1}),
+        ("ParameterError", {"steps": 10**5000}),
+        ("ParameterError", {"seeds": 0}),
+        ("ParameterError", {"seed": -1}),
+        ("ParameterError", {"seed": 2**32}),
+        ("ParameterError", {"seed": 2**64}),
+        ("ParameterError", {"widths": []}),
+        ("ParameterError", {"widths": [0.5, 0.25, 1.0]}),
+        ("ParameterError", {"widths": [0.5, 0.5, 1.0]}),
+        ("ParameterError", {"widths": [0.0, 1.0]}),
+        ("ParameterError", {"widths": [-0.5, 1.0]}),
+        ("ParameterError", {"widths": [0.5, 1.25]}),
+        ("ParameterError", {"widths": [0.25, math.nan, 1.0]}),
+        ("ParameterError", {"widths": [0.25, 0.5]}),
+        ("ParameterError", {"scale": "smal"}),
+        ("ParameterError", {"net": "resnet"}),
+        ("ParameterError", {"data": "cifar10O"}),
+        ("ParameterError", {"data": "../elsewhere"}),
+        ("ParameterError", {"data": "images/\0"}),
+        ("ParameterError", {"out": "a\nb"}),
+        ("ParameterError", {"out": "a/" * 150}),
+        ("ParameterError", {"device": "cuda:x"}),
+        ("ParameterError", {"device": "gpu"}),
     ],
 )
 def test_bad_parameters_are_refused_by_name(code, changes):
@@ -132,7 +132,7 @@ def test_no_value_whatever_escapes_as_another_error(name, value):
     try:
         rule.check(name, value)
     except SlimnbError as error:
-        assert error.code.startswith("P")
+        assert type(error).__name__.startswith("P")
         assert len(str(error)) <= 240 and "\n" not in str(error)
     else:
         assert type(value) in (bool, int, float, str, list)
@@ -163,7 +163,7 @@ def test_a_chapter_is_read_without_running_it():
 def test_computation_in_a_declaration_is_refused(cell, code):
     with pytest.raises(SlimnbError) as caught:
         declaration(cell, code)
-    assert caught.value.code == "P02" and len(str(caught.value)) <= 240
+    assert type(caught.value).__name__ == "ParameterError" and len(str(caught.value)) <= 240
 
 
 CHAPTER = """# %% tags=["parameters"]
@@ -192,5 +192,5 @@ def test_the_command_line_refuses_before_torch_is_imported(tmp_path, arguments):
     command = [sys.executable, "-c", program, "run", str(path), "--out", str(tmp_path / "o" / "x.ipynb")]
     done = subprocess.run([*command, *arguments], capture_output=True, text=True, timeout=300)
     assert done.stdout.split() == ["2", "False"], done.stdout + done.stderr
-    assert done.stderr.count("\n") == 1 and done.stderr.startswith("slimnb: error SNB-P")
+    assert done.stderr.count("\n") == 1 and done.stderr.startswith("slimnb: ParameterError: ")
     assert not (tmp_path / "o").exists()

@@ -186,7 +186,7 @@ def test_depthwise_gammas_move_the_share_but_not_the_channels():
 def test_floors_are_lower_where_paths_join(padding, share):
     net = ResNet50(10, 32, layout=((20, 2), (30, 1)), stem=20)
     scores = [np.linspace(0, 1, width) for width in net.largest.widths]
-    with pytest.raises(SlimnbError, match="SNB-S38") as caught:
+    with pytest.raises(SlimnbError, match="ParameterError") as caught:
         prune(net, 1, score=lambda net: scores, padding=padding)
     least = int(str(caught.value).split("no less than ")[1].split(". ")[0].replace(",", ""))
     ends = [name.endswith((".out", ".project")) for name in net.unit_names]
@@ -234,7 +234,7 @@ def test_a_score_may_be_any_function():
                                    lambda s: [*s[:-1], s[-1] * float("nan")]), ids=("units", "channels", "nan"))
 def test_scores_of_a_wrong_shape(spoil):
     net = trained(VGG, 0)
-    with pytest.raises(SlimnbError, match="SNB-S39") as caught:
+    with pytest.raises(SlimnbError, match="ParameterError") as caught:
         prune(net, 1e6, score=lambda net: spoil([np.ones(width) for width in net.largest.widths]))
     assert len(str(caught.value)) <= 240
 
@@ -322,12 +322,12 @@ def test_sp_nets_bases_meet_their_targets(kind, convention, pairs):
 @pytest.mark.parametrize("target", (1, 0, -5.0, float("nan")))
 def test_an_unreachable_target_names_what_is_reachable(target):
     net = trained(ResNet50, 0)
-    with pytest.raises(SlimnbError, match=r"SNB-S38: target = .* MACs .* no less than ([\d,]+)\.") as caught:
+    with pytest.raises(SlimnbError, match=r"ParameterError: target = .* MACs .* no less than ([\d,]+)\.") as caught:
         prune(net, target)
     assert len(str(caught.value)) <= 240
     least = int(str(caught.value).split("no less than ")[1].split(". ")[0].replace(",", ""))
     assert prune(net, least).macs == least
-    with pytest.raises(SlimnbError, match="SNB-S38"):
+    with pytest.raises(SlimnbError, match="ParameterError"):
         prune(net, least - 1)
 
 
@@ -358,24 +358,25 @@ def test_counts_wider_than_the_supernet_are_refused():
         return [row[:width] for row, width in zip(scores, net.largest.widths, strict=True)]
 
     target = 0.3 * count_macs(whole, whole.largest)
-    with pytest.raises(SlimnbError, match=r"SNB-S10: width 24 in unit 'stage0\.0'"):
+    with pytest.raises(SlimnbError, match=r"ParameterError: width 24 in unit 'stage0\.0'"):
         prune(base, target, into=whole, score=score)
-    with pytest.raises(SlimnbError, match=r"SNB-S10: width 24 in unit 'stage0\.0'"):
+    with pytest.raises(SlimnbError, match=r"ParameterError: width 24 in unit 'stage0\.0'"):
         embed_(whole, importance_order(gammas(whole)), {"0.5x": prune(base, target, score=score).counts})
 
 
 def test_padding_that_does_not_exist():
-    with pytest.raises(SlimnbError, match="SNB-P10: padding = 'zeros'"):
+    with pytest.raises(SlimnbError, match="ParameterError: padding = 'zeros'"):
         prune(trained(ResNet50, 0), 1e6, padding="zeros")
 
 
 def test_a_stage_of_another_net_is_refused():
     net = trained(VGG, 0)
-    for widths, code in ((net.largest.widths[1:], "S09"), ([w + 1 for w in net.largest.widths], "S10")):
-        with pytest.raises(SlimnbError, match=f"SNB-{code}"):
+    for widths, code in ((net.largest.widths[1:], "ParameterError"), ([w + 1 for w in net.largest.widths],
+                                                                      "ParameterError")):
+        with pytest.raises(SlimnbError, match=f"{code}"):
             prune(net, 1e6, within=Subnet(tuple(widths)))
 
 
 def test_group_norm_is_refused():
-    with pytest.raises(SlimnbError, match="SNB-S36"):
+    with pytest.raises(SlimnbError, match="ParameterError"):
         prune(tiny(MobileNetV1, bn="group"), 1e5)

@@ -130,7 +130,7 @@ def test_an_interrupted_training_ends_in_the_same_bits():
         try:
             _, optimizer = fit(net, sampler, InplaceDistillation(), steps=9, run=run, stop=stop)
         except SlimnbError as error:
-            assert error.code == "K10"
+            assert type(error).__name__ == "BusyError"
             return None
         return everything(net, optimizer), sampler.state_dict()
 
@@ -150,7 +150,7 @@ def test_state_of_another_space_is_refused():
     fewer = type(sampler)(net, sampler.targets[1:], net.uniform(0.5), 12, 3)
     other = type(sampler)(net, targets(net, 0.875, 30)[: len(sampler.targets)], net.uniform(0.5), 12, 3)
     for wrong in (fewer, other):
-        with pytest.raises(SlimnbError, match="SNB-C11"):
+        with pytest.raises(SlimnbError, match="StoreError"):
             wrong.load_state_dict(state)
     assert same_bits(sampler.state_dict(), state)
 
@@ -158,7 +158,7 @@ def test_state_of_another_space_is_refused():
 @pytest.mark.parametrize("wrong", [{"p_end": 0}, {"p_end": 1.5}, {"eta_end": -1}, {"eta_end": math.nan},
                                    {"pool_size": 0}, {"momentum": 1}])
 def test_settings_out_of_range_are_refused(wrong):
-    with pytest.raises(SlimnbError, match="SNB-S59"):
+    with pytest.raises(SlimnbError, match="SearchError"):
         prioritized(small(), **wrong)
 
 
@@ -241,15 +241,15 @@ def test_several_resources_have_pools_of_their_own():
     both = replace(recipe, buckets=(*recipe.buckets, ("CPU latency", 2e5, 6e5, 2e5)))
     assert [target.name for target in targets_of(both, net, [stored])] == [
         "0.3 M", "0.4 M", "0.5 M", "0.6 M", "400000 ms CPU"]
-    with pytest.raises(SlimnbError, match="SNB-S58: resource 'CPU latency'"):
+    with pytest.raises(SlimnbError, match="SearchError: resource 'CPU latency'"):
         targets_of(both, net)
     nothing = replace(recipe, source="uniform", train_mults=(0.75, 1.0), buckets=(("MACs", 3.0e5, 3.02e5, 1e3),))
-    with pytest.raises(SlimnbError, match="SNB-S58"):
+    with pytest.raises(SlimnbError, match="SearchError"):
         targets_of(nothing, net)
 
 
 def test_a_method_that_there_is_not():
-    with pytest.raises(SlimnbError, match="SNB-P10: method = 'wish'"):
+    with pytest.raises(SlimnbError, match="ParameterError: method = 'wish'"):
         made(method="wish")
 
 

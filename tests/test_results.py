@@ -49,7 +49,7 @@ def test_commit_gives_the_same_bytes_and_thins(store, tmp_path):
 
 
 def test_unfinished_run_is_not_committed(store):
-    with pytest.raises(SlimnbError, match="SNB-C24"):
+    with pytest.raises(SlimnbError, match="StoreError"):
         store.commit(begin(store, 1))
     assert not store.committed.exists()
 
@@ -57,11 +57,11 @@ def test_unfinished_run_is_not_committed(store):
 @pytest.mark.parametrize(
     ("change", "code"),
     [
-        (lambda r: r.update(schema="slimnb.run/9"), "C09"),
-        (lambda r: r["recipe"].update(lr=0.3), "C07"),
-        (lambda r: r.update(code="edited"), "C07"),
-        (lambda r: r.pop("result"), "C07"),
-        (lambda r: r.pop("recipe"), "C07"),
+        (lambda r: r.update(schema="slimnb.run/9"), "StoreError"),
+        (lambda r: r["recipe"].update(lr=0.3), "StoreError"),
+        (lambda r: r.update(code="edited"), "StoreError"),
+        (lambda r: r.pop("result"), "StoreError"),
+        (lambda r: r.pop("recipe"), "StoreError"),
     ],
 )
 def test_edited_committed_record_is_refused(store, change, code):
@@ -69,7 +69,7 @@ def test_edited_committed_record_is_refused(store, change, code):
     record = json.loads(path.read_text())
     change(record)
     path.write_text(json.dumps(record))
-    with pytest.raises(SlimnbError, match=f"SNB-{code}"):
+    with pytest.raises(SlimnbError, match=f"{code}"):
         store.records()
 
 
@@ -81,7 +81,7 @@ def test_other_json_beside_the_results_is_passed_over(store):
     assert [record["run_id"] for record in store.records()] == [run.id]
     (store.committed / "broken.json").write_text('{"a": NaN}')
     assert store.open(RECIPE, "other code", "data").result()["stale_code"]
-    with pytest.raises(SlimnbError, match=r"SNB-C20: results/broken\.json"):
+    with pytest.raises(SlimnbError, match=r"StoreError: results/broken\.json"):
         store.records()
 
 

@@ -104,7 +104,7 @@ def test_stopped_by_a_signal_it_saves_and_says_try_again(server, reference, tmp_
     for until in (3, 10):
         assert server(root, method, signal.SIGTERM, until) == 75
         said = (tmp_path / "runs.said").read_text()
-        line = r"slimnb: error SNB-K10: stopped at step (\d+) of 30 .* Progress is kept\.\n"
+        line = r"slimnb: BusyError: stopped at step (\d+) of 30 .* Progress is kept\.\n"
         assert int(re.fullmatch(line, said)[1]) == generation(root) >= until
     assert server(root, method) == 0
     assert tree(root) == files

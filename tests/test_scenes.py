@@ -25,7 +25,7 @@ def refused(code: str, call, *args, **kwargs) -> None:
     with pytest.raises(SlimnbError) as caught:
         call(*args, **kwargs)
     line = str(caught.value)
-    assert caught.value.code == code and "\n" not in line and len(line) <= 260, line
+    assert type(caught.value).__name__ == code and "\n" not in line and len(line) <= 260, line
 
 
 # -- generated scenes ------------------------------------------------------------------------------------
@@ -92,16 +92,16 @@ def test_a_scene_depends_on_its_own_number_only(data):
 
 def test_bad_sets_are_refused_in_one_line(data):
     for given in ({"train": 0}, {"side": 33}, {"side": 16}, {"hardest": 2}):
-        refused("P04", generated, **given)
+        refused("ParameterError", generated, **given)
     images, boxes, labels = torch.zeros(2, 3, 8, 8, dtype=torch.uint8), torch.zeros(2, 1, 4), torch.zeros(2, 1).long()
     boxes[..., 2:] = 8
     none = torch.zeros(2, 1, dtype=torch.bool)
     scenes.check(SceneSplit(images, boxes, labels, none), 1, "x")
-    refused("D04", scenes.check, SceneSplit(images, boxes, labels + 1, none), 1, "x")
+    refused("DataError", scenes.check, SceneSplit(images, boxes, labels + 1, none), 1, "x")
     for bad in (boxes + 1, boxes * 0, boxes.flip(2), boxes * torch.nan):
-        refused("D08", scenes.check, SceneSplit(images, bad, labels, none), 1, "x")
+        refused("DataError", scenes.check, SceneSplit(images, bad, labels, none), 1, "x")
         scenes.check(SceneSplit(images, bad, labels - 1, none), 1, "x")  # nothing is there
-    refused("D06", scenes.check, SceneSplit(images, boxes, labels, none).map(lambda t: t[:0]), 1, "x")
+    refused("DataError", scenes.check, SceneSplit(images, boxes, labels, none).map(lambda t: t[:0]), 1, "x")
 
 
 # -- batches ---------------------------------------------------------------------------------------------
@@ -143,7 +143,7 @@ def test_targets_are_ragged_and_leave_difficult_objects_out(data):
     rows = feed.rows(0)
     assert torch.equal(y.labels, split.labels[rows].masked_fill(hard[rows], -1))
     assert len(set((y.labels >= 0).sum(1).tolist())) > 2  # some scenes have none left
-    refused("D06", SceneBatches, split, 61, mean=data.mean, std=data.std)
+    refused("DataError", SceneBatches, split, 61, mean=data.mean, std=data.std)
 
 
 def test_random_crops_keep_boxes_on_their_objects():
@@ -203,18 +203,18 @@ def test_voc_is_read_squeezed_and_padded(tmp_path):
 
 
 def test_a_voc_that_is_not_there_or_damaged_is_refused_in_one_line(tmp_path):
-    refused("D01", voc.load_voc, tmp_path / "nowhere")
-    refused("P04", voc.load_voc, tmp_path, side=8)
+    refused("DataError", voc.load_voc, tmp_path / "nowhere")
+    refused("ParameterError", voc.load_voc, tmp_path, side=8)
     for box in ((0, 0, 61, 10), (20, 5, 10, 10), (-1, 1, 5, 5)):
         write_voc(tmp_path, box)
-        refused("D08", voc.load_voc, tmp_path, 40)
+        refused("DataError", voc.load_voc, tmp_path, 40)
     write_voc(tmp_path, name="unicorn")
-    refused("D04", voc.load_voc, tmp_path, 40)
+    refused("DataError", voc.load_voc, tmp_path, 40)
     write_voc(tmp_path)
     (tmp_path / "VOCdevkit/VOC2007/Annotations/000002.xml").write_text("<annotation><object>")
-    refused("D03", voc.load_voc, tmp_path, 40)
+    refused("DataError", voc.load_voc, tmp_path, 40)
     write_voc(tmp_path)
     (tmp_path / "VOCdevkit/VOC2007/JPEGImages/000003.jpg").write_bytes(b"\xff\xd8 no")
-    refused("D03", voc.load_voc, tmp_path, 40)
+    refused("DataError", voc.load_voc, tmp_path, 40)
     (tmp_path / "VOCdevkit/VOC2007/ImageSets/Main/test.txt").unlink()
-    refused("D01", voc.load_voc, tmp_path, 40)
+    refused("DataError", voc.load_voc, tmp_path, 40)

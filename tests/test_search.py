@@ -208,7 +208,7 @@ def test_a_budget_below_the_cheapest_names_the_minimum(search):
     trellis, _, targets = mobilenet()
     unary = saturating(trellis)
     for budget in (0, -1.0, np.nan, np.nextafter(trellis.cheapest, 0)):
-        with pytest.raises(SlimnbError, match=r"SNB-S25: budget .* the cheapest subnet costs 2345120\.0"):
+        with pytest.raises(SlimnbError, match=r"SearchError: budget .* the cheapest subnet costs 2345120\.0"):
             search(unary, trellis, [targets[0], budget])
     found, = search(unary, trellis, [trellis.cheapest])
     assert found.cost == trellis.cheapest and not found.index.any()
@@ -312,14 +312,14 @@ def test_equally_good_paths_share_at_temperature_zero():
     [], [np.ones(3)], [np.ones((2, 0))], [np.ones((2, 3)), np.ones((2, 3))], [np.array([[1.0, np.nan]])],
     [np.array([[1.0, np.inf]])]), ids=("none", "a vector", "no choices", "no chain", "nan", "inf"))
 def test_a_chain_that_is_none(chain):
-    with pytest.raises(SlimnbError, match="SNB-S24"):
+    with pytest.raises(SlimnbError, match="SearchError"):
         Trellis.of(chain)
 
 
 @pytest.mark.parametrize("index", ([0, 0], [0, 0, 2], [0, -1, 0], 0))
 def test_choices_that_do_not_exist_have_no_cost(index):
     trellis = Trellis.of([np.ones((2, 3)), np.ones((3, 2))])
-    with pytest.raises(SlimnbError, match="SNB-S24"):
+    with pytest.raises(SlimnbError, match="SearchError"):
         trellis.cost(np.array(index))
 
 
@@ -330,10 +330,10 @@ def test_scores_that_are_no_scores(search):
     for value in (np.nan, np.inf, -np.inf):
         unary = np.zeros((3, 3))
         unary[1, 2] = value
-        with pytest.raises(SlimnbError, match=f"SNB-S24: unary score {value} of channel unit 1, choice 2"):
+        with pytest.raises(SlimnbError, match=f"SearchError: unary score {value} of channel unit 1, choice 2"):
             search(unary, trellis)
     for shape in ((3, 2), (2, 3), (3,), (1, 3, 3)):
-        with pytest.raises(SlimnbError, match="SNB-S24: unary scores"):
+        with pytest.raises(SlimnbError, match="SearchError: unary scores"):
             search(np.zeros(shape), trellis)
 
 
@@ -341,11 +341,11 @@ def test_scores_that_are_no_scores(search):
 def test_multipliers_are_finite_and_not_negative(multiplier):
     trellis = Trellis.of([np.ones((2, 3))])
     for search in (viterbi, lambda *given: marginals(*given, 1.0)):
-        with pytest.raises(SlimnbError, match="SNB-S26: multipliers"):
+        with pytest.raises(SlimnbError, match="SearchError: multipliers"):
             search(np.zeros((2, 3)), trellis, multiplier)
 
 
 @pytest.mark.parametrize("temperature", (0, -1, np.nan, np.inf))
 def test_temperatures_are_positive(temperature):
-    with pytest.raises(SlimnbError, match="SNB-S26: temperature"):
+    with pytest.raises(SlimnbError, match="SearchError: temperature"):
         marginals(np.zeros((2, 3)), Trellis.of([np.ones((2, 3))]), 0, temperature)

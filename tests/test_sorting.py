@@ -92,10 +92,10 @@ def test_statistics_of_the_full_net_stay_and_others_are_forgotten(bn, padding):
     (named,) = embed_(net, random_order(net), {"a": subnet.widths}, padding).values()
     assert net.slots[subnet] == 1 and len(net.slots) == (3 if named == subnet else 4)
     for lost in {subnet, named}:
-        with fails("N10"):
+        with fails("NumericsError"):
             net(X, lost)
     if padding == ENDS:  # its weights are about to be drawn anew
-        with fails("N10"):
+        with fails("NumericsError"):
             net(X, net.largest)
         return
     assert_close((net(X, net.largest), net(X, small)), expected, **EXACT)
@@ -135,17 +135,16 @@ def test_bad_orders_and_counts():
     before = {name: t.clone() for name, t in net.named_parameters()}
     order, most = random_order(net), net.largest.widths
     doubled = [np.r_[channels[:-1], channels[0]] for channels in order]
-    bad = {"S35": [doubled, [channels[:-1] for channels in order], [channels.astype(float) for channels in order]],
-           "S09": [order[1:], []]}
-    for code, orders in bad.items():
-        for given in orders:
-            with fails(code):
-                embed_(net, given)
-    for code, counts in (("S10", (most[0] + 1, *most[1:])), ("S10", (0, *most[1:])), ("S09", most[1:]),
-                         ("S01", (1.5, *most[1:]))):
+    for given in (doubled, [channels[:-1] for channels in order], [channels.astype(float) for channels in order],
+                  order[1:], []):
+        with fails("ParameterError"):
+            embed_(net, given)
+    for code, counts in (("ParameterError", (most[0] + 1, *most[1:])), ("ParameterError", (0, *most[1:])),
+                         ("ParameterError", most[1:]),
+                         ("ParameterError", (1.5, *most[1:]))):
         with fails(code):
             embed_(net, order, {"a": most, "b": counts})
-    with fails("P10"):
+    with fails("ParameterError"):
         embed_(net, order, padding="none")
     assert net.padding is None and not net.slots
     for name, p in net.named_parameters():
@@ -154,14 +153,14 @@ def test_bad_orders_and_counts():
 
 def test_nets_that_cannot_be_sorted():
     grouped = tiny(MobileNetV1, bn="group")
-    with fails("S36"):
+    with fails("ParameterError"):
         embed_(grouped, random_order(grouped))
     uneven = ResNet50(10, 32, (8, 4, 4, 24, 16), layout=((4, 1),), stem=8)
-    with fails("S37"):
+    with fails("ParameterError"):
         embed_(uneven, random_order(uneven))
     read = Attended(joined=True)
     before = read.features[0].conv.weight.clone()
-    with fails("S37"):
+    with fails("ParameterError"):
         embed_(read, random_order(read), {"a": (8, 12, 8)})
     assert torch.equal(read.features[0].conv.weight, before) and read.padding is None
     embed_(read, random_order(read), {"a": (8, 12, 8)}, SHORTCUT)
@@ -170,7 +169,7 @@ def test_nets_that_cannot_be_sorted():
 def test_an_unknown_subnet_is_told_what_to_call():
     net = tiny(ResNet50, bn="shared_affine").train()
     embed_(net, random_order(net), {"a": random_subnets(net, 1)[0].widths})
-    with pytest.raises(SlimnbError, match=r"SNB-N12: .*net\.reserve"):
+    with pytest.raises(SlimnbError, match=r"NumericsError: .*net\.reserve"):
         net(X, net.largest)
-    with pytest.raises(SlimnbError, match=r"SNB-N10: .*calibrate_bn"):
+    with pytest.raises(SlimnbError, match=r"NumericsError: .*calibrate_bn"):
         net.eval()(X, net.largest)

@@ -68,7 +68,7 @@ def write_folder(root, parts=("train", "val"), each=4):
 
 def line_of(caught, code):
     """The error's line, checked against the rules for all of them."""
-    assert caught.value.code == code
+    assert type(caught.value).__name__ == code
     line = str(caught.value)
     assert "\n" not in line and len(line) <= 240
     return line
@@ -119,7 +119,7 @@ def test_torchvision_layout_is_the_same_data_set(tmp_path, monkeypatch):
 def test_missing_cifar_names_place_size_and_command(tmp_path):
     with pytest.raises(SlimnbError) as caught:
         find_cifar("cifar100", tmp_path / "nowhere")
-    line = line_of(caught, "D01")
+    line = line_of(caught, "MissingDataError")
     assert "nowhere/cifar100" in line and "169 MB" in line and "slimnb fetch cifar100" in line and "synthetic" in line
     assert not (tmp_path / "nowhere").exists()
 
@@ -129,7 +129,7 @@ def test_wrong_archive_is_put_aside(tmp_path):
     archive.write_bytes(b"<html>404</html>")
     with pytest.raises(SlimnbError) as caught:
         find_cifar("cifar10", tmp_path)
-    line = line_of(caught, "D02")
+    line = line_of(caught, "DataError")
     assert "not 6d958be07457" in line and archive.name in line
     assert not archive.exists() and (tmp_path / f"{archive.name}.bad").read_bytes() == b"<html>404</html>"
 
@@ -143,7 +143,7 @@ def test_a_failed_download_is_one_line(tmp_path, monkeypatch):
     monkeypatch.setattr(datasets, "CIFAR10", fail)
     with pytest.raises(SlimnbError) as caught:
         find_cifar("cifar10", tmp_path, download=True)
-    assert "Temporary failure" in line_of(caught, "D01")
+    assert "Temporary failure" in line_of(caught, "MissingDataError")
 
 
 def test_torchvision_files_that_fail_its_check_are_refused(tmp_path):
@@ -152,7 +152,7 @@ def test_torchvision_files_that_fail_its_check_are_refused(tmp_path):
     (folder / "test").write_bytes(b"not what it was")
     with pytest.raises(SlimnbError) as caught:
         find_cifar("cifar100", tmp_path)
-    assert "cifar-100-python" in line_of(caught, "D02")
+    assert "cifar-100-python" in line_of(caught, "DataError")
 
 
 @pytest.mark.parametrize("damage", [lambda data: data[: len(data) // 2], lambda data: b"",
@@ -163,7 +163,7 @@ def test_corrupt_parquet_is_named(tmp_path, damage):
     path.write_bytes(damage(path.read_bytes()))
     with pytest.raises(SlimnbError) as caught:
         find_cifar("cifar10", tmp_path).open()
-    assert path.name in line_of(caught, "D02")
+    assert path.name in line_of(caught, "DataError")
 
 
 def test_parquet_without_images_is_named(tmp_path):
@@ -171,7 +171,7 @@ def test_parquet_without_images_is_named(tmp_path):
     pq.write_table(pa.table({"text": ["a"]}), tmp_path / "cifar10" / "test-00000-of-00001.parquet")
     with pytest.raises(SlimnbError) as caught:
         find_cifar("cifar10", tmp_path).open()
-    line_of(caught, "D02")
+    line_of(caught, "DataError")
 
 
 def test_one_undecodable_image_is_named_by_file_and_row(tmp_path):
@@ -182,7 +182,7 @@ def test_one_undecodable_image_is_named_by_file_and_row(tmp_path):
     write_parquet(path, encoded, np.arange(64) % 10)
     with pytest.raises(SlimnbError) as caught:
         find_cifar("cifar10", tmp_path).open()
-    line = line_of(caught, "D03")
+    line = line_of(caught, "DataError")
     assert "row 41 of" in line and path.name in line
 
 
@@ -194,7 +194,7 @@ def test_labels_outside_the_classes_are_counted(tmp_path, bad):
     write_parquet(tmp_path / "cifar10" / "train-00000-of-00002.parquet", map(encode, pictures(64)), labels)
     with pytest.raises(SlimnbError) as caught:
         find_cifar("cifar10", tmp_path).open()
-    line = line_of(caught, "D04")
+    line = line_of(caught, "DataError")
     assert "2 of 64 labels, first at row 7" in line and str(bad) in line
 
 
@@ -204,7 +204,7 @@ def test_an_image_of_another_size_is_named(tmp_path):
     write_parquet(path, [encode(pictures(1)[0]), encode(pictures(1, size=31)[0])], [0, 1])
     with pytest.raises(SlimnbError) as caught:
         find_cifar("cifar10", tmp_path).open()
-    assert "row 1 of" in line_of(caught, "D05") and "31 x 31" in str(caught.value)
+    assert "row 1 of" in line_of(caught, "DataError") and "31 x 31" in str(caught.value)
 
 
 def test_folder_is_resized_by_its_short_side_and_cut_in_the_middle(tmp_path):
@@ -224,7 +224,7 @@ def test_a_folder_without_its_parts_is_refused(tmp_path, parts):
     root = write_folder(tmp_path / "pets", parts)
     with pytest.raises(SlimnbError) as caught:
         find_folder(root, 10)
-    assert "val/" in line_of(caught, "D01")
+    assert "val/" in line_of(caught, "MissingDataError")
 
 
 def test_a_class_that_train_lacks_is_named(tmp_path):
@@ -232,7 +232,7 @@ def test_a_class_that_train_lacks_is_named(tmp_path):
     (root / "val" / "dog").rename(root / "val" / "wolf")
     with pytest.raises(SlimnbError) as caught:
         find_folder(root, 10).open()
-    assert "'wolf'" in line_of(caught, "D04")
+    assert "'wolf'" in line_of(caught, "DataError")
 
 
 def test_an_undecodable_file_is_named(tmp_path):
@@ -241,4 +241,4 @@ def test_an_undecodable_file_is_named(tmp_path):
     bad.write_bytes(bad.read_bytes()[:-40])
     with pytest.raises(SlimnbError) as caught:
         find_folder(root, 10).open()["train"].read(0, 64)
-    assert "cat/17.png" in line_of(caught, "D03")
+    assert "cat/17.png" in line_of(caught, "DataError")

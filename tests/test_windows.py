@@ -58,7 +58,7 @@ def test_only_the_filled_part_of_the_windows_is_kept():
     windows = Windows(2, 3, 1000)
     windows.add(torch.tensor([[0, 1], [0, 2], [1, 2]]), torch.tensor([1.0, 2.0, 3.0]))
     assert windows.state_dict()["ring"].shape == (2, 2, 3)
-    with pytest.raises(SlimnbError, match=r"SNB-C11: windows \(2, 2, 3\)"):
+    with pytest.raises(SlimnbError, match=r"StoreError: windows \(2, 2, 3\)"):
         Windows(2, 4, 1000).load_state_dict(windows.state_dict())
     with pytest.raises(SlimnbError, match=r"has \(1, 2, 3\)"):
         Windows(2, 3, 1).load_state_dict(windows.state_dict())

@@ -19,7 +19,7 @@ from slimnb.book.notebook import is_current
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--snakefile", "Snakefile"]
 OPTIONS = ["--quiet", "all", "--scheduler", "greedy", "--keep-going", "--rerun-incomplete"]
 OPTIONS += ["--rerun-triggers", "params", "mtime"]
-BUSY = "slimnb: error SNB-K02: another process is building the book. Wait for it."
+BUSY = "slimnb: BusyError: another process is building the book. Wait for it."
 
 
 def outdated() -> list[str]:

@@ -31,7 +31,7 @@ def main(notebooks: list[str], build: Path = ROOT / "build") -> int:
         return done.returncode
     outside = external_requests(build / "html")
     for line in outside:
-        print(f"slimnb: error SNB-B07: {line} - the book must open without a network.", file=sys.stderr)
+        print(f"slimnb: BookError: {line} - the book must open without a network.", file=sys.stderr)
     return 4 if outside else 0
 
 

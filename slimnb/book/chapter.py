@@ -16,7 +16,7 @@ from pathlib import Path
 from typing import Any
 
 from slimnb.book.parameters import COMMON, Rule, check_parameters, refuse
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError
 
 END = "slimnb_end"  # key in the metadata of the last cell's output: the chapter ran to its end
 FIRST_REAL_DATA = {"smoke": "synthetic", "small": "cifar100", "full": "cifar100"}
@@ -49,10 +49,10 @@ class Chapter:
     def begin(cls, name: str, namespace: Mapping[str, Any], **rules: Rule) -> Chapter:
         """Check the chapter's parameters (its globals) and print one line on what runs where.
 
-        `rules` name the chapter's own parameters, as in `lr=Float()`. Raises SlimnbError with a P code.
+        `rules` name the chapter's own parameters, as in `lr=Float()`. Raises SlimnbError with ParameterError.
         """
         if not re.fullmatch(r"[0-9]{2}_[a-z0-9_]{1,60}", name):
-            raise refuse("P11", "chapter", name, "must read like 01_slimmable_networks", "Rename it.")
+            raise refuse("chapter", name, "must read like 01_slimmable_networks", "Rename it.")
         if any(isinstance(value, cls) and value.begun for value in namespace.values()):
             # The set-up cell is run again, and later cells have made names of their own.
             namespace = {key: value for key, value in namespace.items() if key in COMMON or key in rules}
@@ -115,7 +115,7 @@ class Chapter:
         figures bring their description along.
         """
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,79}", name):
-            raise refuse("P11", "figure name", name, "must be 1 to 80 of a-z 0-9 _ -", "Rename the figure.")
+            raise refuse("figure name", name, "must be 1 to 80 of a-z 0-9 _ -", "Rename the figure.")
         from slimnb.book import style
 
         panels = getattr(axes, "axes", axes)  # a Figure's panels; an Axes is its own
@@ -171,7 +171,7 @@ def _resolve_device(wanted: str) -> tuple[str, str]:
     index = int(device.partition(":")[2] or 0)
     if index >= count:
         there = f"there are cpu and {count} CUDA device{'s'[: count != 1]}"
-        raise SlimnbError("P14", f"device = {wanted!r}", there, "Set device='auto'.")
+        raise ParameterError(f"device = {wanted!r}", there, "Set device='auto'.")
     return device, f"{torch.cuda.get_device_name(index)} | {version}"
 
 

@@ -17,7 +17,7 @@ import pandas as pd
 from filelock import FileLock
 from scipy import stats
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError, StoreError
 from slimnb.runs.files import Failpoint, make_folder, write_file
 
 KINDS = ("exact", "superiority", "equivalence", "ordering", "quantity")
@@ -66,7 +66,7 @@ class Claim:
         for name, ok, rule in rules:
             if not ok:
                 seen = str(getattr(self, name))[:60]
-                raise SlimnbError("P50", f"Claim.{name} = {seen!r}", f"must be {rule}", "Correct the claim.")
+                raise ParameterError(f"Claim.{name} = {seen!r}", f"must be {rule}", "Correct the claim.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -229,8 +229,8 @@ def paired(frame: pd.DataFrame, claim: Claim, **where) -> tuple[np.ndarray, np.n
         frame = frame[frame[column] == value]
     frame = frame[frame["arm"].isin(claim.arms)]
     if frame.duplicated(["arm", "seed"]).any():
-        raise SlimnbError("P51", f"claim {claim.id}: several rows per arm and seed",
-                          "one value each is compared", "Narrow the rows: paired(frame, claim, mult=0.25).")
+        raise ParameterError(f"claim {claim.id}: several rows per arm and seed",
+                             "one value each is compared", "Narrow the rows: paired(frame, claim, mult=0.25).")
     a, b = (frame[frame["arm"] == arm].set_index("seed")[claim.metric] for arm in claim.arms)
     seeds = sorted(set(a.index) & set(b.index))
     return a.loc[seeds].to_numpy(float), b.loc[seeds].to_numpy(float)
@@ -241,8 +241,8 @@ def _checked(claim: Claim, a, b) -> tuple[np.ndarray, np.ndarray]:
         a, b = np.asarray(a, float), np.asarray(np.nan if b is None else b, float)
         a, b = np.broadcast_arrays(a, b) if claim.kind == "exact" else (a, np.broadcast_to(b, a.shape))
     except (TypeError, ValueError) as error:
-        raise SlimnbError("P52", f"claim {claim.id}: {str(error)[:60]}", "arms are numbers, paired by seed",
-                          "Use claims.paired.") from None
+        raise ParameterError(f"claim {claim.id}: {str(error)[:60]}", "arms are numbers, paired by seed",
+                             "Use claims.paired.") from None
     dims = 2 if claim.kind == "ordering" else 1
     n, free = len(np.atleast_1d(a)), claim.kind == "exact"
     rules = [(np.isfinite(a).all() and np.isfinite(b).all(), "a value is missing or not finite",
@@ -252,7 +252,7 @@ def _checked(claim: Claim, a, b) -> tuple[np.ndarray, np.ndarray]:
               "Give the planned seeds.")]
     for ok, what, why, fix in rules:
         if not ok:
-            raise SlimnbError("P52", f"claim {claim.id}: {what}", why, fix)
+            raise ParameterError(f"claim {claim.id}: {what}", why, fix)
     return np.atleast_1d(a), np.atleast_1d(b)
 
 
@@ -270,8 +270,8 @@ def ledger_frame(path: str | Path) -> pd.DataFrame:
     if path.exists():
         frame = pd.read_csv(path, dtype=str, keep_default_na=False)
     if list(frame.columns) != TEXT + NUMBERS:
-        raise SlimnbError("C50", f"{path.name}: columns {str(list(frame.columns))[:60]}",
-                          "must be a ledger of this version", "Move it away and record the claims again.")
+        raise StoreError(f"{path.name}: columns {str(list(frame.columns))[:60]}",
+                         "must be a ledger of this version", "Move it away and record the claims again.")
     return frame.assign(**{c: pd.to_numeric(frame[c].mask(frame[c] == "")) for c in NUMBERS})
 
 

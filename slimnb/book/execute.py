@@ -23,7 +23,7 @@ from nbformat import NotebookNode
 
 from slimnb.book.chapter import find_root
 from slimnb.book.notebook import check_whole, cleaned, code_hash, content_key, declared_by, heading, read_chapter
-from slimnb.errors import SlimnbError
+from slimnb.errors import BookError, BusyError, SlimnbError
 
 KERNEL = "slimnb"  # the name of the temporary kernel specification that starts this very interpreter
 
@@ -40,7 +40,7 @@ def execute(
 
     Parameters are checked against the chapter's own declaration first. One line per section with the time so
     far goes to stdout, and with `echo` all that the cells print. `timeout` (seconds) bounds each cell. Raises
-    SlimnbError: P codes for parameters, B01 and B02 for a run that is not whole, K02 when another process is
+    SlimnbError: ParameterError for parameters, BookError for a run that is not whole, BusyError when another process is
     executing into the same file; whatever `out_path` held before is then still there.
     """
     notebook, out_path, given = Path(notebook), Path(out_path).resolve(), dict(parameters or {})
@@ -107,18 +107,16 @@ def _run(source: Path, target: Path, notebook: Path, given: dict, echo: bool, ti
     except papermill.PapermillExecutionError:
         return None  # the error is among the outputs, where check_whole finds it
     except CellTimeoutError:
-        return SlimnbError("B04", notebook.stem, f"a cell ran longer than {timeout} s", "Raise the timeout.")
+        return BookError(notebook.stem, f"a cell ran longer than {timeout} s", "Raise the timeout.")
     except DeadKernelError:
-        return SlimnbError(
-            "B01",
+        return BookError(
             notebook.stem,
             "its kernel died in the middle of a cell (out of memory?)",
             "Free memory or lower the batch size, then run again.",
             "The last output is kept.",
         )
     except (NoSuchKernel, RuntimeError) as error:
-        return SlimnbError(
-            "B05",
+        return BookError(
             f"{sys.executable[-60:]} -m ipykernel",
             f"no kernel: {str(error)[:60]}",
             "Run `make setup`.",
@@ -157,8 +155,7 @@ def _only_one(out_path: Path) -> Iterator[None]:
         with FileLock(path, timeout=0):
             yield
     except Timeout:
-        raise SlimnbError(
-            "K02",
+        raise BusyError(
             out_path.name,
             "another process is executing into this file",
             "Wait for it, or give another output path.",

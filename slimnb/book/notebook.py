@@ -15,11 +15,12 @@ from typing import Any
 import nbformat
 from nbformat import NotebookNode
 
+from slimnb import errors
 from slimnb.book.chapter import END
 from slimnb.book.parameters import Declaration, declaration
-from slimnb.errors import SlimnbError
+from slimnb.errors import BookError, SlimnbError
 
-OUR_LINE = re.compile(r"slimnb: error SNB-([A-Z]\d\d): (.*?) — (.*?)\. (.*)", re.S)
+OUR_LINE = re.compile(r"slimnb: (\w+): (.*?) — (.*?)\. (.*)", re.S)
 PROGRESS = re.compile(r"(.+?): step \d+/\d+\b")  # as slimnb.train.loop prints it
 SEE = "Run that cell in JupyterLab, or read the .failed.ipynb."
 KEPT = "The last output is kept."
@@ -28,19 +29,19 @@ KEPT = "The last output is kept."
 def read_chapter(path: str | Path) -> NotebookNode:
     """The notebook at `path` (.py in percent format, or .ipynb), with cell ids that follow from its content.
 
-    Raises B11 for a missing file, merge markers, or text that is no notebook.
+    Raises BookError for a missing file, merge markers, or text that is no notebook.
     """
     path = Path(path)
     if path.suffix not in (".py", ".ipynb") or not path.is_file():
-        raise SlimnbError(
-            "B11", f"{path.name[:60]}", "is no .py or .ipynb file", "Give e.g. notebooks/00_notation.py."
+        raise BookError(
+            f"{path.name[:60]}", "is no .py or .ipynb file", "Give e.g. notebooks/00_notation.py."
         )
     text = path.read_text(encoding="utf-8")
     marker = re.search(r"^(<{7}|>{7}) ", text, re.M)
     if marker:
         line = text.count("\n", 0, marker.start()) + 1
-        raise SlimnbError(
-            "B11", f"{path.name}, line {line}", "an unresolved merge conflict", "Resolve it first."
+        raise BookError(
+            f"{path.name}, line {line}", "an unresolved merge conflict", "Resolve it first."
         )
     if path.suffix == ".py":
         import jupytext
@@ -51,7 +52,7 @@ def read_chapter(path: str | Path) -> NotebookNode:
             book = nbformat.reads(text, as_version=4)
         except Exception as error:  # nbformat raises half a dozen types for bad JSON and bad versions
             why = f"is no notebook of format 4 ({str(error).splitlines()[0][:60]})"
-            raise SlimnbError("B11", path.name, why, "Make it anew from its .py half.") from None
+            raise BookError(path.name, why, "Make it anew from its .py half.") from None
     return _named(book)
 
 
@@ -66,12 +67,12 @@ def _named(book: NotebookNode) -> NotebookNode:
 
 
 def declared_by(book: NotebookNode) -> Declaration:
-    """The parameters the notebook declares, read without running it. Raises B11 without a parameters cell."""
+    """The parameters the notebook declares, read without running it. Raises BookError without a parameters cell."""
     code = [cell for cell in book.cells if cell.cell_type == "code"]
     tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
     if len(tagged) != 1:
-        raise SlimnbError(
-            "B11", f"{len(tagged)} cells tagged 'parameters'", "a chapter has one", "Tag that cell."
+        raise BookError(
+            f"{len(tagged)} cells tagged 'parameters'", "a chapter has one", "Tag that cell."
         )
     lines = "\n".join(cell.source for cell in code if not cell.source.lstrip().startswith(("%", "!")))
     lines = re.sub(r"^(\s*)[%!].*$", r"\1pass", lines, flags=re.M)
@@ -108,15 +109,14 @@ def code_hash(book: NotebookNode) -> str:
 
 
 def check_whole(book: NotebookNode, name: str) -> None:
-    """Raise B01 or B02 unless every code cell ran, in order, without an error, up to `chapter.end()`."""
+    """Raise BookError unless every code cell ran, in order, without an error, up to `chapter.end()`."""
     cells = [(i, c) for i, c in enumerate(book.cells) if c.cell_type == "code" and c.source.strip()]
     for count, (index, cell) in enumerate(cells, 1):
         for output in cell.outputs:
             if output.output_type == "error":
                 raise _cell_error(name, index, output.ename, output.evalue)
         if cell.execution_count != count:
-            raise SlimnbError(
-                "B01",
+            raise BookError(
                 f"{name[:60]}, cell {index + 1}",
                 "never ran: its kernel died or was stopped",
                 "Look at the cell before it (memory?), then run again.",
@@ -124,8 +124,7 @@ def check_whole(book: NotebookNode, name: str) -> None:
             )
     marks = [output.get("metadata", {}) for output in cells[-1][1].outputs] if cells else []
     if not any(END in mark for mark in marks):
-        raise SlimnbError(
-            "B02",
+        raise BookError(
             name[:60],
             "did not reach chapter.end() in its last cell",
             "End the chapter with it, and let no cell leave early.",
@@ -134,11 +133,11 @@ def check_whole(book: NotebookNode, name: str) -> None:
 
 
 def _cell_error(name: str, index: int, ename: str, evalue: str) -> SlimnbError:
-    ours = OUR_LINE.match(evalue) if ename == "SlimnbError" else None
-    if ours:
-        return SlimnbError(ours[1], ours[2], ours[3], ours[4], "")
+    ours = OUR_LINE.match(evalue)
+    if ours and issubclass(getattr(errors, ename, object), SlimnbError):
+        return getattr(errors, ename)(ours[2], ours[3], ours[4])
     why = f"{ename}: {' '.join(evalue.split())[:90]}"
-    return SlimnbError("B02", f"{name[:60]}, cell {index + 1}", why, SEE, KEPT)
+    return BookError(f"{name[:60]}, cell {index + 1}", why, SEE, KEPT)
 
 
 def heading(cell: NotebookNode) -> str:

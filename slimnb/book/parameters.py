@@ -14,7 +14,7 @@ from collections.abc import Mapping
 from dataclasses import dataclass, field
 from typing import Any
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError
 
 SCALES = ("smoke", "small", "full")
 DATA_NAMES = ("auto", "synthetic", "cifar10", "cifar100")
@@ -33,9 +33,9 @@ def _finite(number: float) -> bool:
     return abs(number) < math.inf  # math.isfinite overflows on a huge int, and this is False for NaN too
 
 
-def refuse(code: str, name: str, value: Any, why: str, fix: str) -> SlimnbError:
+def refuse(name: str, value: Any, why: str, fix: str) -> ParameterError:
     """The error for one bad parameter, its value shortened so that the line stays within 240 characters."""
-    return SlimnbError(code, f"{name[:40]} = {_short(value)}", why, fix)
+    return ParameterError(f"{name[:40]} = {_short(value)}", why, fix)
 
 
 def _demand(kind: type, name: str, value: Any, fix: str) -> None:
@@ -43,7 +43,7 @@ def _demand(kind: type, name: str, value: Any, fix: str) -> None:
     if type(value) is not kind:
         seen = type(value).__module__.replace("builtins", "").split(".")[0]
         seen = f"{seen}.{type(value).__name__}".lstrip(".")
-        raise refuse("P02", name, value, f"must be {_WORDS[kind]}, not {seen[:24]}", fix)
+        raise refuse(name, value, f"must be {_WORDS[kind]}, not {seen[:24]}", fix)
 
 
 _WORDS = {
@@ -63,11 +63,11 @@ class Int:
     high: int | None = None
 
     def check(self, name: str, value: Any) -> None:
-        """Raise P02 for another type, P04 outside the bounds."""
+        """Raise ParameterError for another type, ParameterError outside the bounds."""
         _demand(int, name, value, f"Set e.g. {name}={self.low}.")
         if value < self.low or (self.high is not None and value > self.high):
             above = f"an integer >= {self.low}" if self.high is None else f"from {self.low} to {self.high}"
-            raise refuse("P04", name, value, f"must be {above}", f"Set e.g. {name}={self.low}.")
+            raise refuse(name, value, f"must be {above}", f"Set e.g. {name}={self.low}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -79,14 +79,17 @@ class Float:
     closed: bool = False
 
     def check(self, name: str, value: Any) -> None:
-        """Raise P02 for another type, P03 when not finite or outside the bounds. An int is a number too."""
+        """Raise ParameterError for another type, ParameterError when not finite or outside the bounds.
+
+        An int is a number too.
+        """
         if type(value) is not int:
             _demand(float, name, value, f"Write {name} as a plain number, without quotes.")
         inside = value >= self.low if self.closed else value > self.low
         if not _finite(value) or not inside or value > self.high:
             rule = f"must be a finite number {'>=' if self.closed else '>'} {self.low:g}"
             rule += "" if math.isinf(self.high) else f" and <= {self.high:g}"
-            raise refuse("P03", name, value, rule, f"Change {name} in the parameters cell or after -p.")
+            raise refuse(name, value, rule, f"Change {name} in the parameters cell or after -p.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -94,7 +97,7 @@ class Bool:
     """True or False, and nothing that merely counts as one."""
 
     def check(self, name: str, value: Any) -> None:
-        """Raise P02 for anything but a bool."""
+        """Raise ParameterError for anything but a bool."""
         _demand(bool, name, value, f"Set {name}=True or {name}=False, without quotes.")
 
 
@@ -105,13 +108,13 @@ class Choice:
     values: tuple[str, ...]
 
     def check(self, name: str, value: Any) -> None:
-        """Raise P02 for another type, P10 for a text that is not on the list."""
+        """Raise ParameterError for another type, ParameterError for a text that is not on the list."""
         near = self.values[0]
         _demand(str, name, value, f"Set e.g. {name}={near!r}.")
         if value not in self.values:
             near = (difflib.get_close_matches(value, self.values, 1) or [near])[0]
             rule = f"must be one of {', '.join(self.values)}"
-            raise refuse("P10", name, value, rule[:96], f"Set e.g. {name}={near!r}.")
+            raise refuse(name, value, rule[:96], f"Set e.g. {name}={near!r}.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -126,26 +129,25 @@ class Numbers:
     whole: bool = False
 
     def check(self, name: str, value: Any) -> None:
-        """Raise P02 for another type, P06 for a list that breaks a rule."""
+        """Raise ParameterError for another type, ParameterError for a list that breaks a rule."""
         example = [int(self.high)] if self.whole else [self.high / 4, self.high / 2, float(self.high)]
         fix = f"Set e.g. {name}={example}."
         _demand(list, name, value, fix)
         if not value:
-            raise refuse("P06", name, value, "must not be empty", fix)
+            raise refuse(name, value, "must not be empty", fix)
         for item in value:
             if type(item) is not int and (self.whole or type(item) is not float):
                 kind = "integers" if self.whole else "numbers"
-                raise refuse("P02", name, value, f"must hold {kind} only, {_short(item, 16)} is none", fix)
+                raise refuse(name, value, f"must hold {kind} only, {_short(item, 16)} is none", fix)
             if not _finite(item) or not 0 < item <= self.high:
                 rule = f"{_short(item, 16)} must be above 0 and at most {self.high:g}"
-                raise refuse("P06", name, value, rule, fix)
+                raise refuse(name, value, rule, fix)
         if list(value) != sorted(set(value)):
-            raise refuse(
-                "P06", name, value, "must ascend, no value twice", f"Set {name}={sorted(set(value))}."
+            raise refuse(name, value, "must ascend, no value twice", f"Set {name}={sorted(set(value))}."
             )
         if self.complete and value[-1] != self.high:
             fix = f"Set {name}={[*value, self.high]}."
-            raise refuse("P06", name, value, f"must end with the largest, {self.high:g}", fix)
+            raise refuse(name, value, f"must end with the largest, {self.high:g}", fix)
 
 
 @dataclass(frozen=True, slots=True)
@@ -153,10 +155,10 @@ class Device:
     """auto, cpu, cuda or cuda:N; whether it exists is asked by `Chapter.begin`, which may import torch."""
 
     def check(self, name: str, value: Any) -> None:
-        """Raise P02 for another type, P14 for a text that names no device."""
+        """Raise ParameterError for another type, ParameterError for a text that names no device."""
         _demand(str, name, value, f"Set {name}='auto'.")
         if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", value):
-            raise refuse("P14", name, value, "must be auto, cpu, cuda or cuda:N", f"Set {name}='auto'.")
+            raise refuse(name, value, "must be auto, cpu, cuda or cuda:N", f"Set {name}='auto'.")
 
 
 @dataclass(frozen=True, slots=True)
@@ -166,19 +168,18 @@ class Folder:
     names: tuple[str, ...] = ("",)
 
     def check(self, name: str, value: Any) -> None:
-        """Raise P02 for another type, P10 for an unknown bare name, P11 for a path we do not take."""
+        """Raise ParameterError for another type, an unknown bare name, or a path we do not take."""
         _demand(str, name, value, f"Set {name}={self.names[0]!r}.")
         if value in self.names:
             return
         fix = f"Set e.g. {name}={self.names[-1]!r}."
         if len(value) > 200 or not value.isprintable() or ".." in re.split(r"[/\\]", value):
-            raise refuse(
-                "P11", name, value, "must be a printable path of <= 200 characters without '..'", fix
+            raise refuse(name, value, "must be a printable path of <= 200 characters without '..'", fix
             )
         # A bare word is far more often a misspelt name than a folder beside the notebook.
         if len(self.names) > 1 and not re.search(r"[/\\]", value):
             fix = f"Set e.g. {name}={(difflib.get_close_matches(value, self.names, 1) or ['auto'])[0]!r}."
-            raise refuse("P10", name, value, f"must be {', '.join(self.names)} or a path with a /", fix)
+            raise refuse(name, value, f"must be {', '.join(self.names)} or a path with a /", fix)
 
 
 Rule = Int | Float | Bool | Choice | Numbers | Device | Folder
@@ -191,10 +192,10 @@ class Seed:
     """An integer in [0, 2**32): what every random number generator we use accepts unchanged."""
 
     def check(self, name: str, value: Any) -> None:
-        """Raise P02 for another type, P05 outside the range."""
+        """Raise ParameterError for another type, ParameterError outside the range."""
         _demand(int, name, value, f"Set e.g. {name}=0.")
         if not 0 <= value < 2**32:
-            raise refuse("P05", name, value, "must be an integer from 0 to 4294967295", f"Set e.g. {name}=0.")
+            raise refuse(name, value, "must be an integer from 0 to 4294967295", f"Set e.g. {name}=0.")
 
 
 COMMON = {
@@ -212,7 +213,7 @@ def check_parameters(namespace: Mapping[str, Any], declared: Mapping[str, Rule])
     """The checked parameters, by name, out of a chapter's globals.
 
     Every simple-valued global (number, text, list ...) must be one of COMMON or of `declared`, so a misspelt
-    name that papermill wrote into the notebook is seen. Raises SlimnbError with a P code.
+    name that papermill wrote into the notebook is seen. Raises SlimnbError with ParameterError.
     """
     rules = COMMON | dict(declared)
     seen = {k: v for k, v in namespace.items() if _looks_like_parameter(k, v)}
@@ -222,8 +223,7 @@ def check_parameters(namespace: Mapping[str, Any], declared: Mapping[str, Rule])
         if name not in seen:
             if name in namespace:  # there, but not a simple value: numpy scalars and the like
                 rule.check(name, namespace[name])
-            raise SlimnbError(
-                "P01",
+            raise ParameterError(
                 f"{name[:40]} is missing",
                 "every declared parameter needs a value in the parameters cell",
                 f"Add {name[:40]} = ... to it.",
@@ -233,17 +233,17 @@ def check_parameters(namespace: Mapping[str, Any], declared: Mapping[str, Rule])
 
 
 def check_name(name: str, known: Mapping[str, Any]) -> None:
-    """Raise P01, with the nearest known name, unless `name` is known."""
+    """Raise ParameterError, with the nearest known name, unless `name` is known."""
     if name in known:
         return
     if not NAME.fullmatch(name):
         rule = "a parameter's name is lower-case letters, digits and _"
-        raise SlimnbError(
-            "P01", f"{_short(name)} is no parameter", rule, "Write it as in the parameters cell."
+        raise ParameterError(
+            f"{_short(name)} is no parameter", rule, "Write it as in the parameters cell."
         )
     near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
     fix = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}."[:110]
-    raise SlimnbError("P01", f"{name[:40]} is no parameter of this chapter", "unknown names are refused", fix)
+    raise ParameterError(f"{name[:40]} is no parameter of this chapter", "unknown names are refused", fix)
 
 
 def _looks_like_parameter(name: str, value: Any) -> bool:
@@ -259,7 +259,7 @@ class Declaration:
     rules: dict[str, Rule] = field(default_factory=dict)
 
     def check(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """All parameters, `given` over the defaults, checked without running the chapter. Raises a P code."""
+        """All parameters, `given` over the defaults, checked without running the chapter. Raises ParameterError."""
         for name in given:
             check_name(name, self.defaults)
         return check_parameters({**self.defaults, **given}, self.rules)
@@ -278,7 +278,7 @@ class Declaration:
 def declaration(parameters_cell: str, code: str) -> Declaration:
     """The defaults in the parameters cell and the rules in `Chapter.begin(...)` of `code`, neither executed.
 
-    Raises P02 when the cell holds anything but `name = literal`, or a rule's arguments are not literals.
+    Raises ParameterError when the cell holds anything but `name = literal`, or a rule's arguments are not literals.
     """
     defaults = {}
     for node in ast.parse(parameters_cell).body:
@@ -286,8 +286,7 @@ def declaration(parameters_cell: str, code: str) -> Declaration:
             (target,) = node.targets
             defaults[target.id] = ast.literal_eval(node.value)
         except (AttributeError, ValueError):
-            raise SlimnbError(
-                "P02",
+            raise ParameterError(
                 f"the parameters cell, line {node.lineno}",
                 "it holds literals only, one `name = value` per line",
                 "Move the computation below the set-up.",
@@ -305,8 +304,7 @@ def _rule(word: ast.keyword) -> Rule:
         arguments = [ast.literal_eval(a) for a in word.value.args]
         return kind(*arguments, **{k.arg: ast.literal_eval(k.value) for k in word.value.keywords})
     except (AttributeError, KeyError, ValueError, TypeError):
-        raise SlimnbError(
-            "P02",
+        raise ParameterError(
             f"the rule of {word.arg} in Chapter.begin",
             f"must be one of {', '.join(RULES)} with literal arguments",
             "See slimnb/book/parameters.py.",

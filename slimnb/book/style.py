@@ -21,7 +21,7 @@ from matplotlib.axes import Axes
 from matplotlib.colors import to_rgb
 from matplotlib.figure import Figure
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError
 from slimnb.runs.files import Failpoint, make_folder, write_file
 
 INK, GREY, PALE = "#222222", "#767676", "#E4E4E4"
@@ -126,8 +126,8 @@ def styled(*columns: str):
             missing = [column for column in columns if column not in frame]
             if missing or not len(frame):
                 lacks = f"{len(frame)} rows, no {', '.join(missing) or 'data'}"
-                raise SlimnbError("P53", f"figure {draw.__name__}: {lacks}",
-                                  f"it draws {', '.join(columns)}", "Pass a frame with these.")
+                raise ParameterError(f"figure {draw.__name__}: {lacks}",
+                                     f"it draws {', '.join(columns)}", "Pass a frame with these.")
             with in_house_style():
                 return draw(frame, *args, **kwargs)
         return checked
@@ -232,7 +232,7 @@ def save(axes, path: str | Path) -> Shown:
     """Write the figure of `axes` to `path` (.svg, byte for byte the same from the same data) and close it."""
     fig, path = figure_of(axes), Path(path)
     if path.suffix != ".svg":
-        raise SlimnbError("P54", f"figure {path.name[:60]}", "figures are stored as .svg", "Name it so.")
+        raise ParameterError(f"figure {path.name[:60]}", "figures are stored as .svg", "Name it so.")
     svg, png = io.BytesIO(), io.BytesIO()
     about = {"Date": None, "Creator": None, "Title": fig.get_suptitle(), "Description": fig.slimnb_alt}
     with in_house_style():

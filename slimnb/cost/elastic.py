@@ -9,7 +9,7 @@ from functools import partial
 import numpy as np
 
 from slimnb.cost.macs import macs_by_layer, params_by_layer
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError, SearchError
 from slimnb.nets.elastic import ElasticNet, ElasticStage
 from slimnb.subnet import SearchSpace, Subnet
 
@@ -23,7 +23,7 @@ def sample_structures(space: SearchSpace, rng: np.random.Generator, n: int) -> n
 
 
 def structures_of(space: SearchSpace, subnets: Sequence[Subnet]) -> np.ndarray:
-    """(N, stages + blocks) choice numbers of canonical subnets; dropped blocks get choice 0. Raises S63."""
+    """(N, stages + blocks) choice numbers of canonical subnets; dropped blocks get choice 0. Raises ParameterError."""
     rows = np.zeros((len(subnets), len(space.depths) + len(space.kernels)), dtype=np.int64)
     for row, subnet in zip(rows, subnets, strict=True):
         try:
@@ -33,8 +33,8 @@ def structures_of(space: SearchSpace, subnets: Sequence[Subnet]) -> np.ndarray:
                 if kernel else 0
                 for units, kernels, kernel in zip(space.block_units, space.kernels, subnet.kernels, strict=True)]
         except ValueError:
-            raise SlimnbError("S63", f"subnet {subnet}"[:90], "it is not one of this space",
-                              "Make it with net.elastic or space.sample of the same net.", "") from None
+            raise ParameterError(f"subnet {subnet}"[:90], "it is not one of this space",
+                                 "Make it with net.elastic or space.sample of the same net.") from None
     return rows
 
 
@@ -76,12 +76,12 @@ def choices_per_column(space: SearchSpace) -> list[int]:
 def _check(space: SearchSpace, structures: np.ndarray) -> None:
     counts = choices_per_column(space)
     if structures.ndim != 2 or structures.shape[1] != len(counts):
-        raise SlimnbError("S63", f"structures of shape {structures.shape}",
-                          f"they are (N, {len(counts)}): a choice per stage and per block",
-                          "Make them with sample_structures.", "")
+        raise ParameterError(f"structures of shape {structures.shape}",
+                             f"they are (N, {len(counts)}): a choice per stage and per block",
+                             "Make them with sample_structures.")
     if ((structures < 0) | (structures >= counts)).any():
-        raise SlimnbError("S63", "a choice number out of range", f"choices are counted from 0, {counts}"[:120],
-                          "Make them with sample_structures.", "")
+        raise ParameterError("a choice number out of range", f"choices are counted from 0, {counts}"[:120],
+                             "Make them with sample_structures.")
 
 
 @dataclass(frozen=True)
@@ -125,17 +125,20 @@ class ElasticTable:
         return cls(unit, net.search_space, choices, constant, terms, about)
 
     def predict(self, structures: np.ndarray) -> np.ndarray:
-        """(N, stages + blocks) choice numbers -> (N,) costs, exact for MACs and parameters. Raises S63."""
+        """(N, stages + blocks) choice numbers -> (N,) costs, exact for MACs and parameters. Raises ParameterError."""
         kept = kept_blocks(self.space, structures)
         chosen = structures[:, len(self.space.depths):]
         return (self.terms[np.arange(len(self.terms)), chosen] * kept).sum(1) + self.constant
 
     def of(self, subnet: Subnet) -> float:
-        """Cost of one subnet, whose resolution must be the table's if both have one. Raises S23, S63."""
+        """Cost of one subnet, whose resolution must be the table's if both have one.
+
+        Raises SearchError, ParameterError.
+        """
         side = self.about.get("resolution")
         if subnet.resolution and side and subnet.resolution != side:
-            raise SlimnbError("S23", f"resolution {subnet.resolution}", f"the table was made for {side} pixels",
-                              "Make one table per resolution.", "")
+            raise SearchError(f"resolution {subnet.resolution}", f"the table was made for {side} pixels",
+                              "Make one table per resolution.")
         return self.predict(structures_of(self.space, [subnet]))[0].item()
 
 

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from slimnb.cost.elastic import ElasticTable, block_names, sample_structures, subnets_at
 from slimnb.cost.latency import compare_latency, conditions
 from slimnb.cost.latency_model import held_out_error, time_subnets
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError
 from slimnb.nets.elastic import ElasticNet
 from slimnb.subnet import Subnet
 
@@ -82,10 +82,11 @@ def check_latency(table: ElasticTable, net: ElasticNet, subnets: int = 40, *, se
                   progress: Callable[[int, int], None] | None = None) -> dict:
     """Predicted and measured milliseconds of random subnets that were not timed for `table`; its errors.
 
-    Keys: predicted, measured (lists, ms), about, and those of `held_out_error`. Raises S31 for fewer than 3 subnets.
+    Keys: predicted, measured (lists, ms), about, and those of `held_out_error`. Raises ParameterError for fewer than 3
+    subnets.
     """
     if subnets < 3:
-        raise SlimnbError("S31", f"{subnets} subnets", "an error needs 3 of them or more", "Time more.", "")
+        raise ParameterError(f"{subnets} subnets", "an error needs 3 of them or more", "Time more.")
     structures = sample_structures(table.space, np.random.default_rng(seed), subnets)
     side, batch = table.about["resolution"], table.about["batch"]
     measured = time_subnets(net, subnets_at(table.space, structures), batch, resolution=side, rounds=rounds,

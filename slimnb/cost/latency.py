@@ -15,7 +15,7 @@ from torch import Tensor, nn
 from torch.func import functional_call
 
 from slimnb.cost.table import CostTable, Node, fold, node_choices, node_of, refuse_padded
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError
 from slimnb.nets.base import SlimmableNet
 from slimnb.nn.blocks import ConvNormAct, MaxPool, Residual
 from slimnb.nn.layers import ACTIVATIONS, Selection, SlimmableLinear, join
@@ -42,8 +42,8 @@ def compare_latency(callables: Mapping[Hashable, Callable[[], object]], x: Tenso
     dtype, date. `progress(done, rounds)` is called after every round.
     """
     if rounds < 1 or warmup < 1:
-        raise SlimnbError("P01", f"rounds = {rounds}, warmup = {warmup}", "both are at least 1",
-                          "Set rounds=30, warmup=3.", "")
+        raise ParameterError(f"rounds = {rounds}, warmup = {warmup}", "both are at least 1",
+                             "Set rounds=30, warmup=3.")
     sample = _cuda_sample if x.is_cuda else _cpu_sample
     calls = {}
     for name, fn in callables.items():

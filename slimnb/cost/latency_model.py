@@ -13,7 +13,7 @@ from scipy.stats import pearsonr, spearmanr
 
 from slimnb.cost.latency import conditions, measure_latency
 from slimnb.cost.table import CostTable, Node, fold
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError
 from slimnb.nets.base import SlimmableNet
 from slimnb.subnet import SearchSpace, Subnet
 
@@ -52,7 +52,7 @@ def time_subnets(net: SlimmableNet, subnets: Sequence[Subnet], batch: int = 1, *
     a moment of faster clock spoils a minimum (6.4 %). `progress(done, rounds)` is called after every round.
     """
     if rounds < 1:
-        raise SlimnbError("P01", f"rounds = {rounds}", "it is at least 1", "Set rounds=5.", "")
+        raise ParameterError(f"rounds = {rounds}", "it is at least 1", "Set rounds=5.")
     sides = [subnet.resolution or resolution or net.input_size for subnet in subnets]
     x = {side: _noise(net, batch, side) for side in set(sides)}
     net = copy.deepcopy(net)  # which statistics a subnet has does not matter for its latency
@@ -83,18 +83,18 @@ def fit_latency(net: SlimmableNet, space: SearchSpace, widths: np.ndarray, ms: n
     alone advise.
     On the CPU they advised none (strength 0); a device whose latency goes in steps differs. Only sums over
     a whole subnet mean something: what one pair is charged, its neighbour may be spared.
-    Raises SNB-S31 for too few subnets and SNB-S32 for times that are none.
+    Raises ParameterError for too few subnets and ParameterError for times that are none.
     """
     table, widths, ms = CostTable.macs(net, space), np.asarray(widths), np.asarray(ms, dtype=np.float64)
     table.predict(widths)  # raises if the space lacks a width
     if ms.shape != (len(widths),) or not (np.isfinite(ms) & (ms > 0)).all():
-        raise SlimnbError("S32", f"ms of shape {ms.shape} for {len(widths)} subnets",
-                          "there is a finite time > 0 for each", "Time those subnets again.", "")
+        raise ParameterError(f"ms of shape {ms.shape} for {len(widths)} subnets",
+                             "there is a finite time > 0 for each", "Time those subnets again.")
     forms, cells = _terms(table, widths)
     used, unknowns = len(ms) - len(ms) // 5, 1 + len(forms)
     if used <= unknowns:
-        raise SlimnbError("S31", f"{len(ms)} subnets, of which {used} are fitted",
-                          f"the model has {unknowns} unknowns", f"Time at least {4 * unknowns}.", "")
+        raise ParameterError(f"{len(ms)} subnets, of which {used} are fitted",
+                             f"the model has {unknowns} unknowns", f"Time at least {4 * unknowns}.")
     cells = [cell[:used] for cell in cells]
     columns = [form.take(cell) for form, cell in zip(forms.values(), cells, strict=True)]
     physics = np.stack([np.ones(used), *columns], 1)
@@ -116,7 +116,7 @@ def held_out_error(table: CostTable, widths: np.ndarray, ms: np.ndarray) -> dict
     rank correlation. Where all are equal there is nothing to explain or to rank: 0.
     """
     if len(ms) < 3:
-        raise SlimnbError("S31", f"{len(ms)} subnets", "an error needs 3 of them or more", "Time more.", "")
+        raise ParameterError(f"{len(ms)} subnets", "an error needs 3 of them or more", "Time more.")
     return _errors(table.predict(widths), ms)
 
 
@@ -125,10 +125,10 @@ def compare_predicted(net: SlimmableNet, subnets: Sequence[Subnet], predicted: n
     """How near sums of layer times, `predicted` (N,) ms, come to what `time_subnets` measures (PSS-Net, Fig. 4).
 
     Plain JSON: rows (resolution, predicted, measured: ms), rmse_ms, pearson, those of `held_out_error`, and about
-    with the conditions. Raises S31 for fewer than 3 subnets.
+    with the conditions. Raises ParameterError for fewer than 3 subnets.
     """
     if len(subnets) < 3:
-        raise SlimnbError("S31", f"{len(subnets)} subnets", "an error needs 3 of them or more", "Time more.", "")
+        raise ParameterError(f"{len(subnets)} subnets", "an error needs 3 of them or more", "Time more.")
     ms, predicted = time_subnets(net, subnets, batch, rounds=rounds, progress=progress), np.asarray(predicted)
     sides = [subnet.resolution or net.input_size for subnet in subnets]
     rows = [{"resolution": side, "predicted": round(p, 5), "measured": round(m, 5)}

@@ -12,7 +12,7 @@ from torch.func import functional_call
 from torch.utils._python_dispatch import TorchDispatchMode
 from torch.utils.flop_counter import FlopCounterMode
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError
 from slimnb.nets.base import SlimmableNet
 from slimnb.nn.gate import Gate
 from slimnb.nn.layers import SlimmableConv2d, SlimmableLinear, SlimmableSqueezeExcite
@@ -131,8 +131,8 @@ def _without_gaps(net: SlimmableNet) -> SlimmableNet:
 
 def _counted(convention: str) -> frozenset[str]:
     if convention not in CONVENTIONS:
-        raise SlimnbError("P10", f"convention = {convention!r}"[:60],
-                          f"it is one of {', '.join(CONVENTIONS)}", "Set convention='A'.", "")
+        raise ParameterError(f"convention = {convention!r}"[:60],
+                             f"it is one of {', '.join(CONVENTIONS)}", "Set convention='A'.")
     return CONVENTIONS[convention]
 
 

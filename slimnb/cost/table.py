@@ -10,7 +10,7 @@ import numpy as np
 from torch import nn
 
 from slimnb.cost.macs import _counted, _widest, _without_gaps, trace_macs
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError, SearchError
 from slimnb.nets.base import SlimmableNet
 from slimnb.nn.blocks import ConvNormAct, MaxPool, Residual
 from slimnb.nn.gate import Gate
@@ -79,9 +79,9 @@ class CostTable:
         """(N, units) widths, all of them choices of the table -> (N,) costs, exact for MACs and params."""
         widths = np.atleast_2d(widths)
         if widths.shape[1] != self.units:
-            raise SlimnbError("S09", f"subnets of {widths.shape[1]} widths",
-                              f"the table is for {self.units} channel units",
-                              "Give (N, units) widths of the net the table was made for.", "")
+            raise ParameterError(f"subnets of {widths.shape[1]} widths",
+                                 f"the table is for {self.units} channel units",
+                                 "Give (N, units) widths of the net the table was made for.")
         index: dict[Node, np.ndarray | int] = {(): 0}
         for node, choices in self.choices.items():
             if node:
@@ -99,26 +99,26 @@ class CostTable:
         index = look_up.take(column, mode="clip")
         if index.min() < 0 or column.max() > choices[-1]:
             bad = column[(index < 0) | (column > choices[-1])][0]
-            raise SlimnbError("S21", f"width {bad} in channel unit {node[0]}",
+            raise SearchError(f"width {bad} in channel unit {node[0]}",
                               f"the table holds {_some(choices)}",
-                              "Make the table over a space that contains it.", "")
+                              "Make the table over a space that contains it.")
         return index
 
     def of(self, subnet: Subnet) -> float:
         """Cost of one subnet, whose resolution must be the table's if both have one."""
         side = self.about.get("resolution")
         if subnet.resolution and side and subnet.resolution != side:
-            raise SlimnbError("S23", f"resolution {subnet.resolution}",
+            raise SearchError(f"resolution {subnet.resolution}",
                               f"the table was made for {side} pixels",
-                              "Make one table per resolution.", "")
+                              "Make one table per resolution.")
         return self.predict(np.array([subnet.widths]))[0].item()
 
     def chain(self) -> list[np.ndarray]:
         """Pairwise costs [(choices of unit i, choices of unit i+1)] of a net without joins, for Viterbi."""
         expected = [((u,), (u + 1,)) for u in range(self.units - 1)]
         if set(self.terms) != set(expected):
-            raise SlimnbError("S22", "a net with joins", "Viterbi needs channel units in a chain",
-                              "Use MobileNetV1 or VGG, or search by sampling.", "")
+            raise SearchError("a net with joins", "Viterbi needs channel units in a chain",
+                              "Use MobileNetV1 or VGG, or search by sampling.")
         return [self.terms[pair] for pair in expected]
 
 
@@ -126,7 +126,7 @@ def macs_function(net: SlimmableNet, convention: str = "A", resolution: int | No
                   fused: bool = False) -> Callable[[Subnet], int]:
     """`count_macs` as a function of the subnet, traced once: for searches that ask again and again.
 
-    Error S20 with squeeze-and-excitation.
+    Error SearchError with squeeze-and-excitation.
     """
     net = _without_gaps(net) if fused else net
     costs, constant = _macs_by_layer(net, convention, resolution)
@@ -155,28 +155,28 @@ def _rates(net: SlimmableNet, costs: dict[str, int]) -> Iterator[tuple[nn.Module
     """(module, its ends, cost per channel at both) of the modules that cost something in the largest subnet."""
     most = net.largest.widths
     if net.largest.depths:
-        raise SlimnbError("S20", "an elastic net", "its cost is a sum over blocks, not over widths",
-                          "Make an ElasticTable (slimnb.cost.elastic), or use count_macs.", "")
+        raise SearchError("an elastic net", "its cost is a sum over blocks, not over widths",
+                          "Make an ElasticTable (slimnb.cost.elastic), or use count_macs.")
     if any(isinstance(module, SlimmableSqueezeExcite) for module in net.modules()):
-        raise SlimnbError("S20", "squeeze-and-excitation",
+        raise SearchError("squeeze-and-excitation",
                           "its hidden width is rounded, so its cost is not proportional to its widths",
-                          "Count subnets one by one with count_macs.", "")
+                          "Count subnets one by one with count_macs.")
     for name, cost in costs.items():
         if cost:
             module = net.get_submodule(name)
             ends = module_ends(net, module)
             scale = math.prod(_widest(most, node, 1) for node in ends)
             if cost % scale:
-                raise SlimnbError("S20", f"cost {cost} of {name}", "it is not proportional to its widths",
-                                  "Measure it instead, with slimnb.cost.latency.latency_table.", "")
+                raise SearchError(f"cost {cost} of {name}", "it is not proportional to its widths",
+                                  "Measure it instead, with slimnb.cost.latency.latency_table.")
             yield module, ends, cost // scale
 
 
 def refuse_padded(net: SlimmableNet) -> None:
-    """Raise S20 if joins are zero-padded: what a layer reads is then no maximum of widths."""
+    """Raise SearchError if joins are zero-padded: what a layer reads is then no maximum of widths."""
     if net.padding is not None:
-        raise SlimnbError("S20", "a net with zero-padded joins", "a table knows widths, not unions of channels",
-                          "Price its subnets one by one, with count_macs or measure_latency.", "")
+        raise SearchError("a net with zero-padded joins", "a table knows widths, not unions of channels",
+                          "Price its subnets one by one, with count_macs or measure_latency.")
 
 
 def module_ends(net: SlimmableNet, module) -> tuple[Node, Node]:

@@ -13,7 +13,7 @@ from slimnb.data import colour
 from slimnb.data.augment import Normalise, centre_crop, crop_flip, draw_boxes, draw_crops, draw_flips, resized_crop
 from slimnb.rng import keyed_order, keyed_uniform
 from slimnb.data.auto_augment import auto_augment, draw_operations
-from slimnb.errors import SlimnbError
+from slimnb.errors import DataError, ParameterError
 
 AUGMENTATIONS = ("crop_flip", "resized_crop", "none")
 
@@ -51,7 +51,7 @@ class Augmentation:
     where given, hue); PCA lighting (standard deviation); after normalisation random erasing (probability; area .02 to
     .33, width over height .3 to 1 / .3). `crop`: "crop_flip" (padding of `pad` pixels, zero or with `reflect`
     mirrored, and a random crop), "resized_crop" (random box of area `scale`) or "none" (middle crop, no mirror).
-    Raises P04, P10.
+    Raises ParameterError.
     """
 
     crop: str = "crop_flip"
@@ -66,14 +66,14 @@ class Augmentation:
     def __post_init__(self) -> None:
         if self.crop not in AUGMENTATIONS:
             known = f"known are {', '.join(AUGMENTATIONS)}"
-            raise SlimnbError("P10", f"augment = {self.crop!r}", known, "Use one of them.")
+            raise ParameterError(f"augment = {self.crop!r}", known, "Use one of them.")
         strengths = len(self.jitter) in (0, 3, 4) and all(strength >= 0 for strength in self.jitter)
         if not strengths or max(self.jitter[3:], default=0) > 0.5:
-            raise SlimnbError("P04", f"jitter = {self.jitter}", "it is three strengths, and of hue one up to .5",
-                              "Set e.g. (0.4, 0.4, 0.4).")
+            raise ParameterError(f"jitter = {self.jitter}", "it is three strengths, and of hue one up to .5",
+                                 "Set e.g. (0.4, 0.4, 0.4).")
         if not 0 <= self.erasing <= 1 or not self.lighting >= 0:
-            raise SlimnbError("P04", f"erasing = {self.erasing}, lighting = {self.lighting}",
-                              "one is a probability, the other a standard deviation", "Set e.g. .2 and .1.")
+            raise ParameterError(f"erasing = {self.erasing}, lighting = {self.lighting}",
+                                 "one is a probability, the other a standard deviation", "Set e.g. .2 and .1.")
 
     def largest(self, side: int) -> int | None:
         """The largest crop of an image of `side` pixels; None: any size."""
@@ -119,7 +119,7 @@ class Batches:
     `Augmentation`, or the name of its crop. Rank r of `world` gets rows r, r + world, ... of the same batch
     of `batch_size`. Shuffles, and drops a short last batch, unless `augment` is "none" or told otherwise.
     A split that lies on the device stays there; of one that does not, each batch's bytes are sent, and the next
-    batch's are read meanwhile. Raises D06 (no batch in an epoch), P04, P10.
+    batch's are read meanwhile. Raises DataError (no batch in an epoch), ParameterError.
     """
 
     def __init__(self, split: Split, batch_size: int, *, seed: int = 0, augment: str | Augmentation = "crop_flip",
@@ -139,8 +139,8 @@ class Batches:
         self.steps_per_epoch = whole + (0 if self.drop_last else rest > 0)
         if self.steps_per_epoch == 0:
             what = f"{len(split)} images with batch_size = {batch_size}"
-            raise SlimnbError("D06", what, "gives 0 batches per epoch",
-                              f"Set batch_size to at most {len(split)}.")
+            raise DataError(what, "gives 0 batches per epoch",
+                            f"Set batch_size to at most {len(split)}.")
         self._normalise = Normalise(mean, std, dtype, self.device)
         self._shuffled = (-1, None)  # the order of one epoch, kept while its batches are asked for
         self._reader = ThreadPoolExecutor(1) if split.images.device.type != self.device.type else None
@@ -150,15 +150,15 @@ class Batches:
         uneven = self.drop_last and self.batch_size % self.world
         if self.batch_size < 1 or uneven or not 0 <= self.rank < self.world:
             what = f"batch_size = {self.batch_size}, rank {self.rank} of {self.world}"
-            raise SlimnbError("P04", what, "ranks get equal shares", "Use a positive multiple of the ranks.")
+            raise ParameterError(what, "ranks get equal shares", "Use a positive multiple of the ranks.")
         largest = self.augment.largest(side)
         if self.size < 1 or (largest is not None and self.size > largest):
             rule = f"crops of these images are 1 to {largest} pixels" if largest else "crops are at least 1 pixel"
-            raise SlimnbError("P04", f"size = {self.size}", rule,
-                              "Lower it, or load the data at a larger size.")
+            raise ParameterError(f"size = {self.size}", rule,
+                                 "Lower it, or load the data at a larger size.")
         if self.augment.reflect and not self.augment.pad < side:
-            raise SlimnbError("P04", f"pad = {self.augment.pad} of images of {side} pixels",
-                              "reflected padding is narrower than the image", "Set pad=4.")
+            raise ParameterError(f"pad = {self.augment.pad} of images of {side} pixels",
+                                 "reflected padding is narrower than the image", "Set pad=4.")
 
     def __len__(self) -> int:
         return self.steps_per_epoch

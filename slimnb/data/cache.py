@@ -15,7 +15,7 @@ from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import DataError, ResourceError
 from slimnb.data.sources import Rows, Source, check_labels, image_digest, shown
 
 SCHEMA = 1
@@ -42,8 +42,8 @@ def load_cached(source: Source, cache: Path) -> dict[str, Part]:
     """The parts of `source`, decoded into a folder of `cache` unless they are there and intact.
 
     Decoding starts at the first chunk that is missing, damaged or whose files changed, so an interruption
-    costs a chunk; of two processes one decodes and the other waits. Raises D03 to D05 (what is wrong with
-    the source) and R02 (no space).
+    costs a chunk; of two processes one decodes and the other waits. Raises DataError to DataError (what is wrong with
+    the source) and ResourceError (no space).
     """
     key = hashlib.sha256(f"{SCHEMA} {source.name} {source.size} {source.key}".encode()).hexdigest()
     home = cache / f"{source.name}-{source.size}-{key[:16]}"
@@ -58,9 +58,9 @@ def load_cached(source: Source, cache: Path) -> dict[str, Part]:
             _build(source, home)
             return _load(home, source)
     except OSError as error:
-        raise SlimnbError("R02", shown(cache), f"cannot keep decoded images there ({error.strerror})",
-                          "Free some space, or name another folder: load_data(..., cache=...).",
-                          "Images decoded so far are kept.") from error
+        raise ResourceError(shown(cache), f"cannot keep decoded images there ({error.strerror})",
+                            "Free some space, or name another folder: load_data(..., cache=...).",
+                            "Images decoded so far are kept.") from error
 
 
 # ------------------------------------------------------------------------------------------------ writing
@@ -83,8 +83,8 @@ def _build(source: Source, home: Path) -> None:
     count = sum(len(rows.labels) for rows in parts.values())
     needed, free = count * 3 * source.size**2, shutil.disk_usage(home.parent).free
     if needed > free:
-        raise SlimnbError("R02", shown(home.parent), f"needs {needed / 1e9:.1f} GB, has {free / 1e9:.1f} GB",
-                          "Name another folder, load_data(..., cache=...), or a smaller size.")
+        raise ResourceError(shown(home.parent), f"needs {needed / 1e9:.1f} GB, has {free / 1e9:.1f} GB",
+                            "Name another folder, load_data(..., cache=...), or a smaller size.")
     work.mkdir(exist_ok=True)
     with tqdm(total=count, desc=f"decoding {source.name}", unit=" images", disable=None) as bar:
         index = {name: _write_part(work, name, rows, source, bar) for name, rows in parts.items()}
@@ -110,7 +110,7 @@ def _write_part(work: Path, name: str, rows: Rows, source: Source, bar: tqdm) ->
             if images.shape[1:] != (3, source.size, source.size) or images.dtype != np.uint8:
                 what = f"{name} of {source.name}: {images.dtype} {images.shape[1:]}"
                 rule = f"images are uint8 (3, {source.size}, {source.size})"
-                raise SlimnbError("D05", what, rule, "Mend the reader.")
+                raise DataError(what, rule, "Mend the reader.")
             data = images.tobytes()
             file.write(data)
             os.fsync(file.fileno())

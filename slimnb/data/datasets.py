@@ -23,7 +23,7 @@ from slimnb.data import synthetic
 from slimnb.rng import keyed_uniform
 from slimnb.data.batches import AUGMENTATIONS, Augmentation, Batches, Split
 from slimnb.data.cache import Part, load_cached
-from slimnb.errors import SlimnbError
+from slimnb.errors import DataError, MissingDataError, ParameterError, SlimnbError
 from slimnb.data.sources import CIFAR, CIFAR_TRAIN, Source, find_cifar, find_folder, shown
 
 PUBLISHED = {"cifar100": (100, 32, "f8793db4136b2ae0b2b8399381f021042c233246470a20132b28861109b6f922")}
@@ -139,9 +139,9 @@ def load_or_absent(name: str = "synthetic", root: str | os.PathLike | None = Non
     """
     try:
         return load_data(name, root, device, cache=cache)
-    except SlimnbError as error:
+    except MissingDataError as error:
         like = like or PUBLISHED.get(name)
-        if error.code != "D01" or like is None:
+        if like is None:
             raise
         return Absent(name, *like, error)
 
@@ -157,10 +157,10 @@ def load_data(name: str = "synthetic", root: str | os.PathLike | None = None,
     the test split. Options: synthetic `train` and `test` (numbers of images) and `seed`; CIFAR `download`
     (False); folders `size` (256: the short side in pixels, the middle of which is cut to what a net reads) and
     `allow_overlap` (False). A set too large for the device stays on the host, see `ImageData.to`.
-    Raises D01 (missing) to D07 (an image in two splits), P01, P04, P10, R02.
+    Raises DataError (missing ... an image in two splits), ParameterError, ResourceError.
     """
     if not 0 < val_fraction < 1:
-        raise SlimnbError("P04", f"val_fraction = {val_fraction}", "it is between 0 and 1", "Set e.g. 0.1.")
+        raise ParameterError(f"val_fraction = {val_fraction}", "it is between 0 and 1", "Set e.g. 0.1.")
     root = Path(root if root is not None else os.environ.get("SLIMNB_DATA", "data"))
     folder = next((path for path in (Path(name), root / name) if (path / "train").is_dir()), None)
     if name == "synthetic":
@@ -174,7 +174,7 @@ def load_data(name: str = "synthetic", root: str | os.PathLike | None = None,
         close = difflib.get_close_matches(name, known, 1)
         hint = f"Did you mean {close[0]!r}?" if close else f"Or make {shown(root / name)}/train."
         rule = f"known are {', '.join(known)} and folders of images"
-        raise SlimnbError("P10", f"data = {name!r}", rule, hint)
+        raise ParameterError(f"data = {name!r}", rule, hint)
     return data.to(device)
 
 
@@ -183,7 +183,7 @@ def _with(load, options: dict, *given) -> ImageData:
     for option in options:
         if option not in allowed:
             rule = f"options here are {', '.join(allowed)}"
-            raise SlimnbError("P01", f"load_data(..., {option}=...)", rule, "Mend the name.")
+            raise ParameterError(f"load_data(..., {option}=...)", rule, "Mend the name.")
     return load(*given, **options)
 
 
@@ -193,7 +193,7 @@ def _with(load, options: dict, *given) -> ImageData:
 def _synthetic(val_fraction: float, train: int = 6_000, test: int = 1_200, seed: int = 0) -> ImageData:
     if min(train, test) < 10:
         what = f"synthetic train = {train}, test = {test}"
-        raise SlimnbError("P04", what, "at least 10 images each", "Raise it.")
+        raise ParameterError(what, "at least 10 images each", "Raise it.")
     whole = Split(*synthetic.generate(train, seed, "train"))
     unopened = Split(*synthetic.generate(test, seed, "test"))
     content = hashlib.sha256()
@@ -219,7 +219,7 @@ def _cifar(name: str, root: Path, val_fraction: float, cache: Path, download: bo
 def _folder(root: Path, val_fraction: float, cache: Path, size: int = 256,
             allow_overlap: bool = False) -> ImageData:
     if size < 1:
-        raise SlimnbError("P04", f"size = {size}", "it is a number of pixels", "Set e.g. 256.")
+        raise ParameterError(f"size = {size}", "it is a number of pixels", "Set e.g. 256.")
     source = find_folder(root, size)
     parts = load_cached(source, cache)
     train, val, test = (parts.get(part) for part in ("train", "val", "test"))
@@ -251,8 +251,8 @@ def _from_parts(source: Source, train: Part, val: Part | None, test: Part, cut: 
 def _overlap(source: Source, pair: str, ours: np.ndarray, theirs: np.ndarray, allowed: bool) -> list[str]:
     count = int(np.isin(ours, theirs).sum())
     if count and not allowed:
-        raise SlimnbError("D07", f"{count} images are in both {pair} of {source.name}",
-                          "no image may be in two splits", "Remove them, or pass allow_overlap=True.")
+        raise DataError(f"{count} images are in both {pair} of {source.name}",
+                        "no image may be in two splits", "Remove them, or pass allow_overlap=True.")
     return [f"{count} images are in both {pair}"] if count else []
 
 

@@ -16,7 +16,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import DataError, MissingDataError, SlimnbError
 
 CIFAR = {
     # name: classes, torchvision's class, its archive, its folder, size in MB, SHA-256 of the archive
@@ -72,7 +72,7 @@ def check_labels(labels: np.ndarray, classes: int, where: str) -> None:
     bad = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(bad):
         what = f"{len(bad)} of {len(labels)} labels, first at row {bad[0]} of {where}: {labels[bad[0]]}"
-        raise SlimnbError("D04", what, f"labels are 0 to {classes - 1}", "Mend the labels.")
+        raise DataError(what, f"labels are 0 to {classes - 1}", "Mend the labels.")
 
 
 # ------------------------------------------------------------------------------------------------ decoding
@@ -88,15 +88,15 @@ def _decode(data: bytes | Path, where: str, finish: Callable[[Image.Image], Imag
         unknown = isinstance(error, UnidentifiedImageError)
         reason = "unknown format" if unknown else " ".join(str(error).split())[:60]
         kept = "Images decoded so far are kept." if isinstance(data, Path) else "Nothing was written."
-        raise SlimnbError("D03", where, f"not a readable image ({reason})", "Fetch the file again.",
-                          kept) from error
+        raise DataError(where, f"not a readable image ({reason})", "Fetch the file again.",
+                        kept) from error
 
 
 def _square(image: Image.Image, size: int, where: str) -> Image.Image:
     if image.size != (size, size):
         seen = f"{image.width} x {image.height}"
         rule = f"its images are {size} x {size}"
-        raise SlimnbError("D05", f"{where}: {seen} pixels", rule, "Fetch the file again.")
+        raise DataError(f"{where}: {seen} pixels", rule, "Fetch the file again.")
     return image.convert("RGB")
 
 
@@ -132,8 +132,8 @@ def _parquet_errors(path: Path):
         yield
     except (pa.ArrowException, OSError, StopIteration, KeyError, TypeError, ValueError) as error:
         reason = " ".join(str(error).split())[:50] or "no columns img.bytes and label"
-        raise SlimnbError("D02", shown(path), f"not a readable Parquet file of images ({reason})",
-                          "Fetch the file again.") from error
+        raise DataError(shown(path), f"not a readable Parquet file of images ({reason})",
+                        "Fetch the file again.") from error
 
 
 def _parquet_classes(path: Path, classes: int) -> tuple[str, ...]:
@@ -189,9 +189,9 @@ def _torchvision(name: str, folder: Path, train: bool, download: bool = False):
         where = shown(folder / CIFAR[name][3])
         if download:
             reason = " ".join(str(error).split())[:60]
-            raise SlimnbError("D01", where, f"cannot be fetched ({reason})", "Try again later.") from error
-        raise SlimnbError("D02", where, "its files fail torchvision's checks",
-                          "Remove it and call load_data with download=True.") from error
+            raise MissingDataError(where, f"cannot be fetched ({reason})", "Try again later.") from error
+        raise DataError(where, "its files fail torchvision's checks",
+                        "Remove it and call load_data with download=True.") from error
 
 
 def _files_key(files: Iterable[Path]) -> str:
@@ -208,15 +208,15 @@ def _check_archive(name: str, path: Path) -> None:
     if actual != CIFAR[name][5]:
         aside = path.with_name(path.name + ".bad")
         path.rename(aside)
-        raise SlimnbError("D02", shown(path), f"its SHA-256 is {actual[:12]}, not {CIFAR[name][5][:12]}",
-                          "Fetch it again.", f"It was moved to {aside.name}.")
+        raise DataError(shown(path), f"its SHA-256 is {actual[:12]}, not {CIFAR[name][5][:12]}",
+                        "Fetch it again.", f"It was moved to {aside.name}.")
 
 
 def find_cifar(name: str, root: Path, download: bool = False) -> Source:
     """CIFAR-10 or CIFAR-100 under `root`: <root>/<name>/*.parquet, or torchvision's folder or archive.
 
     Nothing is fetched unless `download`; torchvision then checks what it fetched. Any number of train files
-    is accepted. Raises D01 (nothing there), D02 (damaged).
+    is accepted. Raises DataError (nothing there), DataError (damaged).
     """
     classes, _, archive, unpacked, megabytes, _ = CIFAR[name]
     parquet = {part: sorted((root / name).glob(f"**/{part}-*.parquet")) for part in ("train", "test")}
@@ -231,8 +231,8 @@ def find_cifar(name: str, root: Path, download: bool = False) -> Source:
         if packed is not None:
             _check_archive(name, packed / archive)
         elif not download:
-            raise SlimnbError("D01", shown(root / name), f"not there ({megabytes} MB to fetch)",
-                              f"Run python -m slimnb fetch {name}, or use data='synthetic'.")
+            raise MissingDataError(shown(root / name), f"not there ({megabytes} MB to fetch)",
+                            f"Run python -m slimnb fetch {name}, or use data='synthetic'.")
         home = packed or root / name
         _torchvision(name, home, train=False, download=True)  # a whole archive is only unpacked
     names = tuple(_torchvision(name, home, train=False).classes)
@@ -267,8 +267,8 @@ def _folder_part(folder: Path, files: list[str], class_names: tuple[str, ...], s
     owners = [file.split("/")[0] for file in files]
     strangers = sorted(set(owners) - set(class_names))
     if strangers:
-        raise SlimnbError("D04", f"class {strangers[0]!r} in {shown(folder)}", "train/ has no such class",
-                          "Give every part the same class folders.")
+        raise DataError(f"class {strangers[0]!r} in {shown(folder)}", "train/ has no such class",
+                        "Give every part the same class folders.")
 
     def read(start: int, stop: int) -> np.ndarray:
         def one(file: str) -> np.ndarray:
@@ -287,13 +287,13 @@ def _folder_part(folder: Path, files: list[str], class_names: tuple[str, ...], s
 def find_folder(root: Path, size: int) -> Source:
     """A folder of images, <root>/train/<class>/..., with val/ or test/ or both laid out the same way.
 
-    Each image's short side is resized to `size` pixels and the middle square kept. Raises D01.
+    Each image's short side is resized to `size` pixels and the middle square kept. Raises DataError.
     """
     folders = (part for part in ("train", "val", "test") if (root / part).is_dir())
     parts = {part: _list_images(root / part) for part in folders}
     if not parts.get("train") or not (parts.get("val") or parts.get("test")):
-        raise SlimnbError("D01", shown(root), "it needs images as train/<class>/*.jpg and val/<class>/*.jpg",
-                          "Name the folder that holds train/ and val/.")
+        raise MissingDataError(shown(root), "it needs images as train/<class>/*.jpg and val/<class>/*.jpg",
+                        "Name the folder that holds train/ and val/.")
     key = hashlib.sha256(json.dumps([str(root.resolve()), parts]).encode()).hexdigest()
     stamp = "".join(_stamp(root / part, files) for part, files in parts.items())
     class_names = tuple(sorted({file.split("/")[0] for file in parts["train"]}))

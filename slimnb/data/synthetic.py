@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from slimnb.rng import keyed_bits, keyed_uniform
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError
 
 SIZE = 32
 """Side of an image, pixels."""
@@ -172,7 +172,7 @@ def render(index: Tensor, seed: int = 0, part: str = "train", labels: Tensor | N
     label, hard = (np.broadcast_to(values, (len(index),)) for values in (label, hard))
     if not ((label >= 0) & (label < 10)).all() or not ((hard >= 0) & (hard <= 1)).all():
         what = f"labels {label.min()}..{label.max()}, difficulty {hard.min()}..{hard.max()}"
-        raise SlimnbError("P02", what, "labels are 0 to 9 and difficulty is in [0, 1]", "Mend them.")
+        raise ParameterError(what, "labels are 0 to 9 and difficulty is in [0, 1]", "Mend them.")
     background, images = _background(draw)
     _add_clutter(images, seed, part, index, hard)
     _add_object(images, draw, label, hard, background)

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import NumericsError, ParameterError
 from slimnb.nn.blocks import Chain, Resize, resize
 from slimnb.nn.layers import Selection, SlimmableConv2d, SlimmableLinear
 from slimnb.nn.norm import BN_POLICIES, CALIBRATED, GROUP, SlimmableGroupNorm, SwitchableBatchNorm2d
@@ -74,12 +74,12 @@ class SlimmableNet(nn.Module):
     def __init__(self, num_classes: int, input_size: int, bn: str, activation: str, seed: int):
         super().__init__()
         if bn not in BN_POLICIES:
-            raise SlimnbError("P10", f"bn = {bn!r}"[:60], f"it is one of {', '.join(BN_POLICIES)}",
-                              f"Set bn={CALIBRATED!r}.")
+            raise ParameterError(f"bn = {bn!r}"[:60], f"it is one of {', '.join(BN_POLICIES)}",
+                                 f"Set bn={CALIBRATED!r}.")
         if input_size not in (32, 224):
-            raise SlimnbError("P10", f"input_size = {input_size!r}"[:60],
-                              "nets are laid out for 224 or 32 pixels",
-                              "Set 32 for CIFAR-like images; any resolution then runs.")
+            raise ParameterError(f"input_size = {input_size!r}"[:60],
+                                 "nets are laid out for 224 or 32 pixels",
+                                 "Set 32 for CIFAR-like images; any resolution then runs.")
         self.num_classes, self.input_size = num_classes, input_size
         self.bn, self.activation, self.seed = bn, activation, seed
         self.unit_names: list[str] = []
@@ -106,11 +106,11 @@ class SlimmableNet(nn.Module):
             return self.widths_at(_checked_mult("largest", largest))
         units = len(self.widths_at(1.0))
         if len(largest) != units:
-            raise SlimnbError("P06", f"{len(largest)} widths for {units} channel units",
-                              "there is one width per unit", "Give a multiplier, or one width per unit.")
+            raise ParameterError(f"{len(largest)} widths for {units} channel units",
+                                 "there is one width per unit", "Give a multiplier, or one width per unit.")
         if any(type(width) is not int or width < 1 for width in largest):
-            raise SlimnbError("P06", f"largest = {tuple(largest)}"[:90], "widths are whole numbers >= 1",
-                              "Give a multiplier, or one width per unit.")
+            raise ParameterError(f"largest = {tuple(largest)}"[:90], "widths are whole numbers >= 1",
+                                 "Give a multiplier, or one width per unit.")
         return tuple(largest)
 
     def finish(self, widths: tuple[int, ...], depths: tuple[int, ...] = (), kernels: tuple[int, ...] = ()) -> None:
@@ -169,8 +169,8 @@ class SlimmableNet(nn.Module):
               tied: tuple[int, ...] = ()) -> SearchSpace:
         """Every unit at the width of any of `mults`, on its own or with the others of its group in `tied`."""
         if not len(mults):
-            raise SlimnbError("P06", "mults = ()", "a space has at least one width multiplier",
-                              "Set e.g. (0.25, 0.5, 1.0).")
+            raise ParameterError("mults = ()", "a space has at least one width multiplier",
+                                 "Set e.g. (0.25, 0.5, 1.0).")
         at = [self.uniform(mult).widths for mult in mults]
         group_of = tied or tuple(range(len(self.unit_names)))
         choices: list[tuple[int, ...]] = [()] * len(self.unit_names)
@@ -186,17 +186,17 @@ class SlimmableNet(nn.Module):
         if subnet in self._checked:
             return
         if len(subnet.widths) != len(self.unit_names):
-            raise SlimnbError("S09", f"a subnet of {len(subnet.widths)} widths",
-                              f"{type(self).__name__} has {len(self.unit_names)} channel units",
-                              "Make it with net.uniform(mult) or net.space(mults).sample(rng).")
+            raise ParameterError(f"a subnet of {len(subnet.widths)} widths",
+                                 f"{type(self).__name__} has {len(self.unit_names)} channel units",
+                                 "Make it with net.uniform(mult) or net.space(mults).sample(rng).")
         for name, width, most in zip(self.unit_names, subnet.widths, self.largest.widths, strict=True):
             if not (1 <= width <= most or (width == 0 and subnet.depths)):  # 0: its block is dropped
-                raise SlimnbError("S10", f"width {width} in unit {name!r}",
-                                  f"this supernet has 1 to {most} channels there",
-                                  "Build a wider supernet (largest=...) or ask for fewer channels.")
+                raise ParameterError(f"width {width} in unit {name!r}",
+                                     f"this supernet has 1 to {most} channels there",
+                                     "Build a wider supernet (largest=...) or ask for fewer channels.")
         if subnet.resolution is not None and subnet.resolution < 8:
-            raise SlimnbError("S11", f"resolution {subnet.resolution}", "at least 8 pixels are needed",
-                              "Set e.g. 32.")
+            raise ParameterError(f"resolution {subnet.resolution}", "at least 8 pixels are needed",
+                                 "Set e.g. 32.")
         self._checked.add(subnet)
 
     def reach(self, subnet: Subnet) -> tuple[int, ...]:
@@ -291,13 +291,13 @@ class SlimmableNet(nn.Module):
             return 0
         slot = self.slots.get(subnet)
         if slot is None or self._stamps[slot] is None:
-            raise SlimnbError("N10", f"subnet {_short(subnet)} has no batch-norm statistics",
-                              "a subnet is evaluated with statistics of its own",
-                              "Call calibrate_bn(net, [subnet], images) first.", "")
+            raise NumericsError(f"subnet {_short(subnet)} has no batch-norm statistics",
+                                "a subnet is evaluated with statistics of its own",
+                                "Call calibrate_bn(net, [subnet], images) first.")
         if self.bn == CALIBRATED and self._stamps[slot] != self.weights_checksum():
-            raise SlimnbError("N11", f"statistics of subnet {_short(subnet)} are stale",
-                              "the weights changed after they were taken",
-                              "Call calibrate_bn(net, [subnet], images) again.", "")
+            raise NumericsError(f"statistics of subnet {_short(subnet)} are stale",
+                                "the weights changed after they were taken",
+                                "Call calibrate_bn(net, [subnet], images) again.")
         return slot
 
     def _training_slot(self, subnet: Subnet) -> tuple[int, float | None]:
@@ -309,9 +309,9 @@ class SlimmableNet(nn.Module):
 
     def _reserved(self, subnet: Subnet) -> int:
         if subnet not in self.slots:
-            raise SlimnbError("N12", f"subnet {_short(subnet)} has no batch-norm slot",
-                              f"bn={self.bn!r} keeps statistics per subnet",
-                              "Call net.reserve([...]) before making the optimiser.", "")
+            raise NumericsError(f"subnet {_short(subnet)} has no batch-norm slot",
+                                f"bn={self.bn!r} keeps statistics per subnet",
+                                "Call net.reserve([...]) before making the optimiser.")
         return self.slots[subnet]
 
     def select(self, route: Subnet | Masks, momentum: float | None = None,
@@ -320,12 +320,12 @@ class SlimmableNet(nn.Module):
         batch = self.training if statistics == "auto" else statistics == "batch"
         if isinstance(route, Masks):
             if self.padding == ENDS:
-                raise SlimnbError("S34", "masks in a net padded at the ends of its joins",
-                                  "each width has joins of its own", "Run it subnet by subnet.", "")
+                raise ParameterError("masks in a net padded at the ends of its joins",
+                                     "each width has joins of its own", "Run it subnet by subnet.")
             if not batch and route.slot is None and self.bn != GROUP:
-                raise SlimnbError("N10", "masks without slots",
-                                  "evaluation needs statistics for every sample",
-                                  "Make them with net.masks(widths, subnets).", "")
+                raise NumericsError("masks without slots",
+                                    "evaluation needs statistics for every sample",
+                                    "Make them with net.masks(widths, subnets).")
             slot = 0 if batch else route.slot
             return Selection(route.widths, route.depths, route.kernels, slot, batch, None)
         self.check(route)
@@ -434,8 +434,8 @@ def _checksum(parameters: Iterable[Tensor]) -> int:
 
 def _checked_mult(name: str, mult: float) -> float:
     if isinstance(mult, bool) or not isinstance(mult, (int, float)) or not (math.isfinite(mult) and mult > 0):
-        raise SlimnbError("P06", f"{name} = {mult!r}"[:60], "a width multiplier is a finite number > 0",
-                          f"Set e.g. {name}=0.5.")
+        raise ParameterError(f"{name} = {mult!r}"[:60], "a width multiplier is a finite number > 0",
+                             f"Set e.g. {name}=0.5.")
     return mult
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError
 from slimnb.nets.base import Masks, SlimmableNet
 from slimnb.nn.blocks import Chain, ConvNormAct, Residual
 from slimnb.nn.layers import (
@@ -192,14 +192,14 @@ class ElasticNet(SlimmableNet):
         """The subnet whose every stage keeps `depth` blocks and whose every block has `expand` and `kernel`.
 
         None stands for the largest; a stage with fewer blocks keeps them all. `elastic(2, 3, 7)` is the
-        papers' D2E3 with 7 x 7 kernels. Raises S60 if that is no subnet of this net.
+        papers' D2E3 with 7 x 7 kernels. Raises ParameterError if that is no subnet of this net.
         """
         deepest = sorted({depth for choices in self.depths for depth in choices})
         allowed = {"depth": deepest, "expand": self.expands, "kernel": self.kernels}
         for name, value in (("depth", depth), ("expand", expand), ("kernel", kernel)):
             if value not in (*allowed[name], None):
-                raise SlimnbError("S60", f"{name} = {value!r}"[:60], f"this net has {_listed(allowed[name])}",
-                                  f"Choose one of them, or build the net with it among {name}s.", "")
+                raise ParameterError(f"{name} = {value!r}"[:60], f"this net has {_listed(allowed[name])}",
+                                     f"Choose one of them, or build the net with it among {name}s.")
         depth, expand, kernel = depth or deepest[-1], expand or self.expands[-1], kernel or self.kernels[-1]
         depths = tuple(min(depth, choices[-1]) for choices in self.depths)
         widths = list(self.largest.widths)
@@ -211,11 +211,11 @@ class ElasticNet(SlimmableNet):
         return subnet
 
     def check(self, subnet: Subnet) -> None:
-        """Raise S60 unless `subnet` is one of `search_space`, in canonical form; any resolution of 8 pixels on."""
+        """Raise ParameterError unless `subnet` is one of `search_space`, in canonical form; any side of 8 pixels on."""
         if subnet not in self._checked and not self.search_space.contains(replace(subnet, resolution=None)):
             what, why = self._misfit(subnet)
-            raise SlimnbError("S60", what, why, "Make it with net.elastic(depth, expand, kernel) or "
-                              "net.search_space.canonical(subnet).", "")
+            raise ParameterError(what, why, "Make it with net.elastic(depth, expand, kernel) or "
+                                 "net.search_space.canonical(subnet).")
         super().check(subnet)
 
     def _misfit(self, subnet: Subnet) -> tuple[str, str]:
@@ -238,7 +238,7 @@ class ElasticNet(SlimmableNet):
         return what.format(value), f"it is {_listed(choices)}" if keep else "it is 0, as its block is dropped"
 
     def masks(self, widths: Tensor, subnets: list[Subnet] | None = None) -> Masks:
-        """As of any net, dropped blocks at width 0; samples may differ in depth and width, not in kernels: S61."""
+        """As of any net, dropped blocks at width 0; samples may differ in depth and width, not in kernels."""
         masks = super().masks(widths, subnets)
         if not subnets:
             return masks
@@ -246,9 +246,9 @@ class ElasticNet(SlimmableNet):
         kernels = [set(column) - {0} or {self.kernels[-1]} for column in columns]
         block = next((b for b, sizes in enumerate(kernels) if len(sizes) > 1), None)
         if block is not None:
-            raise SlimnbError("S61", f"kernels {_listed(sorted(kernels[block]))} in block {block} of one batch",
-                              "masks give every sample its own widths and depths, not its own kernels",
-                              "Run subnets with other kernels one by one.", "")
+            raise ParameterError(f"kernels {_listed(sorted(kernels[block]))} in block {block} of one batch",
+                                 "masks give every sample its own widths and depths, not its own kernels",
+                                 "Run subnets with other kernels one by one.")
         return replace(masks, kernels=tuple(size for (size,) in kernels))
 
     @torch.no_grad()
@@ -264,15 +264,15 @@ class ElasticNet(SlimmableNet):
 def _up_to(depths: Sequence[int], blocks: int) -> tuple[int, ...]:
     """The depths that a stage of `blocks` blocks has: all of its blocks where a depth is larger."""
     if max(depths, default=0) < blocks:
-        raise SlimnbError("S62", f"depths = {depths!r} of a stage of {blocks} blocks"[:90],
-                          "no subnet keeps its last block", f"Add {blocks} to depths, or lay out fewer blocks.")
+        raise ParameterError(f"depths = {depths!r} of a stage of {blocks} blocks"[:90],
+                             "no subnet keeps its last block", f"Add {blocks} to depths, or lay out fewer blocks.")
     return tuple(sorted({min(depth, blocks) for depth in depths}))
 
 
 def _check_kernels(kernels: Sequence[int]) -> None:
     if not kernels or list(kernels) != sorted(set(kernels)) or any(k % 2 == 0 or k < 1 for k in kernels):
-        raise SlimnbError("S62", f"kernels = {kernels!r}"[:60], "they are odd, ascending and not repeated",
-                          "Set kernels=(7,) or (3, 5, 7).")
+        raise ParameterError(f"kernels = {kernels!r}"[:60], "they are odd, ascending and not repeated",
+                             "Set kernels=(7,) or (3, 5, 7).")
 
 
 def _listed(values: Sequence[int]) -> str:

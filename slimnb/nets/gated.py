@@ -7,7 +7,7 @@ from collections.abc import Sequence
 
 import torch
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError
 from slimnb.nets.base import Masks, SlimmableNet
 from slimnb.nn.gate import Gate, Gated
 from slimnb.nn.layers import Selection
@@ -21,11 +21,11 @@ def equispaced(first: int, step: int, count: int, blocks: int) -> tuple[tuple[in
 
 
 def side_by_side(*grids: tuple[tuple[int, ...], ...]) -> tuple[tuple[int, ...], ...]:
-    """One grid whose choice k is choice k of all `grids`. Raises S74 where they differ in length."""
+    """One grid whose choice k is choice k of all `grids`. Raises ParameterError where they differ in length."""
     lengths = sorted({len(grid) for grid in grids})
     if len(lengths) > 1:
-        raise SlimnbError("S74", f"grids of {' and '.join(map(str, lengths))} widths",
-                          "all layers that a gate rules have one width per choice", "Make the grids equally long.", "")
+        raise ParameterError(f"grids of {' and '.join(map(str, lengths))} widths",
+                             "all layers that a gate rules have one width per choice", "Make the grids equally long.")
     return tuple(tuple(itertools.chain(*rows)) for rows in zip(*grids, strict=True))
 
 
@@ -48,24 +48,27 @@ class GatedNet(SlimmableNet):
     """
 
     def finish_gates(self, widths: tuple[int, ...], fixed: dict[int, int]) -> None:
-        """As `finish`; `fixed` are the widths that units not ruled by a gate have in every path. Raises P08."""
+        """As `finish`; `fixed` are the widths that units not ruled by a gate have in every path.
+
+        Raises ParameterError.
+        """
         self.gates: list[Gate] = [m for m in self.modules() if isinstance(m, Gate) and m.rules]
         ruled = [unit for gate in self.gates for unit in gate.rules]
         if sorted([*ruled, *fixed]) != list(range(len(self.unit_names))):
             raise ValueError("every channel unit is either fixed or ruled by one gate")
         if len(self.gates) > 1 and self.bn != GROUP:
-            raise SlimnbError("P08", f"bn = {self.bn!r} with {len(self.gates)} gates",
-                              "statistics would be needed for every combination of choices", f"Set bn={GROUP!r}.")
+            raise ParameterError(f"bn = {self.bn!r} with {len(self.gates)} gates",
+                                 "statistics would be needed for every combination of choices", f"Set bn={GROUP!r}.")
         if self.bn == PRIVATE:
-            raise SlimnbError("P08", "bn = 'private' with gates", "paths share their affine parameters",
-                              "Set bn='shared_affine'.")
+            raise ParameterError("bn = 'private' with gates", "paths share their affine parameters",
+                                 "Set bn='shared_affine'.")
         self.fixed = dict(fixed)
         chosen = [width for gate in self.gates for row in gate.widths for width in row]
         odd = [width for width in (*self.fixed.values(), *chosen) if width % self.channels_per_group]
         if self.bn == GROUP and odd:
-            raise SlimnbError("S08", f"width {odd[0]} of a gate's choices",
-                              f"group norm needs multiples of {self.channels_per_group} channels",
-                              "Change the ratios, or channels_per_group.")
+            raise ParameterError(f"width {odd[0]} of a gate's choices",
+                                 f"group norm needs multiples of {self.channels_per_group} channels",
+                                 "Change the ratios, or channels_per_group.")
         self.finish(widths)
 
     @torch.no_grad()
@@ -79,9 +82,9 @@ class GatedNet(SlimmableNet):
                     gate.reset(rng)
 
     def widths_at(self, mult: float) -> tuple[int, ...]:
-        """Gated nets have paths, not width multipliers: S75."""
-        raise SlimnbError("S75", f"width multiplier {mult!r}"[:60], f"{type(self).__name__} is not scaled uniformly",
-                          "Ask for a path, as in net.path(0).", "")
+        """Gated nets have paths, not width multipliers: ParameterError."""
+        raise ParameterError(f"width multiplier {mult!r}"[:60], f"{type(self).__name__} is not scaled uniformly",
+                             "Ask for a path, as in net.path(0).")
 
     # -- paths -------------------------------------------------------------------------------------------
 
@@ -91,18 +94,21 @@ class GatedNet(SlimmableNet):
         return tuple(gate.choices for gate in self.gates)
 
     def path(self, *chosen: int) -> Subnet:
-        """The subnet of one choice per gate, from 0, the narrowest; one number serves all gates. Raises S76."""
+        """The subnet of one choice per gate, from 0, the narrowest; one number serves all gates.
+
+        Raises ParameterError.
+        """
         chosen = chosen * len(self.gates) if len(chosen) == 1 else chosen
         if len(chosen) != len(self.gates) or any(type(k) is not int for k in chosen):
-            raise SlimnbError("S76", f"path {chosen!r}"[:60], f"this net has {len(self.gates)} gates",
-                              "Give one number for each, or one for all.", "")
+            raise ParameterError(f"path {chosen!r}"[:60], f"this net has {len(self.gates)} gates",
+                                 "Give one number for each, or one for all.")
         widths = [0] * len(self.unit_names)
         for unit, width in self.fixed.items():
             widths[unit] = width
         for gate, k in zip(self.gates, chosen, strict=True):
             if not 0 <= k < gate.choices:
-                raise SlimnbError("S76", f"choice {k}", f"the gate has choices 0 to {gate.choices - 1}",
-                                  "Choose one of them.", "")
+                raise ParameterError(f"choice {k}", f"the gate has choices 0 to {gate.choices - 1}",
+                                     "Choose one of them.")
             for unit, width in zip(gate.rules, gate.widths[k], strict=True):
                 widths[unit] = width
         return Subnet(tuple(widths))
@@ -133,10 +139,10 @@ class GatedNet(SlimmableNet):
         return SearchSpace(tuple(columns.get(unit) or (self.fixed[unit],) for unit in units), tied)
 
     def check_lowest(self, lowest: int | None) -> int | None:
-        """`lowest` itself if every gate has as many choices, or None. Raises S70."""
+        """`lowest` itself if every gate has as many choices, or None. Raises ParameterError."""
         if lowest is not None and not (type(lowest) is int and 1 <= lowest <= min(self.choices)):
-            raise SlimnbError("S70", f"lowest = {lowest!r}"[:60], f"the gates have {min(self.choices)} choices or more",
-                              "Give a whole number from 1 on, or None for all.", "")
+            raise ParameterError(f"lowest = {lowest!r}"[:60], f"the gates have {min(self.choices)} choices or more",
+                                 "Give a whole number from 1 on, or None for all.")
         return lowest
 
     # -- routing -----------------------------------------------------------------------------------------
@@ -165,7 +171,7 @@ def routed_selection(net: SlimmableNet, route: Gated) -> Selection:
 
 
 def check_contains(largest: Sequence[int], widest: Sequence[int]) -> None:
-    """Raise S78 unless the supernet's widths `largest` hold the widest path."""
+    """Raise ParameterError unless the supernet's widths `largest` hold the widest path."""
     if len(largest) != len(widest) or any(a < b for a, b in zip(largest, widest, strict=True)):
-        raise SlimnbError("S78", f"largest = {tuple(largest)}"[:90], "the supernet is nowhere narrower than a path",
-                          "Leave it out for the widest path.", "")
+        raise ParameterError(f"largest = {tuple(largest)}"[:90], "the supernet is nowhere narrower than a path",
+                             "Leave it out for the widest path.")

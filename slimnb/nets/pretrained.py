@@ -8,7 +8,7 @@ from urllib.error import URLError
 import torch
 from torch import Tensor
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import DataError, ParameterError, StoreError
 from slimnb.nets.base import SlimmableNet
 from slimnb.nets.mobilenet_v2 import MobileNetV2
 from slimnb.nets.resnet import ResNet50
@@ -62,29 +62,29 @@ def load_imagenet_(net: ResNet50 | MobileNetV2, weights: str = "DEFAULT", head: 
     _layers_of(net)
     enum = ResNet50_Weights if isinstance(net, ResNet50) else MobileNet_V2_Weights
     if weights not in enum.__members__:
-        raise SlimnbError("P10", f"weights = {weights!r}"[:60], f"it is one of {', '.join(enum.__members__)}",
-                          "Set weights='DEFAULT'.", UNTOUCHED)
+        raise ParameterError(f"weights = {weights!r}"[:60], f"it is one of {', '.join(enum.__members__)}",
+                             "Set weights='DEFAULT'.", UNTOUCHED)
     try:
         state = enum[weights].get_state_dict(progress=True, check_hash=True, weights_only=True)
     except (URLError, OSError) as error:
         why = f"they could not be fetched ({' '.join(str(error).split())[:50]})"
-        raise SlimnbError("D01", f"weights {enum[weights].url}"[:90], why,
-                          "Connect, or load a file of them with load_torchvision_.", UNTOUCHED) from None
+        raise DataError(f"weights {enum[weights].url}"[:90], why,
+                        "Connect, or load a file of them with load_torchvision_.", UNTOUCHED) from None
     load_torchvision_(net, state, head)
 
 
 def _layers_of(net: SlimmableNet) -> tuple[list[tuple[str, str]], str]:
     """torchvision's names of (convolution, batch norm) in the net's order, and of the classifier."""
     if net.bn == GROUP:
-        raise SlimnbError("P10", "bn = 'group'", "torchvision's weights are for batch norm",
-                          f"Build the net with bn={PRIVATE!r} or another batch norm.", UNTOUCHED)
+        raise ParameterError("bn = 'group'", "torchvision's weights are for batch norm",
+                             f"Build the net with bn={PRIVATE!r} or another batch norm.", UNTOUCHED)
     if net.input_size == 224 and isinstance(net, ResNet50):
         return list(_resnet_names(net.layout)), "fc"
     if net.input_size == 224 and isinstance(net, MobileNetV2):
         return list(_mobilenet_v2_names(net.layout)), "classifier.1"
-    raise SlimnbError("P10", f"{type(net).__name__} for {net.input_size} pixels",
-                      "weights are at hand for ResNet50 and MobileNetV2 at 224",
-                      "Build one of these with input_size=224.", UNTOUCHED)
+    raise ParameterError(f"{type(net).__name__} for {net.input_size} pixels",
+                         "weights are at hand for ResNet50 and MobileNetV2 at 224",
+                         "Build one of these with input_size=224.", UNTOUCHED)
 
 
 def _resnet_names(layout) -> Iterator[tuple[str, str]]:
@@ -111,14 +111,14 @@ def _mobilenet_v2_names(layout) -> Iterator[tuple[str, str]]:
 
 def _tensor(state: dict[str, Tensor], name: str, shape: tuple[int, ...]) -> Tensor:
     if name not in state:
-        raise SlimnbError("C10", f"no {name!r} among {len(state)} tensors", "torchvision's state dict has it",
-                          "Pass the state_dict() of the same torchvision model.", UNTOUCHED)
+        raise StoreError(f"no {name!r} among {len(state)} tensors", "torchvision's state dict has it",
+                         "Pass the state_dict() of the same torchvision model.", UNTOUCHED)
     value = state[name]
     if not isinstance(value, Tensor) or tuple(value.shape) != tuple(shape):
         got = tuple(value.shape) if isinstance(value, Tensor) else type(value).__name__
-        raise SlimnbError("C11", f"{name} is {got}", f"the net has {tuple(shape)}",
-                          "Build the net at largest=1.0 with as many classes, or pass head=False.", UNTOUCHED)
+        raise StoreError(f"{name} is {got}", f"the net has {tuple(shape)}",
+                         "Build the net at largest=1.0 with as many classes, or pass head=False.", UNTOUCHED)
     if not value.isfinite().all():
-        raise SlimnbError("C13", f"{name} holds NaN or inf", "weights are finite", "Fetch the file again.",
-                          UNTOUCHED)
+        raise StoreError(f"{name} holds NaN or inf", "weights are finite", "Fetch the file again.",
+                         UNTOUCHED)
     return value

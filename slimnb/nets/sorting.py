@@ -9,7 +9,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError, SlimnbError
 from slimnb.nets.base import SlimmableNet
 from slimnb.nets.elastic import ElasticNet
 from slimnb.nn.layers import SlimmableConv2d, SlimmableLinear, SlimmableSqueezeExcite
@@ -34,13 +34,14 @@ def embed_(net: SlimmableNet, order: Order, counts: Mapping[str, Sequence[int]] 
       are drawn anew right after (`net.reset_parameters`): nothing is sorted, all statistics are forgotten.
     - "shortcut": counts and order of the shortcut overwrite the body's; the subnets returned have them.
 
-    The largest subnet's outputs stay as they were; statistics of all others are forgotten. Do it before making
-    the optimiser. Errors: P10 unknown padding, S09 not one count or order per unit, S10 a count that is not
-    1 to the unit's channels, S35 not a permutation, S36 group norm, S37 a stream or a net that cannot be sorted.
+    The largest subnet's outputs stay as they were; statistics of all others are forgotten. Do it before making the
+    optimiser. Errors: ParameterError unknown padding, ParameterError not one count or order per unit, ParameterError a
+    count that is not 1 to the unit's channels, ParameterError not a permutation, ParameterError group norm,
+    ParameterError a stream or a net that cannot be sorted.
     """
     if padding not in PADDINGS:
-        raise SlimnbError("P10", f"padding = {padding!r}"[:60], f"it is one of {', '.join(PADDINGS)}",
-                          f"Set padding={MATCH!r}.")
+        raise ParameterError(f"padding = {padding!r}"[:60], f"it is one of {', '.join(PADDINGS)}",
+                             f"Set padding={MATCH!r}.")
     subnets = {name: Subnet(tuple(np.asarray(kept).tolist())) for name, kept in (counts or {}).items()}
     orders = _checked(net, order, padding)
     for subnet in subnets.values():
@@ -103,8 +104,8 @@ def _arrange_(net: SlimmableNet, orders: list[np.ndarray], kept: list[tuple[int,
     depthwise = next((m.unit for m in net.modules() if isinstance(m, SlimmableConv2d) and m.depthwise
                       and m.unit in scattered), None)
     if depthwise is not None:
-        raise SlimnbError("S37", f"unit {net.unit_names[depthwise]!r}", "a depthwise layer reads it, in the order of "
-                          "the residual stream", f"Set padding={SHORTCUT!r}.")
+        raise ParameterError(f"unit {net.unit_names[depthwise]!r}", "a depthwise layer reads it, in the order of "
+                             "the residual stream", f"Set padding={SHORTCUT!r}.")
     _permute_(net, [np.argsort(place)[order] for place, order in zip(now, orders, strict=True)], read)
     net.set_padding(MATCH if scattered else None, scattered)
 
@@ -136,21 +137,21 @@ def _permute_(net: SlimmableNet, own: list[np.ndarray], read: list[np.ndarray]) 
 def _checked(net: SlimmableNet, order: Order, padding: str) -> list[np.ndarray]:
     """`order` as arrays; raises unless it can be applied to `net`."""
     if net.bn == GROUP and padding != ENDS:
-        raise SlimnbError("S36", "a net with group norm", "sorting moves channels from group to group",
-                          "Build it with another bn, e.g. bn='shared_affine'.")
+        raise ParameterError("a net with group norm", "sorting moves channels from group to group",
+                             "Build it with another bn, e.g. bn='shared_affine'.")
     if len(order) != len(net.unit_names):
-        raise SlimnbError("S09", f"orders of {len(order)} channel units",
-                          f"{type(net).__name__} has {len(net.unit_names)}", "Give one permutation per unit.")
+        raise ParameterError(f"orders of {len(order)} channel units",
+                             f"{type(net).__name__} has {len(net.unit_names)}", "Give one permutation per unit.")
     orders = [torch.as_tensor(channels).cpu().numpy() for channels in order]
     for name, channels, most in zip(net.unit_names, orders, net.largest.widths, strict=True):
         if channels.dtype.kind not in "iu" or not np.array_equal(np.sort(channels), np.arange(most)):
-            raise SlimnbError("S35", f"order of unit {name!r}", f"it is no permutation of its channels 0 to {most - 1}",
-                              "Give e.g. np.argsort(-importance).")
+            raise ParameterError(f"order of unit {name!r}", f"it is no permutation of its channels 0 to {most - 1}",
+                                 "Give e.g. np.argsort(-importance).")
     for stream in streams(net):
         if len({net.largest.widths[unit] for unit in stream}) > 1:
             names = " and ".join(net.unit_names[unit] for unit in stream[:2])
-            raise SlimnbError("S37", f"units {names} of different widths", "paths that join are sorted as one stream",
-                              "Build a supernet as wide in all blocks of a stage.")
+            raise ParameterError(f"units {names} of different widths", "paths that join are sorted as one stream",
+                                 "Build a supernet as wide in all blocks of a stage.")
     return orders
 
 

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError
 from slimnb.nn.layers import Selection
 from slimnb.rng import keyed_uniform
 
@@ -57,18 +57,18 @@ class Gated:
 
     def __post_init__(self) -> None:
         if self.lowest is not None and (type(self.lowest) is not int or self.lowest < 1):
-            raise SlimnbError("S70", f"lowest = {self.lowest!r}"[:60], "a gate has at least one choice open",
-                              "Give a whole number, or None for all.", "")
+            raise ParameterError(f"lowest = {self.lowest!r}"[:60], "a gate has at least one choice open",
+                                 "Give a whole number, or None for all.")
         if self.temperature is not None and not 0 < self.temperature < math.inf:
-            raise SlimnbError("S71", f"temperature = {self.temperature!r}"[:60], "Gumbel-softmax needs one above 0",
-                              "Set temperature=1.0.", "")
+            raise ParameterError(f"temperature = {self.temperature!r}"[:60], "Gumbel-softmax needs one above 0",
+                                 "Set temperature=1.0.")
 
     def choose(self, gate: Gate, hidden: Tensor) -> Tensor:
         """Weights (B, choices) of `gate` for what its slimming head sees."""
         wide = gate.choices if self.lowest is None else self.lowest
         if wide > gate.choices:
-            raise SlimnbError("S70", f"lowest = {wide}", f"the gate has {gate.choices} choices",
-                              "Give at most as many, or None for all.", "")
+            raise ParameterError(f"lowest = {wide}", f"the gate has {gate.choices} choices",
+                                 "Give at most as many, or None for all.")
         scores = gate.scores(hidden, wide)
         if self.temperature is None:
             weights = F.one_hot(gate.best(scores, wide), gate.choices).to(scores.dtype)
@@ -100,7 +100,7 @@ class Gate(nn.Module):
     in k. `hidden` is the same for every width of the input, so that its cost is proportional to it.
 
     `head` "scalar" is the paper's other design: a sigmoid that says where between the narrowest (0) and the widest (1).
-    With `shared` False the slimming head has a reduction of its own (Table 7). Raises S72, S73.
+    With `shared` False the slimming head has a reduction of its own (Table 7). Raises ParameterError.
     """
 
     def __init__(self, channels: int, hidden: int, *, sources: tuple[int, ...], delta: str = "tanh",
@@ -108,8 +108,8 @@ class Gate(nn.Module):
                  head: str = "one-hot", shared: bool = True):
         super().__init__()
         if delta not in DELTAS or head not in HEADS:
-            raise SlimnbError("P10", f"delta = {delta!r}, head = {head!r}"[:80],
-                              f"they are one of {', '.join(DELTAS)}; {', '.join(HEADS)}", "Set tanh and one-hot.")
+            raise ParameterError(f"delta = {delta!r}, head = {head!r}"[:80],
+                                 f"they are one of {', '.join(DELTAS)}; {', '.join(HEADS)}", "Set tanh and one-hot.")
         self.channels, self.hidden, self.sources, self.delta = channels, hidden, sources, delta
         self.rules, self.widths, self.head, self.shared = tuple(rules), tuple(map(tuple, widths)), head, shared
         self.reduce_weight = nn.Parameter(torch.empty(hidden, channels))
@@ -132,13 +132,12 @@ class Gate(nn.Module):
 
     def _check_widths(self) -> None:
         if not 2 <= len(self.widths) <= MOST_CHOICES or any(len(row) != len(self.rules) for row in self.widths):
-            raise SlimnbError("S72", f"{len(self.widths)} choices for {len(self.rules)} channel units",
-                              f"a gate has 2 to {MOST_CHOICES} choices, each with one width per unit", "Mend the grid.",
-                              "")
+            raise ParameterError(f"{len(self.widths)} choices for {len(self.rules)} channel units",
+                              f"a gate has 2 to {MOST_CHOICES} choices, each with one width per unit", "Mend the grid.")
         for column in zip(*self.widths, strict=True):
             if list(column) != sorted(set(column)):
-                raise SlimnbError("S73", f"widths {', '.join(map(str, column))}"[:60], "a gate's choices ascend",
-                                  "Sort the grid, and leave out doubles.", "")
+                raise ParameterError(f"widths {', '.join(map(str, column))}"[:60], "a gate's choices ascend",
+                                     "Sort the grid, and leave out doubles.")
 
     @property
     def choices(self) -> int:

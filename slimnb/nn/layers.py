@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError
 from slimnb.nn.depthwise import DepthwiseConv2d, backward_is_slow
 from slimnb.subnet import Subnet, make_divisible
 
@@ -102,8 +102,8 @@ class SlimmableConv2d(nn.Module):
         """(B, I, H, W) -> (B, O, H / stride, W / stride) with I <= in_channels and O the selected width."""
         inputs = x.shape[1]
         if inputs > self.in_channels:
-            raise SlimnbError("S06", f"{inputs} input channels for a convolution of {self.in_channels}",
-                              "a subnet is nowhere wider than its supernet", "Use widths within net.largest.")
+            raise ParameterError(f"{inputs} input channels for a convolution of {self.in_channels}",
+                                 "a subnet is nowhere wider than its supernet", "Use widths within net.largest.")
         # Casting here, not by autocast: autocast caches casts of parameters but not of their slices.
         if self.depthwise:
             weight = self.filters(s, inputs).to(x.dtype)

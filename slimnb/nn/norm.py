@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError
 from slimnb.nn.layers import Selection, _uninitialised
 
 PRIVATE, SHARED_AFFINE, CALIBRATED, GROUP = "private", "shared_affine", "calibrated", "group"
@@ -129,9 +129,9 @@ class SlimmableGroupNorm(nn.Module):
         self.channels, self.unit = channels, unit
         self.channels_per_group = min(channels_per_group, channels)
         if channels % self.channels_per_group:
-            raise SlimnbError("S07", f"{channels} channels in groups of {channels_per_group}",
-                              "the group size divides the channels",
-                              f"Use a multiple of {channels_per_group}.")
+            raise ParameterError(f"{channels} channels in groups of {channels_per_group}",
+                                 "the group size divides the channels",
+                                 f"Use a multiple of {channels_per_group}.")
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
@@ -139,9 +139,9 @@ class SlimmableGroupNorm(nn.Module):
         """(B, C, H, W) -> the same shape; C a multiple of channels_per_group."""
         c = x.shape[1]
         if c % self.channels_per_group:
-            raise SlimnbError("S08", f"width {c} in channel unit {self.unit}",
-                              f"group norm needs multiples of {self.channels_per_group} channels",
-                              f"Use {max(1, c // self.channels_per_group) * self.channels_per_group}.")
+            raise ParameterError(f"width {c} in channel unit {self.unit}",
+                                 f"group norm needs multiples of {self.channels_per_group} channels",
+                                 f"Use {max(1, c // self.channels_per_group) * self.channels_per_group}.")
         dtype = x.dtype
         groups = c // self.channels_per_group
         if x.device.type == "cpu":  # there the kernel for channels_last is 2 to 17 times as slow

@@ -8,7 +8,7 @@ import re
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import NumericsError, SlimnbError, StoreError
 from slimnb.runs import files, results
 from slimnb.runs.files import Damaged, Failpoint, digest, from_json, label, to_json
 
@@ -22,7 +22,7 @@ KEY = "slimnb"
 def pack(tensors: dict[str, Tensor], header: dict[str, Any]) -> bytes:
     """Tensors of any device and layout with a JSON header, as safetensors bytes.
 
-    Equal input gives equal bytes, -0.0 and denormals included. NaN is error N13; inf is kept (a
+    Equal input gives equal bytes, -0.0 and denormals included. NaN is error NumericsError; inf is kept (a
     table may say "unreachable").
     """
     import torch
@@ -32,7 +32,7 @@ def pack(tensors: dict[str, Tensor], header: dict[str, Any]) -> bytes:
     for name, tensor in tensors.items():
         if not isinstance(tensor, torch.Tensor):
             what = f"state {name[:60]!r} is a {type(tensor).__name__}"
-            raise SlimnbError("C12", what, "only tensors are stored here", "Put it into meta.")
+            raise StoreError(what, "only tensors are stored here", "Put it into meta.")
         # The format wants contiguous memory that no two tensors share; layout is not state.
         copies[name] = tensor.detach().to("cpu", copy=True, memory_format=torch.contiguous_format)
     refuse_nan(copies, "state to save")
@@ -62,7 +62,7 @@ def unpack(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def refuse_nan(tensors: dict[str, Tensor], where: str) -> None:
-    """Error N13 naming the first tensor that holds a NaN, how many and where the first lies."""
+    """Error NumericsError naming the first tensor that holds a NaN, how many and where the first lies."""
     for name, tensor in tensors.items():
         if not (tensor.is_floating_point() or tensor.is_complex()):
             continue
@@ -71,11 +71,11 @@ def refuse_nan(tensors: dict[str, Tensor], where: str) -> None:
             first = bad.flatten().int().argmax().item()
             what = f"{where}: {name[:60]!r} holds {int(bad.sum())} NaN (first at {first})"
             fix = "Lower the learning rate, or find the step that made it."
-            raise SlimnbError("N13", what, "a state with NaN cannot go on", fix)
+            raise NumericsError(what, "a state with NaN cannot go on", fix)
 
 
 def check_like(state: dict[str, Tensor], reference: dict[str, Tensor]) -> None:
-    """Error C11 naming the first difference in names, shapes or dtypes; order does not matter.
+    """Error StoreError naming the first difference in names, shapes or dtypes; order does not matter.
 
     Call it before anything like `load_state_dict`, which casts dtypes without a word.
     """
@@ -90,7 +90,7 @@ def check_like(state: dict[str, Tensor], reference: dict[str, Tensor]) -> None:
         else:
             continue
         fix = "Build the net as it was trained, or train anew."
-        raise SlimnbError("C11", f"tensor {name[:60]!r}", why, fix, "Nothing was loaded.")
+        raise StoreError(f"tensor {name[:60]!r}", why, fix, "Nothing was loaded.")
 
 
 def mark(data: bytes) -> dict[str, Any]:
@@ -119,7 +119,7 @@ class Events:
         fail("recover.truncated")
 
     def append(self, line: bytes) -> None:
-        """Add a line; when the disk is full (R06) nothing of it stays."""
+        """Add a line; when the disk is full (ResourceError) nothing of it stays."""
         try:
             files.write_all(self._fd, line[: len(line) // 2])
             self._fail("log.half")
@@ -164,8 +164,8 @@ class Generations:
     def newest(self, identity: dict[str, Any]) -> tuple[Any, list[tuple[Path, str]]]:
         """(tensors, header) of the newest good one or None, and the damaged ones after it with reasons.
 
-        `identity`: schema, run_id, recipe, code and data that the header must have: otherwise error C09
-        or C10. A NaN in it is error N13. When all are damaged, C08.
+        `identity`: schema, run_id, recipe, code and data that the header must have: otherwise error StoreError
+        or StoreError. A NaN in it is error NumericsError. When all are damaged, StoreError.
         """
         bad = []
         for path in reversed(self._paths()):
@@ -177,7 +177,7 @@ class Generations:
             reasons = "; ".join(f"{path.stem} {reason}" for path, reason in bad)[:80]
             what, why = self._folder.name, f"no good checkpoint ({reasons})"
             fix = "Move the run's folder away to start anew."
-            raise SlimnbError("C08", what, why, fix, "All is kept.")
+            raise StoreError(what, why, fix, "All is kept.")
         return None, bad
 
     def set_aside(self, path: Path) -> None:

@@ -14,7 +14,7 @@ from dataclasses import dataclass, field
 from functools import lru_cache
 from pathlib import Path
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError, SlimnbError
 
 SKIPPED_FIELDS = ("ctx", "kind", "type_comment", "type_ignores", "annotation", "returns")
 """Fields of a syntax tree that change nothing of what a definition computes."""
@@ -162,7 +162,7 @@ def _fail(error: Exception):
 
 
 def _unknown(name: str) -> SlimnbError:
-    return SlimnbError("P10", f"{name[:90]}", "there is no such module or definition", "Check the name.")
+    return ParameterError(f"{name[:90]}", "there is no such module or definition", "Check the name.")
 
 
 def _stub(path: Path) -> bytes:

@@ -14,7 +14,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import ResourceError, SlimnbError, StoreError
 
 MAX_DEPTH = 32
 MAX_INT = 2**63
@@ -50,7 +50,7 @@ def plain(value: Any, where: str = "value", depth: int = 0) -> Any:
     """The same value made of dict, list, str, bool, None, int64 and finite float only.
 
     Tuples become lists and numpy scalars Python numbers; anything else, NaN and inf included, is
-    error C20 naming its place (`where`).
+    error StoreError naming its place (`where`).
     """
     if depth > MAX_DEPTH:
         raise _not_json(where, "nested too deep", f"at most {MAX_DEPTH} levels")
@@ -79,7 +79,7 @@ def to_json(value: Any, where: str = "value", indent: int | None = None) -> str:
 
 
 def from_json(data: bytes, where: str = "value") -> Any:
-    """Parse UTF-8 JSON; NaN, infinities, duplicate keys, ints beyond 64 bits, deep nesting: C20."""
+    """Parse UTF-8 JSON; NaN, infinities, duplicate keys, ints beyond 64 bits, deep nesting: StoreError."""
     try:
         value = json.loads(
             data.decode("utf-8"),
@@ -118,7 +118,7 @@ def _int64(text: str) -> int:
 
 def _not_json(where: str, seen: str, why: str) -> SlimnbError:
     fix = "Use None where there is no value."
-    return SlimnbError("C20", f"{where[:60]}: {seen}", f"JSON here: {why}", fix)
+    return StoreError(f"{where[:60]}: {seen}", f"JSON here: {why}", fix)
 
 
 # ---- files ----
@@ -135,7 +135,7 @@ def label(path: Path) -> str:
 
 
 def read_file(path: Path) -> bytes:
-    """Content of a regular file; a link, pipe, device or folder in its place is error C21."""
+    """Content of a regular file; a link, pipe, device or folder in its place is error StoreError."""
     try:
         # O_NONBLOCK: opening a pipe that nobody writes to must not hang.
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -158,7 +158,7 @@ def write_file(path: Path, data: bytes, fail: Failpoint, kind: str) -> None:
     """Put `data` at `path` whole or not at all, so that it survives a power cut.
 
     The temporary file lies in the same folder (a rename never crosses file systems). A full disk is
-    error R06, a read-only place C21; the file that was there before stays.
+    error ResourceError, a read-only place StoreError; the file that was there before stays.
     """
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
@@ -213,7 +213,7 @@ def sidecar(path: Path) -> Path:
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and its parents durably; error C21 where that is not possible."""
+    """Create a folder and its parents durably; error StoreError where that is not possible."""
     try:
         if not path.parent.is_dir():
             make_folder(path.parent)
@@ -241,13 +241,13 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 def refuse_link(path: Path) -> None:
-    """Error C21 when `path` itself is a link."""
+    """Error StoreError when `path` itself is a link."""
     if path.is_symlink():
         raise _not_a_file(path, "a link", "a folder")
 
 
 def refuse_strange(path: Path) -> None:
-    """Error C21 when something other than a regular file lies at `path`."""
+    """Error StoreError when something other than a regular file lies at `path`."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -261,18 +261,18 @@ def os_error(error: OSError, path: Path) -> SlimnbError:
     state = "What was stored before is intact."
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         why, fix = f"no space: {error.strerror}", "Free some space and run again; it resumes."
-        return SlimnbError("R06", label(path), why, fix, state)
+        return ResourceError(label(path), why, fix, state)
     if error.errno == errno.ELOOP:
         return _not_a_file(path, "a link")
     if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
         fix = "Choose another store folder or mend its permissions."
-        return SlimnbError("C21", label(path), f"not accessible: {error.strerror}", fix, state)
-    return SlimnbError("C05", label(path), f"disk error: {error.strerror}", "Run again.", state)
+        return StoreError(label(path), f"not accessible: {error.strerror}", fix, state)
+    return StoreError(label(path), f"disk error: {error.strerror}", "Run again.", state)
 
 
 def _not_a_file(path: Path, seen: str, wanted: str = "a regular file") -> SlimnbError:
     why = f"is {seen} where {wanted} belongs; links are never followed"
-    return SlimnbError("C21", label(path), why, "Move it away.", "Nothing was read or written.")
+    return StoreError(label(path), why, "Move it away.", "Nothing was read or written.")
 
 
 def forget(path: Path) -> None:

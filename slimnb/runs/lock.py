@@ -14,7 +14,7 @@ from typing import Any
 
 import filelock
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import BusyError, SlimnbError, StoreError
 from slimnb.runs import files
 from slimnb.runs.files import Damaged, Failpoint, from_json, label, to_json
 
@@ -24,7 +24,7 @@ def hold(folder: Path, wait: float, fail: Failpoint) -> Iterator[bytes]:
     """Hold the folder's lock within `with`; yields the token for `owns`.
 
     A kernel lock: the death of its owner frees it at once, and a forked child does not keep it. Error
-    K01 naming host, process and time when it is still taken after `wait` seconds, C18 where the file
+    BusyError naming host, process and time when it is still taken after `wait` seconds, StoreError where the file
     system cannot lock.
     """
     path = folder / "lock"
@@ -37,7 +37,7 @@ def hold(folder: Path, wait: float, fail: Failpoint) -> Iterator[bytes]:
     except (OSError, NotImplementedError) as error:
         why = f"cannot be locked: {getattr(error, 'strerror', None) or error}"[:90]
         fix = "Put the store on a local disk that you may write to."
-        raise SlimnbError("C18", label(path), why, fix) from None
+        raise StoreError(label(path), why, fix) from None
     try:
         token = _sign(folder, fail)
         yield token
@@ -77,7 +77,7 @@ def _busy(folder: Path) -> SlimnbError:
     except (FileNotFoundError, Damaged, SlimnbError, KeyError, TypeError):
         shown = "not named yet"
     why = f"another process is training it ({shown})"
-    return SlimnbError("K01", f"run {folder.name[:60]}", why, "Wait for it, then run again.")
+    return BusyError(f"run {folder.name[:60]}", why, "Wait for it, then run again.")
 
 
 class Preemption:

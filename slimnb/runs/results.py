@@ -8,7 +8,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import SlimnbError, StoreError
 from slimnb.runs import files
 from slimnb.runs.files import Damaged, digest, from_json, label, to_json
 
@@ -30,7 +30,7 @@ def run_ids(recipe: dict[str, Any], code: str, data: str) -> tuple[str, str]:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The record in a run's result.json; error C07 when it is damaged, C09 when of another schema."""
+    """The record in a run's result.json; error StoreError when it is damaged, StoreError when of another schema."""
     try:
         record = from_json(files.read_checked(path), label(path))
     except Damaged as error:
@@ -68,20 +68,20 @@ def check_record(record: Any, path: Path) -> dict[str, Any]:
 
 
 def refuse_schema(header: Any, path: Path) -> None:
-    """Error C09 for a file written by another version of the store."""
+    """Error StoreError for a file written by another version of the store."""
     seen = str(header.get("schema"))[:30] if isinstance(header, dict) else "none"
     if seen != SCHEMA:
         why = f"schema {seen!r}, this slimnb reads {SCHEMA!r}"
         fix = "Use the slimnb that wrote it, or move it away."
-        raise SlimnbError("C09", label(path), why, fix, "Kept as it is.")
+        raise StoreError(label(path), why, fix, "Kept as it is.")
 
 
 def refuse_foreign(header: dict[str, Any], identity: dict[str, Any], path: Path) -> None:
-    """Error C09 for another schema, C10 naming what differs for a file of another run."""
+    """Error StoreError for another schema, StoreError naming what differs for a file of another run."""
     refuse_schema(header, path)
     if header.get("run_id") != identity["run_id"]:
         why = f"belongs to another run: {changes(_flat(header), _flat(identity))}"[:110]
-        raise SlimnbError("C10", label(path), why, "Move it away.", "All is kept.")
+        raise StoreError(label(path), why, "Move it away.", "All is kept.")
 
 
 def _flat(identity: dict[str, Any]) -> dict[str, Any]:
@@ -91,9 +91,9 @@ def _flat(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def damaged(path: Path, reason: str) -> SlimnbError:
-    """Error C07 for a result that cannot be believed."""
+    """Error StoreError for a result that cannot be believed."""
     fix = "Restore it, or move it away to train again."
-    return SlimnbError("C07", label(path), f"damaged: {reason}", fix, "Kept as it is.")
+    return StoreError(label(path), f"damaged: {reason}", fix, "Kept as it is.")
 
 
 def payload(record: dict[str, Any]) -> dict[str, Any]:

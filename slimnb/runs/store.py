@@ -19,7 +19,7 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import BusyError, ResourceError, StoreError
 from slimnb.runs import checkpoint, files, lock, results
 from slimnb.runs.checkpoint import check_like
 from slimnb.runs.files import STAGES, Damaged, Failpoint, from_json, label, plain, to_json
@@ -68,19 +68,19 @@ class RunStore:
         """The run of this recipe, code fingerprint and data fingerprint; touches no file.
 
         `machine` (of `machine_fingerprint`) is compared when an interrupted run resumes: on another
-        machine that is error C23 unless `allow_drift`, which the result then tells.
+        machine that is error StoreError unless `allow_drift`, which the result then tells.
         """
         return Run(self, recipe, code, data, machine, allow_drift)
 
     def commit(self, run: Run, path: str | Path | None = None, points: int = 100) -> Path:
         """Write a finished run's record and at most `points` of its events as JSON; no weights.
 
-        The same run gives the same bytes. `path`: default `<committed>/<id>.json`. Error C24 when
+        The same run gives the same bytes. `path`: default `<committed>/<id>.json`. Error StoreError when
         the run is not finished.
         """
         record = run.record()
         if record is None:
-            raise SlimnbError("C24", f"run {run.id}", "it is not finished", "Train it to its end.")
+            raise StoreError(f"run {run.id}", "it is not finished", "Train it to its end.")
         kept = {key: record[key] for key in record if key not in ("events", "weights")}
         kept["history"] = results.thin(run.events(), points)
         path = Path(path) if path is not None else self.committed / f"{run.id}.json"
@@ -184,7 +184,7 @@ class Run:
 
     @contextmanager
     def lock(self, wait: float = 0.0) -> Iterator[Run]:
-        """Be the only writer within `with`; error K01 when another process is, after `wait` seconds.
+        """Be the only writer within `with`; error BusyError when another process is, after `wait` seconds.
 
         Within it SIGTERM and SIGUSR1 only set `preempted` (when entered in the main thread).
         """
@@ -213,7 +213,7 @@ class Run:
         """Newest good generation: its tensors (CPU), and meta with `step`; None for a new run.
 
         Events logged after it are dropped. A damaged generation is kept as `.bad` and told in a
-        line; when none is good, that is error C08.
+        line; when none is good, that is error StoreError.
         """
         self._need(loaded=False)
         self._generations.sweep()
@@ -231,7 +231,7 @@ class Run:
     def save(self, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Store the state after `step` as a new generation; the newest two are kept.
 
-        Tensors of any device and layout, NaN is error N13; `meta` is plain JSON.
+        Tensors of any device and layout, NaN is error NumericsError; `meta` is plain JSON.
         """
         self._need()
         header = self._identity() | {"step": step, "meta": meta, "events": self._events.sync()}
@@ -250,7 +250,7 @@ class Run:
         self._need()
         result = plain(result, "result")
         for key in {"run_id", "stale_code", "resumed_with_drift"} & result.keys():
-            raise SlimnbError("C24", f"result.{key}", "the store writes that key", "Rename yours.")
+            raise StoreError(f"result.{key}", "the store writes that key", "Rename yours.")
         record = self._identity() | {"machine": self.machine, "result": result, "weights": None}
         record["events"] = self._events.sync()
         if self.drifted:
@@ -265,14 +265,14 @@ class Run:
         self._generations.prune(0)
 
     def preflight(self, tensors: dict[str, Tensor]) -> None:
-        """Error R06 unless the disk takes the three checkpoints that a run may hold at once."""
+        """Error ResourceError unless the disk takes the three checkpoints that a run may hold at once."""
         files.make_folder(self.path)
         size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
         need, free = (KEPT + 1) * size + MARGIN, shutil.disk_usage(self.path).free
         if free < need:
             what = f"{label(self.path)}: {free / 1e6:.0f} MB free"
             why = f"three checkpoints need {need / 1e6:.0f} MB"
-            raise SlimnbError("R06", what, why, "Free some space or choose another store folder.")
+            raise ResourceError(what, why, "Free some space or choose another store folder.")
 
     def _identity(self) -> dict[str, Any]:
         ids = {"schema": SCHEMA, "run_id": self.id, "recipe_id": self.recipe_id}
@@ -288,10 +288,10 @@ class Run:
         elif loaded and self._events is None:
             wrong = "written before it was loaded", "Call run.load() first."
         if wrong:
-            raise SlimnbError("C24", f"run {self.id}", *wrong)
+            raise StoreError(f"run {self.id}", *wrong)
         if not lock.owns(self.path, self._owner):
             why = "another process took it over while this one was paused"
-            raise SlimnbError("K03", f"run {self.id}", why, "Leave it to the other one.")
+            raise BusyError(f"run {self.id}", why, "Leave it to the other one.")
 
     def _check_machine(self, header: dict[str, Any]) -> None:
         self.drifted = header["drifted"]
@@ -302,6 +302,6 @@ class Run:
         if not self.allow_drift:
             why = f"begun on another machine, so not bit for bit: {changed}"
             fix = "Go on there, or with allow_drift=True."
-            raise SlimnbError("C23", self.id, why, fix, "All is kept.")
+            raise StoreError(self.id, why, fix, "All is kept.")
         print(f"slimnb: {self.id} goes on with drift ({changed}); its result will say so.")
         self.drifted = True

@@ -10,7 +10,7 @@ from itertools import product
 import numpy as np
 
 from slimnb.cost.elastic import ElasticTable, kept_blocks, sample_structures, subnets_at
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError, SearchError
 from slimnb.rng import rng_at
 from slimnb.subnet import SearchSpace, Subnet
 
@@ -32,10 +32,10 @@ class Found:
 
 
 def all_structures(space: SearchSpace) -> np.ndarray:
-    """(space.size, stages + blocks) one structure of every subnet. Raises S41 for more than `EXHAUSTIVE`."""
+    """(space.size, stages + blocks) one structure of every subnet. Raises SearchError for more than `EXHAUSTIVE`."""
     if space.size > EXHAUSTIVE:
-        raise SlimnbError("S41", f"a space of {space.size:.3g} subnets", f"up to {EXHAUSTIVE:,} are listed",
-                          "Search it with evolve.", "")
+        raise SearchError(f"a space of {space.size:.3g} subnets", f"up to {EXHAUSTIVE:,} are listed",
+                          "Search it with evolve.")
     stages, first = [], 0
     pairs = [len(space.widths[units[0]]) * len(sides)
              for units, sides in zip(space.block_units, space.kernels, strict=True)]
@@ -65,13 +65,14 @@ def evolve(table: ElasticTable, target: float, score: Score, evaluations: int = 
 
     The first generation is that of `random_search` with the same seed. The best `parents` share of all seen breeds the
     next: half are mutants, every choice drawn anew with probability `mutate`, half take every choice from one of two
-    parents. Nothing that breaks the constraint is scored, nothing is scored twice; the search ends early where no
-    new structure is found. Errors: S41 for a target out of the table's reach, P04 for numbers out of range.
+    parents. Nothing that breaks the constraint is scored, nothing is scored twice; the search ends early where no new
+    structure is found. Errors: SearchError for a target out of the table's reach, ParameterError for numbers out of
+    range.
     """
     if population < 2 or not 0 < parents <= 1 or not 0 < mutate <= 1:
-        raise SlimnbError("P04", f"population = {population}, parents = {parents:g}, mutate = {mutate:g}",
-                          "a population has 2 or more; the shares lie in (0, 1]",
-                          "Set population=50, parents=0.25, mutate=0.1.", "")
+        raise ParameterError(f"population = {population}, parents = {parents:g}, mutate = {mutate:g}",
+                             "a population has 2 or more; the shares lie in (0, 1]",
+                             "Set population=50, parents=0.25, mutate=0.1.")
     search = _Search(table, target, least, score, seed, max(2, round(parents * population)), mutate)
     return search.run(evaluations, population, evolving=True)
 
@@ -87,9 +88,9 @@ class _Search:
         self.columns = len(table.space.depths) + len(table.space.kernels)
         cheapest, dearest = reach(table)
         if not max(least, cheapest) <= min(target, dearest):
-            raise SlimnbError("S41", f"target {target:,.4g} {table.unit}, at least {least:,.4g}",
+            raise SearchError(f"target {target:,.4g} {table.unit}, at least {least:,.4g}",
                               f"subnets cost {cheapest:,.4g} to {dearest:,.4g} {table.unit}",
-                              "Choose a target in between.", "")
+                              "Choose a target in between.")
         self.seen: set[bytes] = set()
         self.structures = np.empty((0, self.columns), dtype=np.int64)
         self.scores, self.rows = np.empty(0), []
@@ -97,8 +98,8 @@ class _Search:
     def run(self, evaluations: int, batch: int, evolving: bool) -> Found:
         """Ask for batch after batch; the best of all."""
         if evaluations < 1 or batch < 1:
-            raise SlimnbError("P04", f"{evaluations} evaluations in batches of {batch}", "both are at least 1",
-                              "Set evaluations=500.", "")
+            raise ParameterError(f"{evaluations} evaluations in batches of {batch}", "both are at least 1",
+                                 "Set evaluations=500.")
         generation = 0
         while len(self.scores) < evaluations:
             rng = rng_at(self.seed, "evolution", generation)
@@ -109,8 +110,8 @@ class _Search:
             self._ask(fresh, generation)
             generation += 1
         if not len(self.scores):
-            raise SlimnbError("S41", f"target {self.least:,.4g} to {self.target:,.4g} {self.table.unit}",
-                              f"no subnet was met there in {self.TRIES * 20 * batch:,} draws", "Widen it.", "")
+            raise SearchError(f"target {self.least:,.4g} to {self.target:,.4g} {self.table.unit}",
+                              f"no subnet was met there in {self.TRIES * 20 * batch:,} draws", "Widen it.")
         best = int(self.scores.argmax())
         return Found(Subnet.from_json(self.rows[best]["subnet"]), self.rows[best]["score"], self.rows[best]["cost"],
                      self.rows)

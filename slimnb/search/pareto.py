@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import numpy as np
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError
 
 # -- accuracy against cost -------------------------------------------------------------------------------
 
@@ -32,8 +32,8 @@ def best_per_bucket(cost: np.ndarray, accuracy: np.ndarray, buckets: int = 6,
     cost, accuracy = _points(cost, accuracy)
     least, most = span or (cost.min(), cost.max())
     if buckets < 1 or not least <= most:
-        raise SlimnbError("P04", f"{buckets} buckets from {least:g} to {most:g}", "there is one or more, upwards",
-                          "Set buckets=6.", "")
+        raise ParameterError(f"{buckets} buckets from {least:g} to {most:g}", "there is one or more, upwards",
+                             "Set buckets=6.")
     inside = np.flatnonzero((cost >= least) & (cost <= most))
     scale = buckets / (most - least) if most > least else 0.0
     bucket = np.minimum((cost[inside] - least) * scale, buckets - 1).astype(np.int64)
@@ -45,22 +45,22 @@ def mean_pareto_accuracy(cost: np.ndarray, accuracy: np.ndarray) -> float:
     """Area under accuracy over cost, by trapezoids, divided by the range of costs: a mean, in accuracy's unit.
 
     DepS, section 5.1, normalises the costs; its Table 2 follows from the points of its Figure 5d in this way. Raises
-    P04 unless two costs differ.
+    ParameterError unless two costs differ.
     """
     cost, accuracy = _points(cost, accuracy)
     order = np.argsort(cost, kind="stable")
     cost, accuracy = cost[order], accuracy[order]
     if cost[0] == cost[-1]:
-        raise SlimnbError("P04", f"{len(cost)} points at one cost", "an area needs two costs",
-                          "Evaluate a smaller and a larger subnet.", "")
+        raise ParameterError(f"{len(cost)} points at one cost", "an area needs two costs",
+                             "Evaluate a smaller and a larger subnet.")
     return float((np.diff(cost) * (accuracy[1:] + accuracy[:-1]) / 2).sum() / (cost[-1] - cost[0]))
 
 
 def _points(cost, accuracy) -> tuple[np.ndarray, np.ndarray]:
     cost, accuracy = np.asarray(cost, dtype=float), np.asarray(accuracy, dtype=float)
     if cost.ndim != 1 or cost.shape != accuracy.shape or not len(cost) or not np.isfinite([cost, accuracy]).all():
-        raise SlimnbError("P04", f"costs of shape {cost.shape}, accuracies {accuracy.shape}",
-                          "they are (N,), N at least 1, all of them finite", "Give one of each per subnet.", "")
+        raise ParameterError(f"costs of shape {cost.shape}, accuracies {accuracy.shape}",
+                             "they are (N,), N at least 1, all of them finite", "Give one of each per subnet.")
     return cost, accuracy
 
 
@@ -83,8 +83,8 @@ def step_cost(macs: Sequence[float]) -> float:
 def delayed_cost(epochs: float, delay: float, step: float) -> float:
     """Epochs of full-net training that `epochs` epochs cost, the first `delay` of them the full net's alone."""
     if not 0 <= delay <= epochs:
-        raise SlimnbError("P04", f"a delay of {delay:g} of {epochs:g} epochs", "it is 0 up to all of them",
-                          "Set half of the epochs.", "")
+        raise ParameterError(f"a delay of {delay:g} of {epochs:g} epochs", "it is 0 up to all of them",
+                             "Set half of the epochs.")
     return delay + (epochs - delay) * step
 
 

@@ -6,7 +6,7 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp, softmax
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import SearchError
 from slimnb.search.trellis import Trellis
 from slimnb.subnet import SearchSpace, Subnet
 
@@ -18,15 +18,15 @@ def random_under(space: SearchSpace, trellis: Trellis, budget: float, rng: np.ra
                  least: float = 0.98) -> list[Subnet]:
     """`n` random subnets that cost `least` to 1 times the budget, all such subnets being equally likely.
 
-    Paths are drawn from p ~ exp(-lambda cost), exactly, by messages along the chain, with the lambda that puts the
-    mean cost into the middle of the interval; those outside are rejected, those inside kept with a probability
-    ~ exp(lambda cost), which makes them uniform again. Subnets may repeat. Raises S41 if there are none, S42 if none
+    Paths are drawn from p ~ exp(-lambda cost), exactly, by messages along the chain, with the lambda that puts the mean
+    cost into the middle of the interval; those outside are rejected, those inside kept with a probability ~ exp(lambda
+    cost), which makes them uniform again. Subnets may repeat. Raises SearchError if there are none, SearchError if none
     is found.
     """
     low, high = max(least * budget, trellis.cheapest), min(budget, trellis.dearest)
     if low > high:
-        raise SlimnbError("S41", f"budget {budget:,.0f}", f"subnets cost {trellis.cheapest:,.0f} to "
-                          f"{trellis.dearest:,.0f}, none {least:g} to 1 times that", "Ask for a budget among them.", "")
+        raise SearchError(f"budget {budget:,.0f}", f"subnets cost {trellis.cheapest:,.0f} to "
+                          f"{trellis.dearest:,.0f}, none {least:g} to 1 times that", "Ask for a budget among them.")
     middle = (low + high) / 2
     steepest = 10 * middle / max(high - low, 1e-9 * high)  # so that at the least exp(-10) of those inside are kept
     tilt = minimize_scalar(lambda x: logsumexp(_messages(trellis, x / middle)[0]) + x, method="bounded",
@@ -34,8 +34,8 @@ def random_under(space: SearchSpace, trellis: Trellis, budget: float, rng: np.ra
     kept, tried = [], 0
     while sum(map(len, kept)) < n:
         if tried >= TRIES:
-            raise SlimnbError("S42", f"{sum(map(len, kept))} of {n} subnets after {tried:,} tries",
-                              f"few or none cost {low:,.0f} to {high:,.0f}", "Lower least=, or n=.", "")
+            raise SearchError(f"{sum(map(len, kept))} of {n} subnets after {tried:,} tries",
+                              f"few or none cost {low:,.0f} to {high:,.0f}", "Lower least=, or n=.")
         paths = _paths(trellis, tilt, rng, 4096)
         cost, tried = trellis.cost(paths), tried + len(paths)
         likely = np.exp(tilt * (cost - (high if tilt > 0 else low)))  # <= 1 inside

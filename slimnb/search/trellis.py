@@ -8,7 +8,7 @@ from functools import cached_property
 
 import numpy as np
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import SearchError
 
 ROUNDING = 1e-12  # of a score or a cost: smaller differences are noise of the sums
 
@@ -29,15 +29,15 @@ class Trellis:
         """The trellis of `CostTable.chain()`: costs (choices of unit i, choices of unit i + 1), MACs or ms."""
         pairs = [np.asarray(pair, dtype=np.float64) for pair in chain]
         if not pairs or any(pair.ndim != 2 or not pair.size for pair in pairs):
-            raise SlimnbError("S24", f"a chain of shapes {[p.shape for p in pairs]}"[:100],
+            raise SearchError(f"a chain of shapes {[p.shape for p in pairs]}"[:100],
                               "it holds one table of costs for every two neighbouring channel units",
-                              "Give CostTable.chain().", "")
+                              "Give CostTable.chain().")
         counts = (*(len(pair) for pair in pairs), pairs[-1].shape[1])
         for unit, pair in enumerate(pairs):
             if pair.shape[1] != counts[unit + 1] or not np.isfinite(pair).all():
-                raise SlimnbError("S24", f"the costs {pair.shape} of channel units {unit} and {unit + 1}",
+                raise SearchError(f"the costs {pair.shape} of channel units {unit} and {unit + 1}",
                                   f"they are finite, and unit {unit + 1} has {counts[unit + 1]} choices",
-                                  "Give CostTable.chain().", "")
+                                  "Give CostTable.chain().")
         tables = np.zeros((len(pairs), max(counts), max(counts)))
         for table, pair in zip(tables, pairs, strict=True):
             table[: pair.shape[1], : len(pair)] = pair.T
@@ -77,9 +77,9 @@ class Trellis:
         """(..., units) choices -> (...) costs, summed from the first unit to the last."""
         index = np.asarray(index)
         if index.shape[-1:] != (self.units,) or (index < 0).any() or (index >= self.counts).any():
-            raise SlimnbError("S24", f"choices {index.tolist()}"[:100],
+            raise SearchError(f"choices {index.tolist()}"[:100],
                               f"the channel units have {', '.join(map(str, self.counts))}",
-                              "Give the index of a choice for every unit.", "")
+                              "Give the index of a choice for every unit.")
         paid = self.tables[np.arange(self.units - 1), index[..., 1:], index[..., :-1]]
         return paid.cumsum(-1)[..., -1]  # not sum(): its order depends on the shape
 
@@ -87,14 +87,14 @@ class Trellis:
         """`unary` as (units, choices) float64 with -inf for padding; refused unless finite elsewhere."""
         unary = np.asarray(unary, dtype=np.float64)
         if unary.shape != self.exists.shape:
-            raise SlimnbError("S24", f"unary scores {unary.shape}",
+            raise SearchError(f"unary scores {unary.shape}",
                               f"they are {self.exists.shape}: channel units, choices",
-                              "Pad the rows of units with fewer choices.", "")
+                              "Pad the rows of units with fewer choices.")
         if not np.isfinite(unary[self.exists]).all():
             unit, choice = np.argwhere(self.exists & ~np.isfinite(unary))[0]
-            raise SlimnbError("S24", f"unary score {unary[unit, choice]} of channel unit {unit}, choice {choice}",
+            raise SearchError(f"unary score {unary[unit, choice]} of channel unit {unit}, choice {choice}",
                               "the score of a choice is a finite number",
-                              "Sample for longer, so that every choice is seen.", "")
+                              "Sample for longer, so that every choice is seen.")
         return np.where(self.exists, unary, -np.inf)
 
 
@@ -103,7 +103,7 @@ def viterbi(unary: np.ndarray, trellis: Trellis, multipliers: np.ndarray) -> np.
 
     unary: (units, choices) scores, summed along a path: minus the losses of Multi-platform's eq. 2, with which
     this is the inner minimum of its eq. 4. Of equally good paths the first in lexicographic order. Scores that
-    are not finite raise SlimnbError S24, multipliers that are negative or not finite S26.
+    are not finite raise SlimnbError SearchError, multipliers that are negative or not finite SearchError.
     """
     return _walk(trellis.scores(unary), trellis, _checked(multipliers))
 
@@ -111,8 +111,8 @@ def viterbi(unary: np.ndarray, trellis: Trellis, multipliers: np.ndarray) -> np.
 def _checked(multipliers) -> np.ndarray:
     multipliers = np.asarray(multipliers, dtype=np.float64)
     if multipliers.ndim > 1 or not (np.isfinite(multipliers) & (multipliers >= 0)).all():
-        raise SlimnbError("S26", f"multipliers {multipliers.tolist()}"[:100], "each is a finite number >= 0",
-                          "Use best_under to find the multiplier of a budget.", "")
+        raise SearchError(f"multipliers {multipliers.tolist()}"[:100], "each is a finite number >= 0",
+                          "Use best_under to find the multiplier of a budget.")
     return np.atleast_1d(multipliers)
 
 
@@ -164,7 +164,7 @@ def best_under(unary: np.ndarray, trellis: Trellis, budget: float | np.ndarray) 
 
     At a budget that holds no path back the multiplier is 0 and the path the best of all: the largest subnet
     where wider scores more, a smaller one where it does not. A budget below `trellis.cheapest` raises
-    SlimnbError S25.
+    SlimnbError SearchError.
     """
     scores = trellis.scores(unary)
     budgets = _affordable(trellis, np.asarray(budget, dtype=np.float64).ravel())
@@ -197,8 +197,8 @@ def best_under(unary: np.ndarray, trellis: Trellis, budget: float | np.ndarray) 
 def _affordable(trellis: Trellis, budgets: np.ndarray) -> np.ndarray:
     refused = budgets[~(budgets >= trellis.cheapest)]
     if len(refused):
-        raise SlimnbError("S25", f"budget {refused[0]}", f"the cheapest subnet costs {trellis.cheapest}",
-                          f"Set it to at least {trellis.cheapest}.", "")
+        raise SearchError(f"budget {refused[0]}", f"the cheapest subnet costs {trellis.cheapest}",
+                          f"Set it to at least {trellis.cheapest}.")
     return budgets
 
 
@@ -293,8 +293,8 @@ def marginals(unary: np.ndarray, trellis: Trellis, multiplier: float | np.ndarra
     """
     scores, multipliers = trellis.scores(unary), _checked(multiplier)
     if not 0 < temperature < np.inf:
-        raise SlimnbError("S26", f"temperature {temperature}", "it is a finite number > 0",
-                          "For the limit 0 use viterbi.", "")
+        raise SearchError(f"temperature {temperature}", "it is a finite number > 0",
+                          "For the limit 0 use viterbi.")
     value = np.repeat(scores[-1][:, None], len(multipliers), axis=1)
     weight, steps = np.ones_like(value), []
     for table, score in zip(trellis.tables[::-1], scores[-2::-1, :, None], strict=True):

@@ -11,7 +11,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import DataError, NumericsError
 from slimnb.nets.base import SlimmableNet
 from slimnb.nn.norm import SwitchableBatchNorm2d
 from slimnb.subnet import Subnet
@@ -32,18 +32,18 @@ class Evaluation:
 def calibrate_bn(net: SlimmableNet, subnets: Sequence[Subnet], batches: Iterable[Tensor], group=None) -> int:
     """Set the batch-norm statistics of `subnets` to their mean over `batches`; returns the images seen.
 
-    Batches are (B, 3, H, W), normalised as for training; a batch counts by its images, so a short last one
-    weighs less. Mean and (unbiased) variance of each batch are averaged cumulatively, momentum B_t / sum B
-    (US-Net, section 3.3). Every subnet sees each batch while it is at hand. With a process `group` the result
-    is that of one process with the batches of all ranks, which may have different numbers of them. Weights
-    and training mode stay as they are. Errors: D06 no images, N14 subnets that share a row, N03 a NaN.
+    Batches are (B, 3, H, W), normalised as for training; a batch counts by its images, so a short last one weighs less.
+    Mean and (unbiased) variance of each batch are averaged cumulatively, momentum B_t / sum B (US-Net, section 3.3).
+    Every subnet sees each batch while it is at hand. With a process `group` the result is that of one process with the
+    batches of all ranks, which may have different numbers of them. Weights and training mode stay as they are. Errors:
+    DataError no images, NumericsError subnets that share a row, NumericsError a NaN.
     """
     subnets = list(dict.fromkeys(subnets))  # a subnet named twice would count each batch twice
     net.reserve(subnets)
     rows = [net.slots[subnet] for subnet in subnets]
     if len(set(rows)) < len(rows):
-        raise SlimnbError("N14", "subnets that share batch-norm statistics",
-                          "each would overwrite the others'", "Calibrate one of them at a time.", "")
+        raise NumericsError("subnets that share batch-norm statistics",
+                            "each would overwrite the others'", "Calibrate one of them at a time.")
     net.mark_uncalibrated(subnets)
     norms = net.norms()
     for norm in norms:  # a NaN of old would survive the first batch: 0 x NaN
@@ -59,8 +59,8 @@ def calibrate_bn(net: SlimmableNet, subnets: Sequence[Subnet], batches: Iterable
     if group is not None:
         seen = _average_over_ranks(norms, rows, seen, next(net.parameters()).device, group)
     if not seen:
-        raise SlimnbError("D06", "0 calibration images", "statistics need at least one batch",
-                          "Pass batches of images, e.g. (x for x, _ in data).", "")
+        raise DataError("0 calibration images", "statistics need at least one batch",
+                        "Pass batches of images, e.g. (x for x, _ in data).")
     _refuse_not_finite(net, norms, subnets)
     net.mark_calibrated(subnets)
     return seen
@@ -98,15 +98,15 @@ def _refuse_not_finite(net: SlimmableNet, norms: list[SwitchableBatchNorm2d], su
     if bad:
         layer, which = bad[0]
         name = next(name for name, module in net.named_modules() if module is norms[layer])
-        raise SlimnbError("N03", f"batch-norm statistics of {name[:40]}, subnet {str(subnets[which])[:40]}",
-                          "they are not finite", "Look for NaN in the images or in the weights.", "")
+        raise NumericsError(f"batch-norm statistics of {name[:40]}, subnet {str(subnets[which])[:40]}",
+                            "they are not finite", "Look for NaN in the images or in the weights.")
 
 
 def evaluate(net: SlimmableNet, subnets: Sequence[Subnet], batches: Iterable[tuple[Tensor, Tensor]],
              group=None) -> list[Evaluation]:
     """Accuracy of each subnet over `batches` of (images (B, 3, H, W), labels (B,)), all in one pass.
 
-    Raises N10 or N11 before any work if a subnet has no statistics or stale ones, D06 without images. With a
+    Raises NumericsError before any work if a subnet has no statistics or stale ones, DataError without images. With a
     process `group`, top1, ce and n are those of all ranks together. The net's training mode stays as it was.
     """
     for subnet in subnets:
@@ -138,7 +138,7 @@ def _summaries(subnets: Sequence[Subnet], correct: list[list[Tensor]], ce: list[
         dist.all_reduce(sums, group=group)
     found = sums.tolist()
     if not found or not found[0][2]:
-        raise SlimnbError("D06", "0 images to evaluate" if found else "0 subnets to evaluate",
-                          "accuracy needs at least one batch and one subnet", "Pass batches of data.", "")
+        raise DataError("0 images to evaluate" if found else "0 subnets to evaluate",
+                        "accuracy needs at least one batch and one subnet", "Pass batches of data.")
     return [Evaluation(subnet, int(n), 100 * right / n, loss / n, hit.cpu())
             for subnet, hit, (right, loss, n) in zip(subnets, hits, found, strict=True)]

@@ -16,7 +16,8 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from slimnb.errors import EXIT_CODES, SlimnbError
+from slimnb import errors
+from slimnb.errors import ResourceError, SlimnbError
 from slimnb.nets.base import SlimmableNet
 from slimnb.runs.checkpoint import pack, unpack
 from slimnb.runs.files import from_json, to_json
@@ -36,8 +37,8 @@ PATIENCE = timedelta(minutes=30)
 def start(device: str = "cpu"):
     """The process group of this torchrun job: nccl for `device` "cuda", gloo for "cpu"; None outside a job.
 
-    On "cuda" each process takes the device of its local rank; plain "cuda" then means that one. Errors: R07
-    when the processes do not find each other, R02 for more local ranks than devices.
+    On "cuda" each process takes the device of its local rank; plain "cuda" then means that one. Errors: ResourceError
+    when the processes do not find each other, ResourceError for more local ranks than devices.
     """
     if any(name not in os.environ for name in VARIABLES) or os.environ["WORLD_SIZE"] == "1":
         return None
@@ -45,8 +46,8 @@ def start(device: str = "cpu"):
     if device.startswith("cuda"):
         local = int(os.environ["LOCAL_RANK"])
         if local >= torch.cuda.device_count():
-            raise SlimnbError("R02", f"local rank {local} of {torch.cuda.device_count()} CUDA devices",
-                              "each process needs a device of its own", "Lower torchrun --nproc-per-node.")
+            raise ResourceError(f"local rank {local} of {torch.cuda.device_count()} CUDA devices",
+                                "each process needs a device of its own", "Lower torchrun --nproc-per-node.")
         torch.cuda.set_device(local)
         own = {"device_id": torch.device("cuda", local)}
     try:
@@ -54,8 +55,8 @@ def start(device: str = "cpu"):
     except (RuntimeError, ValueError) as error:
         where = f"{os.environ['MASTER_ADDR']}:{os.environ['MASTER_PORT']}"[:60]
         why = f"no group: {str(error).splitlines()[0]}"[:90]
-        raise SlimnbError("R07", f"rank {os.environ['RANK'][:9]} at {where}", why,
-                          "Start all ranks with one torchrun command.") from None
+        raise ResourceError(f"rank {os.environ['RANK'][:9]} at {where}", why,
+                            "Start all ranks with one torchrun command.") from None
     return dist.group.WORLD
 
 
@@ -173,13 +174,13 @@ class SharedRun:
             try:
                 data = b"+" + act()
             except SlimnbError as caught:
-                data, error = caught.code.encode(), caught
+                data, error = type(caught).__name__.encode(), caught
         data = _from_first(data, self.group)
         if error is not None:
             raise error
         if data[:1] != b"+":
-            code = data.decode() if data[:1].decode() in EXIT_CODES else "K01"
-            raise SlimnbError(code, f"run {self.id}", "rank 0 could not go on", "See its message.")
+            kind = getattr(errors, data.decode(), errors.BusyError)
+            raise kind(f"run {self.id}", "rank 0 could not go on", "See its message.")
         return data[1:]
 
     def result(self) -> dict[str, Any] | None:

@@ -14,7 +14,7 @@ import torch
 from torch import Tensor
 
 from slimnb.data.datasets import Augmentation, Batches, ImageData
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError, StoreError
 from slimnb.nets.base import SlimmableNet
 from slimnb.papers.sp_net.pruning import SCORES, embed_counts_
 from slimnb.runs.store import Run, RunStore, code_fingerprint, machine_fingerprint
@@ -78,8 +78,8 @@ def method_of(recipe: Recipe) -> ModuleType:
     results of those runs, as `tables`.
     """
     if recipe.paper not in PAPERS:
-        raise SlimnbError("P10", f"paper = {recipe.paper!r}", f"it is one of {', '.join(PAPERS)}",
-                          "Set paper='slimmable'.")
+        raise ParameterError(f"paper = {recipe.paper!r}", f"it is one of {', '.join(PAPERS)}",
+                             "Set paper='slimmable'.")
     return importlib.import_module(f"slimnb.papers.{recipe.paper}.method")
 
 
@@ -103,9 +103,9 @@ def _hooks(recipe: Recipe, *names: str) -> list[Callable]:
 
 
 def net_name(recipe: Recipe) -> str:
-    """The dotted name of the class of a recipe's net. Raises P10 if there is none."""
+    """The dotted name of the class of a recipe's net. Raises ParameterError if there is none."""
     if recipe.net not in NETS:
-        raise SlimnbError("P10", f"net = {recipe.net!r}", f"it is one of {', '.join(NETS)}", "Set net='mobilenet_v1'.")
+        raise ParameterError(f"net = {recipe.net!r}", f"it is one of {', '.join(NETS)}", "Set net='mobilenet_v1'.")
     return f"slimnb.{NETS[recipe.net]}"
 
 
@@ -114,7 +114,7 @@ def begin(recipe: Recipe, num_classes: int, store: RunStore) -> SlimmableNet:
 
     Of a wider net's weights it takes the first channels. A recipe that says in `score` and `padding` how has its
     channels sorted, and its `subnets` embedded (`embed_counts_`). A paper that takes other parts of the weights than
-    the first channels does so in its module's `load`; what else it does to them is `prepare`. Raises B08
+    the first channels does so in its module's `load`; what else it does to them is `prepare`. Raises StoreError
     without the weights.
     """
     if recipe.start and hasattr(recipe, "score"):
@@ -137,12 +137,15 @@ def begin(recipe: Recipe, num_classes: int, store: RunStore) -> SlimmableNet:
 
 
 def weights_of(store: RunStore, run_id: str) -> dict[str, Tensor]:
-    """The tensors of the net that the run `run_id` has trained, by name. Raises B08 if they are not on this machine."""
+    """The tensors of the net that the run `run_id` has trained, by name.
+
+    Raises StoreError if they are not on this machine.
+    """
     record = _record(store, run_id)
     opened = store.open(record["recipe"], record["code"], record["data"])
     if not (opened.path / "result.json").exists():
-        raise SlimnbError("B08", f"weights of run {run_id}", "they are not on this machine",
-                          "Train the run here first.")
+        raise StoreError(f"weights of run {run_id}", "they are not on this machine",
+                         "Train the run here first.")
     return {name.removeprefix("net/"): value for name, value in opened.weights().items()}
 
 
@@ -150,11 +153,14 @@ def _record(store: RunStore, run_id: str) -> dict:
     for record in store.records():
         if record["run_id"] == run_id:
             return record
-    raise SlimnbError("B08", f"run {run_id}", "it is not on this machine", "Train or measure it here first.")
+    raise StoreError(f"run {run_id}", "it is not on this machine", "Train or measure it here first.")
 
 
 def trained(result: Result, num_classes: int, store: RunStore) -> SlimmableNet:
-    """The net of a finished run, in eval mode, with the statistics it was measured with. B08 without the weights."""
+    """The net of a finished run, in eval mode, with the statistics it was measured with.
+
+    StoreError without the weights.
+    """
     net = begin(result.recipe, num_classes, store)
     tried = [Subnet.from_json(row["subnet"]) for row in result.found.get("candidates", ())]
     measured = list(dict.fromkeys(tried)) or list(result.recipe.named(net).values())
@@ -169,7 +175,7 @@ def run(recipe: Recipe, data: ImageData, store: RunStore | None = None, *, devic
     """The result of `recipe` on `data`: loaded if it is finished, resumed if interrupted, else trained.
 
     A committed result of an earlier version of the code counts as finished, and a line says so: delete its file to
-    train anew. With SLIMNB_NO_TRAINING set in the environment an unfinished run is error B08. With a process
+    train anew. With SLIMNB_NO_TRAINING set in the environment an unfinished run is error StoreError. With a process
     `group` (see `slimnb.train.distributed`) all its ranks call this and train together.
     """
     store = store or RunStore()
@@ -185,13 +191,14 @@ def run(recipe: Recipe, data: ImageData, store: RunStore | None = None, *, devic
 def finished(stored: Run, work: Callable[[], None], wait: float = 0.0) -> dict:
     """The result of a stored run; if it has none, `work` finishes it first, in one process at a time.
 
-    Another process is waited for `wait` seconds (K01). With SLIMNB_NO_TRAINING in the environment: B08, no work.
+    Another process is waited for `wait` seconds (BusyError). With SLIMNB_NO_TRAINING in the environment: StoreError, no
+    work.
     """
     found = stored.result()
     if found is None:
         if os.environ.get(NO_TRAINING):
-            raise SlimnbError("B08", f"run {stored.id}", "it is not finished, and training is switched off",
-                              f"Run the chapter at scale={stored.recipe.get('scale')!r} first.")
+            raise StoreError(f"run {stored.id}", "it is not finished, and training is switched off",
+                             f"Run the chapter at scale={stored.recipe.get('scale')!r} first.")
         with stored.lock(wait=wait):
             if stored.result() is None:  # another process may have finished it while we waited
                 work()
@@ -212,11 +219,11 @@ def _is_finished(recipe: Recipe, data: ImageData, store: RunStore, group) -> boo
 
 
 def stages_of(chapter: str) -> tuple[Stage, ...]:
-    """What a chapter trains, stage by stage: `STAGES` of its paper's recipes. P10 if it has none."""
+    """What a chapter trains, stage by stage: `STAGES` of its paper's recipes. ParameterError if it has none."""
     name = CHAPTERS.get(chapter[3:], chapter[3:])
     if name not in PAPERS:
-        raise SlimnbError("P10", f"chapter {chapter}", f"it trains nothing; those of {', '.join(PAPERS)} do",
-                          "Run its notebook.")
+        raise ParameterError(f"chapter {chapter}", f"it trains nothing; those of {', '.join(PAPERS)} do",
+                             "Run its notebook.")
     return importlib.import_module(f"slimnb.papers.{name}.recipes").STAGES
 
 
@@ -224,8 +231,8 @@ def study(stages: Sequence[Stage], scale: str, seeds: Iterable[int], data: Image
           arms: Collection[str] = (), **settings) -> list[Result]:
     """The results of all stages of a chapter (see `slimnb.papers`), seed by seed; `settings` go to `run`.
 
-    With `arms` only those are run and returned; P10 if there is no such arm. A stage may want the results of arms
-    before it: those that are finished serve, whether they were asked for or not.
+    With `arms` only those are run and returned; ParameterError if there is no such arm. A stage may want the results of
+    arms before it: those that are finished serve, whether they were asked for or not.
     """
     store = store or RunStore()
     results, known = [], set()
@@ -240,8 +247,8 @@ def study(stages: Sequence[Stage], scale: str, seeds: Iterable[int], data: Image
                     results += mine[-1:] if asked else []
     unknown = sorted(set(arms) - known)
     if unknown:
-        raise SlimnbError("P10", f"arm = {unknown[0]!r}", f"it is one of {', '.join(sorted(known))}"[:160],
-                          "Leave it out for all of them.")
+        raise ParameterError(f"arm = {unknown[0]!r}", f"it is one of {', '.join(sorted(known))}"[:160],
+                             "Leave it out for all of them.")
     return results
 
 

@@ -15,7 +15,7 @@ import torch
 from torch import Tensor
 from tqdm import tqdm
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import NumericsError
 
 if TYPE_CHECKING:
     from slimnb.train.protocols import Outcome
@@ -35,7 +35,7 @@ class Watch:
         self.recent.append((step, lr, names, means, skipped))
 
     def check_finite(self) -> None:
-        """Raise N01 (a loss) or N02 (a gradient) for the first skipped update since the last call.
+        """Raise NumericsError (a loss) or NumericsError (a gradient) for the first skipped update since the last call.
 
         Waits for the device once if all is well.
         """
@@ -45,10 +45,10 @@ class Watch:
         step, lr, names, losses, _ = next(entry for entry in recent if entry[-1].item())
         pairs = zip(names, losses.tolist(), strict=True)
         bad = [(name, loss) for name, loss in pairs if not math.isfinite(loss)]
-        code, what = ("N01", f"loss = {bad[0][1]} of subnet {bad[0][0]}") if bad else ("N02", self.other)
-        raise SlimnbError(code, f"{what} at step {step}, lr {lr:.4g}",
-                          "it must be finite; this update was not made",
-                          "Lower lr, or look at the data.", "The last checkpoint is intact.")
+        what = f"loss = {bad[0][1]} of subnet {bad[0][0]}" if bad else self.other
+        raise NumericsError(f"{what} at step {step}, lr {lr:.4g}",
+                            "it must be finite; this update was not made",
+                            "Lower lr, or look at the data.", "The last checkpoint is intact.")
 
 
 class Reporter:

@@ -12,7 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import BusyError, ParameterError
 from slimnb.nets.base import SlimmableNet
 from slimnb.train.history import History, Reporter, Watch
 from slimnb.train.optim import Schedule
@@ -83,19 +83,19 @@ def train(net: SlimmableNet, batches, sampler: Sampler, objective: Objective, sc
           span: tuple[int, int] | None = None) -> list[dict]:
     """Train `net` for `schedule.steps` steps; returns the history, rows of step, lr, name, ce.
 
-    With `span` it makes only the steps from the first to before the second, with the rates, batches and plans that
-    they have in the whole: another run makes the others. What `probe` finds is added to its `rows`.
-    `batches.batch(step)` gives (x, y). With a `run` (see `slimnb.runs.store`) it starts from the newest checkpoint,
-    saves one every `save_seconds`, and ends in the same bits however often it was interrupted. `stop` is
-    asked at every look (`LOOK`); when it says true the state is saved and K10 raised. `penalty` adds to the
-    gradients of every step. Other errors: P04 for a span outside the schedule, N01 and N02 of `Watch`, P09 for an
-    optimiser that does not hold the net's parameters.
+    With `span` it makes only the steps from the first to before the second, with the rates, batches and plans that they
+    have in the whole: another run makes the others. What `probe` finds is added to its `rows`. `batches.batch(step)`
+    gives (x, y). With a `run` (see `slimnb.runs.store`) it starts from the newest checkpoint, saves one every
+    `save_seconds`, and ends in the same bits however often it was interrupted. `stop` is asked at every look (`LOOK`);
+    when it says true the state is saved and BusyError raised. `penalty` adds to the gradients of every step. Other
+    errors: ParameterError for a span outside the schedule, NumericsError of `Watch`, ParameterError for an optimiser
+    that does not hold the net's parameters.
     """
     rank, ranks = (dist.get_rank(group), dist.get_world_size(group)) if group is not None else (0, 1)
     first, last = span or (0, schedule.steps)
     if not 0 <= first < last <= schedule.steps:
-        raise SlimnbError("P04", f"span = {span}", f"it lies in the schedule's steps, 0 to {schedule.steps}",
-                          "Leave it out for all of them.")
+        raise ParameterError(f"span = {span}", f"it lies in the schedule's steps, 0 to {schedule.steps}",
+                             "Leave it out for all of them.")
     history, watch = History([], [] if probe is None else probe.rows), Watch(ranks)
     loaded = run.load() if run is not None else None
     start = restore(*loaded, net, optimizer, sampler, history, objective) if loaded else first
@@ -132,9 +132,9 @@ def train(net: SlimmableNet, batches, sampler: Sampler, objective: Objective, sc
                 run.save(done, *collect(net, optimizer, sampler, history, done, objective))
                 saved = time.perf_counter()
             if stopping:
-                raise SlimnbError("K10", f"stopped at step {done} of {last}",
-                                  "the process was asked to end", "Run the same command again to go on.",
-                                  "Progress is kept." if run is not None else "Nothing was kept.")
+                raise BusyError(f"stopped at step {done} of {last}",
+                                "the process was asked to end", "Run the same command again to go on.",
+                                "Progress is kept." if run is not None else "Nothing was kept.")
     return history.rows
 
 
@@ -149,6 +149,6 @@ def _check_optimizer(net: SlimmableNet, optimizer) -> None:
     held = {id(p) for param_group in optimizer.param_groups for p in param_group["params"]}
     for name, p in net.named_parameters():
         if p.requires_grad and id(p) not in held:
-            raise SlimnbError("P09", f"parameter {name[:60]}",
-                              "the optimiser does not hold it, so it would never move",
-                              "Call net.reserve([...]) first and make_optimizer(net) then.")
+            raise ParameterError(f"parameter {name[:60]}",
+                                 "the optimiser does not hold it, so it would never move",
+                                 "Call net.reserve([...]) first and make_optimizer(net) then.")

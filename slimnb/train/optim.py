@@ -7,7 +7,7 @@ from dataclasses import dataclass
 
 import torch
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError
 from slimnb.nets.base import SlimmableNet
 from slimnb.nn.layers import SlimmableConv2d, SlimmableLinear
 
@@ -20,7 +20,7 @@ def make_optimizer(net: SlimmableNet, momentum: float = 0.9, weight_decay: float
     learning rate is set at every step by the schedule. Frozen parameters are left out. Make it after `net.reserve`.
     """
     if decay not in ("weights", "all"):
-        raise SlimnbError("P10", f"decay = {decay!r}", "it is weights or all", "Set decay='weights'.")
+        raise ParameterError(f"decay = {decay!r}", "it is weights or all", "Set decay='weights'.")
     decayed, spared = [], []
     weights = {id(m.weight) for m in net.modules() if isinstance(m, (SlimmableLinear, torch.nn.Linear))
                or (isinstance(m, SlimmableConv2d) and not m.depthwise)}
@@ -54,8 +54,8 @@ class Schedule:
 
     def __post_init__(self):
         if self.kind not in SCHEDULES:
-            raise SlimnbError("P10", f"schedule = {self.kind!r}", f"it is one of {', '.join(SCHEDULES)}",
-                              "Set schedule='cosine'.")
+            raise ParameterError(f"schedule = {self.kind!r}", f"it is one of {', '.join(SCHEDULES)}",
+                                 "Set schedule='cosine'.")
 
     @classmethod
     def of(cls, recipe, epoch: int) -> Schedule:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import asdict, dataclass
 from typing import Any
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError
 from slimnb.subnet import Subnet, elementwise_max
 
 SCALES = ("smoke", "small", "full")
@@ -80,9 +80,9 @@ class Recipe:
 
 
 def check_scale(scale: str) -> str:
-    """`scale` itself if there is such a scale. Raises P10."""
+    """`scale` itself if there is such a scale. Raises ParameterError."""
     if scale not in SCALES:
-        raise SlimnbError("P10", f"scale = {scale!r}", f"it is one of {', '.join(SCALES)}", "Set scale='smoke'.")
+        raise ParameterError(f"scale = {scale!r}", f"it is one of {', '.join(SCALES)}", "Set scale='smoke'.")
     return scale
 
 

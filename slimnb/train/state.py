@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import StoreError
 from slimnb.nets.base import SlimmableNet
 
 if TYPE_CHECKING:
@@ -45,8 +45,8 @@ def restore(tensors: dict[str, Tensor], rest: dict, net: SlimmableNet, optimizer
     for name, value in tensors.items():
         kind, _, key = name.partition("/")
         if kind not in parts:
-            raise SlimnbError("C10", f"tensor {name!r}", "a checkpoint of slimnb holds no such tensor",
-                              "Remove the run's folder to start anew.", "Nothing was loaded.")
+            raise StoreError(f"tensor {name!r}", "a checkpoint of slimnb holds no such tensor",
+                             "Remove the run's folder to start anew.", "Nothing was loaded.")
         parts[kind][key] = value
     load_net(net, parts["net"], rest["net"])
     _load_optimizer(net, optimizer, parts["optimizer"])
@@ -69,8 +69,8 @@ def _load_optimizer(net: SlimmableNet, optimizer, tensors: dict[str, Tensor]) ->
         p = parameters.get(parameter)
         if p is None or value.shape not in (p.shape, ()):
             why = "the net has no such parameter" if p is None else f"its parameter is {tuple(p.shape)}"
-            raise SlimnbError("C11", f"optimizer state {name[:60]!r} {tuple(value.shape)}", why,
-                              "Build the net the checkpoint was made with.", "Nothing was trained.")
+            raise StoreError(f"optimizer state {name[:60]!r} {tuple(value.shape)}", why,
+                             "Build the net the checkpoint was made with.", "Nothing was trained.")
         # Like the parameter, memory format included: the fused kernel walks both with one stride.
         state = torch.empty_like(p) if value.shape == p.shape else torch.empty_like(value, device=p.device)
         optimizer.state[p][key] = state.detach().copy_(value)
@@ -89,14 +89,14 @@ def load_net(net: SlimmableNet, tensors: dict[str, Tensor], rest: dict) -> None:
     own = {name: value for name, value in net.state_dict().items() if name != EXTRA}
     for name in sorted(own.keys() ^ tensors.keys()):
         where = "the checkpoint" if name in tensors else "the net"
-        raise SlimnbError("C10", f"tensor {name!r} is only in {where}", "a checkpoint fits one architecture",
-                          "Build the net the checkpoint was made with.", "Nothing was loaded.")
+        raise StoreError(f"tensor {name!r} is only in {where}", "a checkpoint fits one architecture",
+                         "Build the net the checkpoint was made with.", "Nothing was loaded.")
     for name, value in own.items():
         given = tensors[name]
         if given.shape != value.shape or given.dtype != value.dtype:
-            raise SlimnbError("C11", f"{name} is {given.dtype} {tuple(given.shape)}",
-                              f"the net has {value.dtype} {tuple(value.shape)}",
-                              "Build the net the checkpoint was made with.", "Nothing was loaded.")
+            raise StoreError(f"{name} is {given.dtype} {tuple(given.shape)}",
+                             f"the net has {value.dtype} {tuple(value.shape)}",
+                             "Build the net the checkpoint was made with.", "Nothing was loaded.")
     net.load_state_dict({**tensors, EXTRA: rest})
 
 
@@ -104,12 +104,12 @@ def load_net(net: SlimmableNet, tensors: dict[str, Tensor], rest: dict) -> None:
 def load_first_channels_(net: SlimmableNet, tensors: dict[str, Tensor]) -> None:
     """Copy the parameters of a net at least as wide (names without "net/"), of each the first channels.
 
-    Batch-norm statistics are not copied: they are other for other subnets. Raises C11 for another architecture.
+    Batch-norm statistics are not copied: they are other for other subnets. Raises StoreError for another architecture.
     """
     for name, p in net.named_parameters():
         given = tensors.get(name)
         if given is None or given.dim() != p.dim() or any(a < b for a, b in zip(given.shape, p.shape, strict=True)):
             shape = "missing" if given is None else str(tuple(given.shape))
-            raise SlimnbError("C11", f"{name} is {shape}", f"the net has {tuple(p.shape)}",
-                              "Start from a run of the same architecture, no narrower.", "")
+            raise StoreError(f"{name} is {shape}", f"the net has {tuple(p.shape)}",
+                             "Start from a run of the same architecture, no narrower.")
         p.copy_(given[tuple(slice(n) for n in p.shape)])

@@ -14,7 +14,7 @@ from torch import Tensor
 
 from slimnb.cost.elastic import ElasticTable, structures_of
 from slimnb.cost.macs import count_macs
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError
 from slimnb.nets.base import SlimmableNet
 from slimnb.nets.sorting import embed_, expand_order
 from slimnb.papers.deps.gradients import LayerGradients, NormRatio
@@ -45,7 +45,8 @@ class RateRamp:
     """The released code's epsilon: the subnets' learning rate epsilon * `rates` rises linearly over `steps` steps.
 
     It rises to the rate of step `reference`: there the ramp ends, but for the released code, whose tables are read an
-    epoch late. The code has them for one schedule; this is their closed form. Raises S66 where a rate is zero.
+    epoch late. The code has them for one schedule; this is their closed form. Raises ParameterError where a rate is
+    zero.
     """
 
     rates: Schedule
@@ -56,8 +57,8 @@ class RateRamp:
     def __post_init__(self):
         for step in (*range(self.start, self.start + self.steps), self.reference):
             if not self.rates(step) > 0:
-                raise SlimnbError("S66", f"learning rate {self.rates(step):g} at step {step}",
-                                  "the ramp divides by it and multiplies with it", "Give the schedule a floor > 0.")
+                raise ParameterError(f"learning rate {self.rates(step):g} at step {step}",
+                                     "the ramp divides by it and multiplies with it", "Give the schedule a floor > 0.")
 
     def __call__(self, i: int) -> float:
         """Epsilon of the i-th step of shrinking, from 0."""
@@ -74,26 +75,27 @@ class DelayedShrinking:
     function of the step: `ramp` from the first step of shrinking on, then 1; without a ramp 1 at once. The sampler
     sees nothing of the warm-up; its steps are counted from the start of training all the same.
 
-    Errors: P04 for a negative `warm_up` or a ramp of no steps, S67 for an epsilon outside (0, 1], S68 for a sampler of
-    fewer than two passes, S69 if its first one does not learn from the labels.
+    Errors: ParameterError for a negative `warm_up` or a ramp of no steps, ParameterError for an epsilon outside (0, 1],
+    ParameterError for a sampler of fewer than two passes, ParameterError if its first one does not learn from the
+    labels.
     """
 
     def __init__(self, sampler: Sampler, warm_up: int, ramp: Ramp | None = None):
         if warm_up < 0 or (ramp is not None and ramp.steps < 1):
-            raise SlimnbError("P04", f"a warm-up of {warm_up} steps" + (f", a ramp of {ramp.steps}" if ramp else ""),
-                              "a warm-up has 0 or more, a ramp 1 or more", "Leave the ramp out for none.")
+            raise ParameterError(f"a warm-up of {warm_up} steps" + (f", a ramp of {ramp.steps}" if ramp else ""),
+                                 "a warm-up has 0 or more, a ramp 1 or more", "Leave the ramp out for none.")
         for i in range(ramp.steps if ramp else 0):
             if not 0 < ramp(i) <= 1:
-                raise SlimnbError("S67", f"epsilon = {ramp(i):g} in step {i} of the ramp", "it lies in (0, 1]",
-                                  "Raise the ramp's start, or use a schedule that does not rise meanwhile.")
+                raise ParameterError(f"epsilon = {ramp(i):g} in step {i} of the ramp", "it lies in (0, 1]",
+                                     "Raise the ramp's start, or use a schedule that does not rise meanwhile.")
         passes = sampler.plan(warm_up)
         if len(passes) < 2:
-            raise SlimnbError("S68", f"k = {len(passes)} subnets per step", "shrinking trains the full net and others",
-                              "Use a sampler of two or more passes.")
+            raise ParameterError(f"k = {len(passes)} subnets per step", "shrinking trains the full net and others",
+                                 "Use a sampler of two or more passes.")
         if passes[0].target != "labels":
-            raise SlimnbError("S69", f"a first pass with target {passes[0].target!r}",
-                              "every step trains the full net from the labels, first",
-                              "Use a sampler that plans the largest subnet first.")
+            raise ParameterError(f"a first pass with target {passes[0].target!r}",
+                                 "every step trains the full net from the labels, first",
+                                 "Use a sampler that plans the largest subnet first.")
         self.sampler, self.warm_up, self.ramp = sampler, warm_up, ramp
 
     def epsilon(self, step: int) -> float:
@@ -133,20 +135,21 @@ def delayed(sampler: Sampler, rates: Schedule, share: float, ramp: str | None = 
             ramp_steps: int = 0) -> DelayedShrinking:
     """`sampler` after a warm-up of `share` (the paper's P) of the schedule's steps.
 
-    `ramp`: "linear" (`LinearRamp`), "rate" (`RateRamp`) or None. Errors: P10 for another one, S64 for a share outside
-    [0, 1), S65 for a ramp longer than what follows the warm-up, and those of `DelayedShrinking`.
+    `ramp`: "linear" (`LinearRamp`), "rate" (`RateRamp`) or None. Errors: ParameterError for another one, ParameterError
+    for a share outside [0, 1), ParameterError for a ramp longer than what follows the warm-up, and those of
+    `DelayedShrinking`.
     """
     if not 0 <= share < 1:
-        raise SlimnbError("S64", f"P = {share!r}"[:60], "the warm-up's share of all steps lies in [0, 1)",
-                          "Set 0.5, the paper's.")
+        raise ParameterError(f"P = {share!r}"[:60], "the warm-up's share of all steps lies in [0, 1)",
+                             "Set 0.5, the paper's.")
     start = round(share * rates.steps)
     if ramp is None:
         return DelayedShrinking(sampler, start)
     if ramp not in ("linear", "rate"):
-        raise SlimnbError("P10", f"ramp = {ramp!r}"[:60], "it is linear, rate or None", "Set ramp='linear'.")
+        raise ParameterError(f"ramp = {ramp!r}"[:60], "it is linear, rate or None", "Set ramp='linear'.")
     if ramp_steps > rates.steps - start:
-        raise SlimnbError("S65", f"a ramp of {ramp_steps} steps", f"{rates.steps - start} steps follow the warm-up",
-                          "Shorten the ramp, or the warm-up.")
+        raise ParameterError(f"a ramp of {ramp_steps} steps", f"{rates.steps - start} steps follow the warm-up",
+                             "Shorten the ramp, or the warm-up.")
     made = LinearRamp(ramp_steps) if ramp == "linear" else RateRamp(rates, start, ramp_steps, start + ramp_steps)
     return DelayedShrinking(sampler, start, made)
 
@@ -159,7 +162,7 @@ class Draws(Stateless):
 
     def __init__(self, draw: Draw, n: int, seed: int = 0):
         if n < 1:
-            raise SlimnbError("P04", f"n = {n}", "a step trains one subnet or more", "Set e.g. n=4.")
+            raise ParameterError(f"n = {n}", "a step trains one subnet or more", "Set e.g. n=4.")
         self.draw, self.n, self.seed = draw, n, seed
 
     def subnets(self) -> list[Subnet]:
@@ -203,16 +206,16 @@ def phase(space: SearchSpace, kernels: int = 1, depths: int = 1, expands: int = 
 def compound(space: SearchSpace) -> Draw:
     """CompOFA's draws: in each stage the smallest depth comes with the smallest expansion, and so on.
 
-    Kernels are the largest. Three choices in five stages give 3^5 = 243 subnets. Raises S69 where a stage has another
-    number of depths than of expansions, unless one of them is fixed.
+    Kernels are the largest. Three choices in five stages give 3^5 = 243 subnets. Raises ParameterError where a stage
+    has another number of depths than of expansions, unless one of them is fixed.
     """
     blocks, stages = iter(space.block_units), []
     for depths in space.depths:
         units = [unit for _, block in zip(range(max(depths)), blocks, strict=False) for unit in block]
         counts = {len(depths), *(len(space.widths[unit]) for unit in units)} - {1}
         if len(counts) > 1:
-            raise SlimnbError("S69", f"stage {len(stages)} with {sorted(counts)} choices",
-                              "CompOFA ties as many depths to as many expansions", "Give as many of each.")
+            raise ParameterError(f"stage {len(stages)} with {sorted(counts)} choices",
+                                 "CompOFA ties as many depths to as many expansions", "Give as many of each.")
         stages.append((depths, units, max(counts, default=1)))
 
     def draw(rng) -> Subnet:
@@ -239,7 +242,7 @@ METHODS = ("full", "shrinking", "progressive", "compound")
 
 
 def plan(recipe, net: SlimmableNet, steps: int, teacher: SlimmableNet | None = None) -> tuple[Sampler, Objective]:
-    """Sampler and objective of a `ShrinkingRecipe`. Raises P06 where `teacher` is missing."""
+    """Sampler and objective of a `ShrinkingRecipe`. Raises ParameterError where `teacher` is missing."""
     if recipe.method == "full":
         return Switches({"largest": net.largest}, recipe.dropout), Labels(recipe.smoothing)
     if recipe.method == "shrinking":
@@ -249,11 +252,11 @@ def plan(recipe, net: SlimmableNet, steps: int, teacher: SlimmableNet | None = N
         made = delayed(sampler, rates, recipe.warm_up, recipe.ramp, round(recipe.ramp_epochs * epoch))
         return made, InplaceDistillation(recipe.temperature, smoothing=recipe.smoothing)
     if recipe.method not in METHODS:
-        raise SlimnbError("P10", f"method = {recipe.method!r}", f"it is one of {', '.join(METHODS)}",
-                          "Set method='shrinking'.")
+        raise ParameterError(f"method = {recipe.method!r}", f"it is one of {', '.join(METHODS)}",
+                             "Set method='shrinking'.")
     if teacher is None:
-        raise SlimnbError("P06", f"method = {recipe.method!r} without a teacher", "it learns from a full net, fixed",
-                          "Set teacher to the id of its run.")
+        raise ParameterError(f"method = {recipe.method!r} without a teacher", "it learns from a full net, fixed",
+                             "Set teacher to the id of its run.")
     space = phase(net.search_space, *recipe.choices)
     draw = compound(space) if recipe.method == "compound" else space.sample
     return Draws(draw, recipe.n_random, recipe.seed), FixedTeacher(teacher, smoothing=recipe.smoothing)

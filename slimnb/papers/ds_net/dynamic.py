@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from slimnb.cost.table import CostTable
-from slimnb.errors import SlimnbError
+from slimnb.errors import NumericsError, ParameterError
 from slimnb.nets.gated import GatedNet
 from slimnb.nn.blocks import Chain
 from slimnb.nn.gate import Gate
@@ -131,15 +131,15 @@ class DynamicNet(nn.Module):
 
     A group costs something beside its images: its weights are read, its layers called. Behind a lone gate small groups
     are therefore run as one where that is cheaper, at the width of the widest of them, with masks (`Mixed`). `overhead`
-    is that cost in images on the widest path: 0 never merges. Not for several threads at once. Raises S70; P04 for a
-    negative overhead; N15 where statistics before the first gate depend on the path.
+    is that cost in images on the widest path: 0 never merges. Not for several threads at once. Raises ParameterError;
+    ParameterError for a negative overhead; NumericsError where statistics before the first gate depend on the path.
     """
 
     def __init__(self, net: GatedNet, lowest: int | None = None, packed: bool = True, overhead: float = OVERHEAD):
         super().__init__()
         if not 0 <= overhead < float("inf"):
-            raise SlimnbError("P04", f"overhead = {overhead!r}"[:60], "it is a finite number >= 0",
-                              f"Set {OVERHEAD}, or 0 to merge no groups.", "")
+            raise ParameterError(f"overhead = {overhead!r}"[:60], "it is a finite number >= 0",
+                                 f"Set {OVERHEAD}, or 0 to merge no groups.")
         self.net, self.lowest, self.packed = net.frozen_copy() if packed else net, net.check_lowest(lowest), packed
         self.steps = list(_flat(self.net.features))
         self.splits = [i for i, step in enumerate(self.steps) if isinstance(step, Gate) and step.rules]
@@ -162,9 +162,8 @@ class DynamicNet(nn.Module):
             for statistics in (norm.running_mean, norm.running_var):
                 rows = statistics[self.slots, : self.net.fixed[norm.unit]]
                 if not torch.allclose(rows, rows[:1].expand_as(rows), rtol=1e-4, atol=1e-6):
-                    raise SlimnbError("N15", "statistics before the first gate differ from path to path",
-                                      "there the path is not known yet", "Call calibrate_bn(net, net.paths, images).",
-                                      "")
+                    raise NumericsError("statistics before the first gate differ from path to path",
+                                        "there the path is not known yet", "Call calibrate_bn(net, net.paths, images).")
 
     def forward(self, x: Tensor) -> Tensor:
         """(B, 3, H, W) -> logits (B, classes)."""

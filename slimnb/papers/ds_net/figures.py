@@ -16,7 +16,7 @@ from matplotlib.transforms import Bbox
 
 from slimnb.book.marks import MACS, TOP1, curves, lines, millions, told_ends
 from slimnb.book.style import GREY, INK, METHODS, described, label_ends, legible, look, new_axes, styled
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError
 
 ROUTED, STATIC = METHODS["dsnet"].colour, METHODS["static"].colour
 NARROW_TO_WIDE = LinearSegmentedColormap.from_list("narrow to wide", ["#FCE6D8", "#F2A172", ROUTED, "#4A2000"])
@@ -249,8 +249,8 @@ def detections(images, boxes: Sequence[pd.DataFrame], title: str, columns: int =
     images = np.asarray(images)
     lacking = [name for name in BOX if any(name not in frame for frame in boxes)]
     if lacking or len(boxes) != len(images):
-        raise SlimnbError("P53", f"figure detections: {len(boxes)} frames of boxes for {len(images)} images, "
-                          f"no {', '.join(lacking) or 'data'}", f"it draws {', '.join(BOX)}", "Pass one per image.")
+        raise ParameterError(f"figure detections: {len(boxes)} frames of boxes for {len(images)} images, "
+                             f"no {', '.join(lacking) or 'data'}", f"it draws {', '.join(BOX)}", "Pass one per image.")
     columns, side, gap = min(columns, len(images)), images.shape[-1], max(2, images.shape[-1] // 24)
     rows, pitch = -(-len(images) // columns), side + gap
     sheet = np.full((rows * pitch - gap, columns * pitch - gap, 3), 255, np.uint8)

@@ -15,7 +15,7 @@ from torch import Tensor
 from slimnb.cost.macs import count_macs
 from slimnb.data.batches import Batches
 from slimnb.data.datasets import ImageData
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError
 from slimnb.nets.base import SlimmableNet
 from slimnb.nets.gated import GatedNet
 from slimnb.nn.gate import Gated
@@ -35,12 +35,12 @@ class Ema:
     """A copy of a net whose parameters and batch-norm statistics follow it: t <- decay t + (1 - decay) net (eq. 3).
 
     Integers are copied, not averaged. The copy is frozen, in eval mode, and has statistics for every subnet that the
-    net keeps some for. Raises P04 for a decay outside [0, 1).
+    net keeps some for. Raises ParameterError for a decay outside [0, 1).
     """
 
     def __init__(self, net: SlimmableNet, decay: float = 0.997):
         if not 0 <= decay < 1:
-            raise SlimnbError("P04", f"decay = {decay!r}"[:60], "it lies in [0, 1)", "Set 0.997, the released code's.")
+            raise ParameterError(f"decay = {decay!r}"[:60], "it lies in [0, 1)", "Set 0.997, the released code's.")
         self.decay = decay
         self.net = net.frozen_copy()
         self.net.mark_calibrated(list(self.net.slots))
@@ -49,8 +49,8 @@ class Ema:
     def update(self, net: SlimmableNet) -> None:
         """One step towards `net`."""
         if len(net.slots) != len(self.net.slots):
-            raise SlimnbError("P08", f"{len(net.slots)} subnets with statistics, {len(self.net.slots)} in the average",
-                              "the copy is made of the net as it will be", "Call net.reserve([...]) before.", "")
+            raise ParameterError(f"{len(net.slots)} subnets with statistics, {len(self.net.slots)} in the average",
+                                 "the copy is made of the net as it will be", "Call net.reserve([...]) before.")
         ours, theirs = [], []
         for mine, other in zip(self.tensors().values(), _tensors(net).values(), strict=True):
             if mine.is_floating_point():
@@ -80,7 +80,7 @@ class EnsembleBootstrapping:
 
     def __init__(self, net: SlimmableNet, decay: float = 0.997, temperature: float = 1.0):
         if not 0 < temperature < float("inf"):
-            raise SlimnbError("P04", f"temperature = {temperature!r}"[:60], "it is above 0", "Set 1.0, the paper's.")
+            raise ParameterError(f"temperature = {temperature!r}"[:60], "it is above 0", "Set 1.0, the paper's.")
         self.ema, self.temperature = Ema(net, decay), temperature
         self.soft: dict[str, Tensor] = {}
 
@@ -91,8 +91,8 @@ class EnsembleBootstrapping:
         taught = [made.route for made in passes if made.target == "teacher"] if "ensemble" in wanted else []
         largest = next((made.route for made in passes if made.target == "labels"), None)
         if largest is None:
-            raise SlimnbError("P08", "a step without a pass from the labels", "the largest subnet's average teaches",
-                              "Plan a pass with target='labels' first.", "")
+            raise ParameterError("a step without a pass from the labels", "the largest subnet's average teaches",
+                                 "Plan a pass with target='labels' first.")
         with torch.no_grad():
             soft = [(self.ema.net(x, route) / self.temperature).softmax(1) for route in (largest, *taught)]
         self.soft = {"teacher": soft[0], "ensemble": torch.stack(soft).mean(0)}
@@ -149,20 +149,20 @@ class SandwichGateSparsification:
     An image that the slimmest path classifies rightly is easy, and its target in every gate is the narrowest choice;
     any other's is the widest of the open ones. With `strategy` "give up", an image that the widest path gets wrong,
     too, is sent to the narrowest. Complexity is per image: (MACs / MACs of the widest path)^2. SGS is cross-entropy of
-    the scores themselves, a mean over gates. Raises P10, P04.
+    the scores themselves, a mean over gates. Raises ParameterError.
     """
 
     def __init__(self, net: GatedNet, weights: tuple[float, float, float] = (1.0, 0.5, 1.0), strategy: str = TRY_BEST,
                  lowest: int | None = None):
         if strategy not in (TRY_BEST, GIVE_UP):
-            raise SlimnbError("P10", f"strategy = {strategy!r}"[:60], f"it is {TRY_BEST!r} or {GIVE_UP!r}",
-                              f"Set strategy={TRY_BEST!r}.")
+            raise ParameterError(f"strategy = {strategy!r}"[:60], f"it is {TRY_BEST!r} or {GIVE_UP!r}",
+                                 f"Set strategy={TRY_BEST!r}.")
         if len(weights) != 3 or min(weights) < 0 or not sum(weights) > 0:
-            raise SlimnbError("P04", f"weights = {weights!r}"[:60], "they are three, none negative, not all zero",
-                              "Set (1, 0.5, 1), the paper's.")
+            raise ParameterError(f"weights = {weights!r}"[:60], "they are three, none negative, not all zero",
+                                 "Set (1, 0.5, 1), the paper's.")
         if lowest is None and len(set(net.choices)) > 1:
-            raise SlimnbError("P08", f"gates of {' and '.join(map(str, sorted(set(net.choices))))} choices",
-                              "SGS has one label for all gates of an image", "Set lowest to the smaller number.")
+            raise ParameterError(f"gates of {' and '.join(map(str, sorted(set(net.choices))))} choices",
+                                 "SGS has one label for all gates of an image", "Set lowest to the smaller number.")
         self.weights, self.strategy = tuple(weights), strategy
         self.top = (net.check_lowest(lowest) or net.choices[0]) - 1  # index of the widest open choice
         macs = path_macs(net)
@@ -225,8 +225,8 @@ def plan(recipe, net: GatedNet, steps: int) -> tuple[Sampler, Objective]:
         return (Routed(recipe.lowest, seed=recipe.seed),
                 SandwichGateSparsification(net, recipe.losses, recipe.strategy, recipe.lowest))
     if recipe.method not in METHODS:
-        raise SlimnbError("P10", f"method = {recipe.method!r}", f"it is one of {', '.join(METHODS)}",
-                          "Set method='bootstrapping'.")
+        raise ParameterError(f"method = {recipe.method!r}", f"it is one of {', '.join(METHODS)}",
+                             "Set method='bootstrapping'.")
     if recipe.method == "plain":
         return Switches({"widest": net.widest}, recipe.dropout), Labels()
     target = "ensemble" if recipe.ensemble else "teacher"

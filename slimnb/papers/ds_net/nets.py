@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import torch
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError
 from slimnb.nets.gated import GatedNet, check_contains, equispaced, side_by_side, spaced
 from slimnb.nets.resnet import EXPANSION, LAYOUT, bottleneck
 from slimnb.nn.blocks import Chain, ConvNormAct, MaxPool, Residual
@@ -45,8 +45,8 @@ class DSMobileNet(GatedNet):
                  bn: str = "shared_affine", activation: str = "swish", seed: int = 0):
         super().__init__(num_classes, input_size, bn, activation, seed)
         if variant not in VARIANTS:
-            raise SlimnbError("P10", f"variant = {variant!r}"[:60], f"it is one of {', '.join(VARIANTS)}",
-                              "Set variant='released'.")
+            raise ParameterError(f"variant = {variant!r}"[:60], f"it is one of {', '.join(VARIANTS)}",
+                                 "Set variant='released'.")
         given = VARIANTS[variant]
         supernet = given[3] if fixed is None and grid is None else None
         fixed, grid, num_choices = tuple(fixed or given[0]), grid or given[1], num_choices or given[2]
@@ -54,8 +54,8 @@ class DSMobileNet(GatedNet):
         rows = side_by_side(*(equispaced(first, step, num_choices, blocks) for first, step, blocks in grid))
         units = len(fixed) + len(rows[0])
         if len(self.strides) != units:
-            raise SlimnbError("S77", f"{len(self.strides)} strides for {units} layers",
-                              "the stem and every block have one", "Give as many strides as widths.", "")
+            raise ParameterError(f"{len(self.strides)} strides for {units} layers",
+                                 "the stem and every block have one", "Give as many strides as widths.")
         widths = tuple(largest) if isinstance(largest, (tuple, list)) else supernet or (*fixed, *rows[-1])
         check_contains(widths, (*fixed, *rows[-1]))
         for i in range(units):

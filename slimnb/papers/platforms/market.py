@@ -8,7 +8,7 @@ from collections.abc import Sequence
 import numpy as np
 from scipy.linalg import toeplitz
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError, SlimnbError
 
 # Paper 003 calls alpha the strength and theta the discount; by its own formula it is the other way round.
 
@@ -34,7 +34,7 @@ def chinese_restaurant_process(customers: int, alpha: float, theta: float, rng: 
 
     Customers sit down one at a time as `seating` says; rows of fewer tables end in zeros. `alpha` is the
     discount and `theta` the strength: 0 <= alpha < 1 and theta > -alpha, or alpha < 0 and theta = -L alpha
-    for L = 1, 2, ... tables at most. Raises SNB-P03 for others (paper 003, section 3.1).
+    for L = 1, 2, ... tables at most. Raises ParameterError for others (paper 003, section 3.1).
     """
     opening = _opening(customers, alpha, theta)
     most = 1 + np.count_nonzero(opening[1:] > 0)
@@ -64,8 +64,8 @@ def seating(sizes: Sequence[int], alpha: float, theta: float) -> np.ndarray:
     sizes = np.array([_count("a table's size", size) for size in sizes], dtype=np.int64)
     opening = _opening(len(sizes) + 1, alpha, theta)
     if len(sizes) > 1 and not opening[len(sizes) - 1] > 0:
-        raise SlimnbError("P03", f"{len(sizes)} tables at alpha = {alpha}, theta = {theta}",
-                          "there are at most theta / -alpha", "Give fewer sizes.", "")
+        raise ParameterError(f"{len(sizes)} tables at alpha = {alpha}, theta = {theta}",
+                             "there are at most theta / -alpha", "Give fewer sizes.")
     if not len(sizes):
         return np.ones(1)
     return np.append(sizes - alpha, opening[-1]) / (sizes.sum() + theta)
@@ -124,7 +124,7 @@ def market(alpha: float, theta: float, rng: np.random.Generator, customers: int 
     """Weights of platforms #1 to #(tables + 2), as S and L of Table 1 arise: .25 at both ends, the peak at #6.
 
     Between the ends stand the shares of a realisation with exactly `tables` tables, ascending, and halved, as
-    the ends hold half of the market. Realisations with other numbers of tables are rejected; SNB-S30 if that
+    the ends hold half of the market. Realisations with other numbers of tables are rejected; ParameterError if that
     would be nearly all of them.
     """
     chance = _chance(customers, alpha, theta, tables, least=1e-4)
@@ -140,11 +140,11 @@ def check_weights(weights: Sequence[float], platforms: int) -> np.ndarray:
     """(platforms,) float64 weights, if there are that many, none negative, and they sum to 1 within 1e-9."""
     given = np.asarray(weights, dtype=np.float64)
     if given.shape != (platforms,):
-        raise SlimnbError("P06", f"weights of shape {given.shape}", f"there are {platforms} platforms",
-                          "Give one weight per platform.", "")
+        raise ParameterError(f"weights of shape {given.shape}", f"there are {platforms} platforms",
+                             "Give one weight per platform.")
     if not (np.isfinite(given) & (given >= 0)).all() or abs(given.sum() - 1) > 1e-9:
-        raise SlimnbError("P06", f"weights = {given.tolist()}"[:100], "they are >= 0 and sum to 1",
-                          "Divide them by their sum.", "")
+        raise ParameterError(f"weights = {given.tolist()}"[:100], "they are >= 0 and sum to 1",
+                             "Divide them by their sum.")
     return given
 
 
@@ -158,9 +158,9 @@ def _chance(customers: int, alpha: float, theta: float, tables: int, least: floa
     chances = table_count_probabilities(customers, alpha, theta)
     chance = chances[_count("tables", tables)] if tables <= customers else 0.0
     if chance <= least:
-        raise SlimnbError("S30", f"{tables} tables of {customers} customers",
-                          f"at alpha = {alpha}, theta = {theta} their probability is {chance:.1g}",
-                          "Ask for fewer or more tables.", "")
+        raise ParameterError(f"{tables} tables of {customers} customers",
+                             f"at alpha = {alpha}, theta = {theta} their probability is {chance:.1g}",
+                             "Ask for fewer or more tables.")
     return float(chance)
 
 
@@ -181,12 +181,12 @@ def _opening(customers: int, alpha: float, theta: float) -> np.ndarray:
 
 
 def _out_of_domain(alpha: float, theta: float) -> SlimnbError:
-    return SlimnbError("P03", f"alpha = {alpha}, theta = {theta}"[:80],
-                       "0 <= alpha < 1 and theta > -alpha, or alpha < 0 and theta = -L alpha for L = 1, 2, ...",
-                       "Set e.g. alpha=0.3, theta=0.15.", "")
+    return ParameterError(f"alpha = {alpha}, theta = {theta}"[:80],
+                          "0 <= alpha < 1 and theta > -alpha, or alpha < 0 and theta = -L alpha for L = 1, 2, ...",
+                          "Set e.g. alpha=0.3, theta=0.15.")
 
 
 def _count(name: str, value: int) -> int:
     if isinstance(value, bool) or not isinstance(value, (int, np.integer)) or value < 1:
-        raise SlimnbError("P04", f"{name} = {value!r}"[:60], "it is a whole number >= 1", "Set e.g. 100.", "")
+        raise ParameterError(f"{name} = {value!r}"[:60], "it is a whole number >= 1", "Set e.g. 100.")
     return value

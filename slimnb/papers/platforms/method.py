@@ -12,7 +12,7 @@ import torch.distributed as dist
 from torch import Tensor
 
 from slimnb.cost.table import CostTable
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError, SearchError
 from slimnb.nets.base import SlimmableNet
 from slimnb.papers.platforms.market import check_weights
 from slimnb.papers.platforms.windows import Windows
@@ -37,10 +37,11 @@ one of which collides with the 10 epochs of warm-up here. The second one ends th
 class WidthSearch:
     """OWS's sampler: the largest subnet from the labels, the smallest and random widths from the largest.
 
-    The widths are drawn anew for every image and unit. What they add to the loss of the largest, per unit, enters
-    the windows (AOWS, section 3; methods of Wang et al., section 4.1, k = 1). One search serves all platforms. Make
-    it when the net is on its device. `batch_size` is this process's; a shorter batch uses the first of its widths.
-    Errors: P04 for a window shorter than a batch, P08 for several processes or tied units, S09.
+    The widths are drawn anew for every image and unit. What they add to the loss of the largest, per unit, enters the
+    windows (AOWS, section 3; methods of Wang et al., section 4.1, k = 1). One search serves all platforms. Make it when
+    the net is on its device. `batch_size` is this process's; a shorter batch uses the first of its widths. Errors:
+    ParameterError for a window shorter than a batch, ParameterError for several processes or tied units,
+    ParameterError.
     """
 
     stream = "ows"
@@ -86,14 +87,14 @@ class WidthSearch:
 
         Under uniform draws (OWS) they differ within a unit by 1 / units of what the choices add to the loss: a path's
         sum ranks subnets, but is not their loss. Under AOWS's draws they also carry what the other widths of the
-        drawn platform cost (`SmoothedViterbi`). Raises S40 if a choice was never drawn.
+        drawn platform cost (`SmoothedViterbi`). Raises SearchError if a choice was never drawn.
         """
         means, counts = self.windows.means()
         valid = np.arange(counts.shape[1]) < self.counts[:, None]
         for unit, choice in np.argwhere(valid & (counts == 0))[:1]:
-            raise SlimnbError("S40", f"width {self.space.widths[unit][choice]} of unit {self.net.unit_names[unit]!r}",
+            raise SearchError(f"width {self.space.widths[unit][choice]} of unit {self.net.unit_names[unit]!r}",
                               "no image has run it yet, so nothing is known of its loss",
-                              "Search for more steps, or over fewer choices.", "")
+                              "Search for more steps, or over fewer choices.")
         return np.where(valid, means, -np.inf)
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -119,8 +120,9 @@ class SmoothedViterbi(WidthSearch):
     narrow choices are mostly drawn with the other narrow ones of #1, and their means carry the loss of all of these:
     the scores spread far more than under OWS's uniform draws, even if losses are exact sums over units.
 
-    Errors beside those of `WidthSearch`: S24 for a trellis of another space, S25 for a budget below the cheapest
-    subnet, P06 for weights that are not one share per platform, P04; while training S40.
+    Errors beside those of `WidthSearch`: SearchError for a trellis of another space, SearchError for a budget below the
+    cheapest subnet, ParameterError for weights that are not one share per platform, ParameterError; while training
+    SearchError.
     """
 
     stream = "aows"
@@ -131,17 +133,18 @@ class SmoothedViterbi(WidthSearch):
                  temperatures: Sequence[tuple[float, float]] = TEMPERATURES):
         super().__init__(net, space, batch_size, seed=seed, window=window)
         if steps < 1 or refresh < 1:
-            raise SlimnbError("P04", f"steps = {steps}, refresh = {refresh}", "both are whole numbers >= 1",
-                              "Set e.g. refresh=20.")
+            raise ParameterError(f"steps = {steps}, refresh = {refresh}", "both are whole numbers >= 1",
+                                 "Set e.g. refresh=20.")
         at, values = np.asarray(temperatures, dtype=np.float64).reshape(-1, 2).T
         if len(at) < 2 or at[0] != 0 or at[-1] != 1 or (np.diff(at) <= 0).any() or not (values > 0).all():
-            raise SlimnbError("P04", f"temperatures = {tuple(temperatures)}"[:100],
-                              "pairs (share of the steps, T > 0), shares from 0 to 1 and ascending",
-                              "Set e.g. ((0, 1), (0.5, 0.01), (1, 0.001)).")
+            raise ParameterError(f"temperatures = {tuple(temperatures)}"[:100],
+                                 "pairs (share of the steps, T > 0), shares from 0 to 1 and ascending",
+                                 "Set e.g. ((0, 1), (0.5, 0.01), (1, 0.001)).")
         if trellis.counts != tuple(self.counts):
-            raise SlimnbError("S24", f"a trellis of {trellis.counts} choices"[:90], "it is of another space",
+            raise SearchError(f"a trellis of {trellis.counts} choices"[:90], "it is of another space",
                               "Make it with Trellis.of(CostTable.macs(net, space).chain()).")
-        best_under(np.zeros(trellis.exists.shape), trellis, np.asarray(budgets))  # now, not after the warm-up: S25
+        best_under(np.zeros(trellis.exists.shape), trellis,
+                   np.asarray(budgets))  # now, not after the warm-up: SearchError
         self.trellis, self.budgets, self.weights = trellis, np.asarray(budgets), check_weights(weights, len(budgets))
         self.steps, self.refresh, self.temperatures = steps, refresh, temperatures
         self.warm_up = math.ceil(temperatures[1][0] * steps - 1e-9)
@@ -181,14 +184,14 @@ class SmoothedViterbi(WidthSearch):
 
 def _check_search(net: SlimmableNet, space: SearchSpace, batch_size: int, window: int) -> None:
     if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
-        raise SlimnbError("P08", f"a search on {dist.get_world_size()} ranks", "its windows are not shared by ranks",
-                          "Run the search in one process; retraining may use several.")
+        raise ParameterError(f"a search on {dist.get_world_size()} ranks", "its windows are not shared by ranks",
+                             "Run the search in one process; retraining may use several.")
     if space.tied:
-        raise SlimnbError("P08", "a space with tied units", "the search chooses every unit's width on its own",
-                          "Make it with net.space(mults), without tied=.")
+        raise ParameterError("a space with tied units", "the search chooses every unit's width on its own",
+                             "Make it with net.space(mults), without tied=.")
     if not 1 <= batch_size <= window:
-        raise SlimnbError("P04", f"batch_size = {batch_size}, window = {window}", "a window holds at least one batch",
-                          "Set e.g. window=100_000.")
+        raise ParameterError(f"batch_size = {batch_size}, window = {window}", "a window holds at least one batch",
+                             "Set e.g. window=100_000.")
     net.check(space.largest)
 
 
@@ -212,23 +215,24 @@ class PlatformSandwich(Stateless):
     (-W), one per platform, of which the middle ones count. `target` is what all but the last learn from: "labels",
     or "teacher" for in-place distillation, on which the paper is silent. The last's logits, dropout and all, teach.
 
-    The subnets are not nested: the supernet is built at their `elementwise_max`. Channels that only an undrawn
-    subnet uses, and its private gamma and beta, have gradient zero in that step; momentum and weight decay move them
-    all the same. Use `make_optimizer(..., decay="weights")`, or rarely drawn platforms lose their gamma. Errors: P06.
+    The subnets are not nested: the supernet is built at their `elementwise_max`. Channels that only an undrawn subnet
+    uses, and its private gamma and beta, have gradient zero in that step; momentum and weight decay move them all the
+    same. Use `make_optimizer(..., decay="weights")`, or rarely drawn platforms lose their gamma. Errors:
+    ParameterError.
     """
 
     def __init__(self, named: dict[str, Subnet], weights: Sequence[float] | None = None, *, dropout: float = 0.6,
                  target: str = "labels", seed: int = 0):
         if len(named) < 2:
-            raise SlimnbError("P06", f"{len(named)} platforms", "a sandwich has two ends", "Give at least two subnets.")
+            raise ParameterError(f"{len(named)} platforms", "a sandwich has two ends", "Give at least two subnets.")
         self.passes = [Pass(subnet, target, name=name) for name, subnet in named.items()]
         self.largest = replace(self.passes[-1], target="labels", dropout=dropout)
         self.middle, self.seed = self.passes[1:-1], seed
         share = np.ones(len(named)) if weights is None else check_weights(weights, len(named))
         total = share[1:-1].sum()
         if self.middle and not total:
-            raise SlimnbError("P06", f"weights = {list(weights)}"[:100], "a platform in the middle has weight",
-                              "Leave weights out to draw them uniformly.", "")
+            raise ParameterError(f"weights = {list(weights)}"[:100], "a platform in the middle has weight",
+                                 "Leave weights out to draw them uniformly.")
         self.p = share[1:-1] / (total or 1)
 
     def subnets(self) -> list[Subnet]:
@@ -263,8 +267,8 @@ def plan(recipe, net: SlimmableNet, steps: int) -> tuple[Sampler, Objective]:
         sampler = SmoothedViterbi(net, space, recipe.batch_size, trellis, recipe.budgets, recipe.weights, steps,
                                   seed=recipe.seed, window=recipe.window, refresh=recipe.refresh)
     else:
-        raise SlimnbError("P10", f"method = {recipe.method!r}", "it is ows, aows, platforms or alone",
-                          "Set method='ows'.")
+        raise ParameterError(f"method = {recipe.method!r}", "it is ows, aows, platforms or alone",
+                             "Set method='ows'.")
     return sampler, InplaceDistillation(recipe.temperature, smoothing=recipe.smoothing)
 
 

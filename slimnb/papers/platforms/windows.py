@@ -6,7 +6,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import StoreError
 
 GRAIN = 2.0**-24
 """To whose multiples losses are rounded, nats: 6e-8, below the seventh digit of a cross-entropy of 1."""
@@ -53,11 +53,11 @@ class Windows:
         return {"ring": self.ring[:filled], "seen": self.seen, "sum": self.sum}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` gave. Raises C11 for windows of another shape."""
+        """Restore what `state_dict` gave. Raises StoreError for windows of another shape."""
         ring, filled = state["ring"], len(state["ring"])
         if ring.shape[1:] != self.ring.shape[1:] or filled > len(self.ring):
-            raise SlimnbError("C11", f"windows {tuple(ring.shape)}", f"this search has {tuple(self.ring.shape)}",
-                              "Search the space the checkpoint was made with.", "Nothing was trained.")
+            raise StoreError(f"windows {tuple(ring.shape)}", f"this search has {tuple(self.ring.shape)}",
+                             "Search the space the checkpoint was made with.", "Nothing was trained.")
         self.ring[:filled], self.ring[filled:] = ring, 0
         self.seen.copy_(state["seen"])
         self.sum.copy_(state["sum"])

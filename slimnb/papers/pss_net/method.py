@@ -11,7 +11,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError, SearchError, StoreError
 from slimnb.nets.base import SlimmableNet
 from slimnb.papers.pss_net.pools import Listed, Pool, Target, entries_of, fill_, pack_entries, unpack_entries
 from slimnb.papers.pss_net.samplers import ExactDistribution, StructureDistribution
@@ -44,7 +44,7 @@ class PrioritizedSubnetSampling:
     The metric is minus the mean cross-entropy of the middle pass itself, before the update: the released code
     computes the same number in a forward pass of its own, which is left out; the training loss that the text names
     is a divergence from the teacher. It reaches the pool a step late, so that nobody waits for the device; with
-    several ranks it is their mean. Errors: S59 for p_end or eta_end outside (0, 1] and by `Pool`.
+    several ranks it is their mean. Errors: SearchError for p_end or eta_end outside (0, 1] and by `Pool`.
     """
 
     def __init__(self, net: SlimmableNet, targets: Sequence[Target], smallest: Subnet, steps: int, epochs: int, *,
@@ -52,7 +52,7 @@ class PrioritizedSubnetSampling:
                  seed: int = 0):
         for name, value in (("p_end", p_end), ("eta_end", eta_end)):
             if not 0 < value <= 1:
-                raise SlimnbError("S59", f"{name} = {value!r}"[:60], "it is > 0 and at most 1", f"Set {name}=0.01.")
+                raise SearchError(f"{name} = {value!r}"[:60], "it is > 0 and at most 1", f"Set {name}=0.01.")
         self.targets = list(targets)
         self.pools = [Pool(min(pool_size, target.size), momentum) for target in self.targets]
         self.steps, self.epochs, self.p_end, self.eta_end, self.seed = steps, epochs, p_end, eta_end, seed
@@ -112,10 +112,10 @@ class PrioritizedSubnetSampling:
                                                        for key, value in state.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` gave. Raises C11 if it is of another space or other targets."""
+        """Restore what `state_dict` gave. Raises StoreError if it is of another space or other targets."""
         if state["counts"].shape != (3, len(self.pools)):
-            raise SlimnbError("C11", f"{state['counts'].shape[-1]} pools", f"this training has {len(self.pools)}",
-                              "Go on with the targets it was trained with.", "Nothing was trained.")
+            raise StoreError(f"{state['counts'].shape[-1]} pools", f"this training has {len(self.pools)}",
+                             "Go on with the targets it was trained with.", "Nothing was trained.")
         entries, late = (unpack_entries({key.removeprefix(f"{name}/"): value for key, value in state.items()},
                                         len(self.pools), lambda subnet, pool: self.targets[pool].holds(subnet))
                          for name in ("pools", "late"))
@@ -167,15 +167,15 @@ def structures_of(recipe, net: SlimmableNet) -> Structures:
 def targets_of(recipe, net: SlimmableNet, tables: Sequence[dict] = ()) -> list[Target]:
     """Every bucket of a recipe that has structures, resource by resource; `tables` are stored latencies.
 
-    Raises S58 if a latency is missing, or if no bucket has any.
+    Raises SearchError if a latency is missing, or if no bucket has any.
     """
     structures, targets = structures_of(recipe, net), []
     known = {resource.name: resource for resource in map(Resource.from_json, tables)}
     known["MACs"] = Resource.macs(net, structures)
     for name, *bounds in recipe.buckets:
         if name not in known:
-            raise SlimnbError("S58", f"resource {name!r}", f"there are tables of {', '.join(known)}",
-                              "Measure it, and name its run in `tables`.", "")
+            raise SearchError(f"resource {name!r}", f"there are tables of {', '.join(known)}",
+                              "Measure it, and name its run in `tables`.")
         resource, buckets = known[name], Buckets(*bounds)
         if recipe.source == "uniform":
             uniform = [net.uniform(mult, side) for side in recipe.resolutions for mult in recipe.train_mults]
@@ -187,8 +187,8 @@ def targets_of(recipe, net: SlimmableNet, tables: Sequence[dict] = ()) -> list[T
             source = StructureDistribution.fit(costs, buckets, rng, recipe.samples)
         targets += [Target(resource, source, bucket) for bucket in np.flatnonzero(source.support).tolist()]
     if not targets:
-        raise SlimnbError("S58", f"buckets = {recipe.buckets}"[:100], "none of them has structures",
-                          "Set targets within what structures cost, e.g. by Buckets.spanning.", "")
+        raise SearchError(f"buckets = {recipe.buckets}"[:100], "none of them has structures",
+                          "Set targets within what structures cost, e.g. by Buckets.spanning.")
     return targets
 
 
@@ -209,8 +209,8 @@ def plan(recipe, net: SlimmableNet, steps: int, tables: Sequence[dict] = ()) -> 
         kept, since = list(recipe.named(net).values()), recipe.kept_from * steps // recipe.epochs
         sampler = ReducedSandwich(*given, kept=kept, since=since) if kept else Sandwich(*given)
     else:
-        raise SlimnbError("P10", f"method = {recipe.method!r}", "it is prioritized, random, sandwich or alone",
-                          "Set method='prioritized'.")
+        raise ParameterError(f"method = {recipe.method!r}", "it is prioritized, random, sandwich or alone",
+                             "Set method='prioritized'.")
     return sampler, InplaceDistillation(recipe.temperature)
 
 

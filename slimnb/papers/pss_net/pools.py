@@ -11,7 +11,7 @@ import torch
 from scipy.special import softmax
 from torch import Tensor
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import SearchError, SlimnbError, StoreError
 from slimnb.papers.pss_net.structures import Buckets, Resource
 from slimnb.search.random_paths import cumulative
 from slimnb.subnet import Subnet
@@ -88,17 +88,17 @@ class Target(NamedTuple):
 class Pool:
     """The `size` subnets of highest metric among those that were entered, and when they came (PSS-Net, Alg. 2).
 
-    A metric is minus a batch's mean cross-entropy, nats; entered again, a subnet's moves by 1 - `momentum` towards
-    the new one. Only subnets that are trained get new metrics, and losses fall: what came lately stands higher than
-    its worth. A metric that is not finite is refused and counted. Errors: S59 for size < 1 or a momentum outside
+    A metric is minus a batch's mean cross-entropy, nats; entered again, a subnet's moves by 1 - `momentum` towards the
+    new one. Only subnets that are trained get new metrics, and losses fall: what came lately stands higher than its
+    worth. A metric that is not finite is refused and counted. Errors: SearchError for size < 1 or a momentum outside
     [0, 1).
     """
 
     def __init__(self, size: int = 50, momentum: float = 0.9):
         if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise SlimnbError("S59", f"a pool of {size!r} subnets"[:60], "it holds at least one", "Set pool_size=50.")
+            raise SearchError(f"a pool of {size!r} subnets"[:60], "it holds at least one", "Set pool_size=50.")
         if not 0 <= momentum < 1:
-            raise SlimnbError("S59", f"momentum = {momentum!r}"[:60], "it lies in [0, 1)", "Set momentum=0.9.")
+            raise SearchError(f"momentum = {momentum!r}"[:60], "it lies in [0, 1)", "Set momentum=0.9.")
         self.size, self.momentum = size, momentum
         self.metrics: dict[Subnet, float] = {}  # in order of entry
         self.since: dict[Subnet, int] = {}  # step of entry
@@ -126,16 +126,16 @@ class Pool:
         return sorted(self.metrics, key=self.metrics.__getitem__, reverse=True)
 
     def top(self, k: int) -> list[Subnet]:
-        """The best `k`. Raises S57 if there are fewer: ask for at most `len(pool.metrics)`."""
+        """The best `k`. Raises SearchError if there are fewer: ask for at most `len(pool.metrics)`."""
         if not 1 <= k <= len(self.metrics):
-            raise SlimnbError("S57", f"the top {k} of a pool", f"it holds {len(self.metrics)} subnets",
-                              "Ask for as many as there are, or train longer.", "")
+            raise SearchError(f"the top {k} of a pool", f"it holds {len(self.metrics)} subnets",
+                              "Ask for as many as there are, or train longer.")
         return self.ranked()[:k]
 
     def sample(self, rng: np.random.Generator, eta: float) -> Subnet:
-        """A subnet with probability softmax(metric / `eta`) (Eq. 6). Raises S57 if it is empty."""
+        """A subnet with probability softmax(metric / `eta`) (Eq. 6). Raises SearchError if it is empty."""
         if not self.metrics:
-            raise SlimnbError("S57", "a draw from a pool", "it is empty", "Draw from the space until it is full.", "")
+            raise SearchError("a draw from a pool", "it is empty", "Draw from the space until it is full.")
         metrics = np.fromiter(self.metrics.values(), float)
         p = softmax((metrics - metrics.max()) / eta)  # the maximum goes first: m / .01 overflows
         return list(self.metrics)[np.searchsorted(cumulative(p), rng.random(), side="right")]
@@ -163,7 +163,8 @@ def pack_entries(entries: Sequence[Entry], units: int) -> dict[str, Tensor]:
 def unpack_entries(state: dict[str, Tensor], pools: int, fits: Callable[[Subnet, int], bool]) -> list[Entry]:
     """The entries that `pack_entries` packed.
 
-    Raises C11 unless each names one of that many `pools` and its subnet `fits` it: a checkpoint of another space.
+    Raises StoreError unless each names one of that many `pools` and its subnet `fits` it: a checkpoint of another
+    space.
     """
     rows = zip(*(state[name].tolist() for name in ("pool", "widths", "resolution", "metric", "step")), strict=True)
     entries = [(pool, Subnet(tuple(widths), resolution=side or None), metric, step)
@@ -171,8 +172,8 @@ def unpack_entries(state: dict[str, Tensor], pools: int, fits: Callable[[Subnet,
     for pool, subnet, *_ in entries:
         if not 0 <= pool < pools or not fits(subnet, pool):
             why = "it is none of this space, or costs other"
-            raise SlimnbError("C11", f"subnet {subnet} of pool {pool}"[:100], why,
-                              "Go on with the space and targets it was trained with.", "Nothing was trained.")
+            raise StoreError(f"subnet {subnet} of pool {pool}"[:100], why,
+                             "Go on with the space and targets it was trained with.", "Nothing was trained.")
     return entries
 
 

@@ -213,7 +213,7 @@ def switching(result: Result, data: ImageData, budgets: Sequence[float], store: 
 
     Each batch has its budget, MACs. Plain JSON: rows (batch, budget, cost: MACs, top1_val of the subnet, right: share
     of the batch, ms); pick_us: median of a pick; difference: largest between logits of one thread and of two at
-    once; storage: that of `slimnb.papers.pss_net.switcher`; about. Raises B08 without the run's weights.
+    once; storage: that of `slimnb.papers.pss_net.switcher`; about. Raises StoreError without the run's weights.
     """
     settings = {"paper": result.recipe.paper, "arm": "switching", "scale": result.recipe.scale, "of": result.run_id,
                 "budgets": list(budgets), "images": images, "device": torch.device(device).type}

@@ -6,7 +6,7 @@ import numpy as np
 import pandas as pd
 from numpy.lib.stride_tricks import sliding_window_view
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError, SearchError
 from slimnb.papers.pss_net.structures import Buckets, Resource, StructureCosts
 from slimnb.search.random_paths import cumulative, inverse_cdf
 from slimnb.search.trellis import Trellis
@@ -39,7 +39,7 @@ class StructureSampler:
     def sample(self, bucket: int, rng: np.random.Generator, n: int = 1) -> list[Subnet]:
         """`n` independent subnets of one bucket; they may repeat.
 
-        Raises S53 for a bucket that has no support or is none, S59 after `TRIES` proposals.
+        Raises SearchError for a bucket that has no support or is none, SearchError after `TRIES` proposals.
         """
         return self.costs.structures.subnets(self.draw(bucket, rng, n))
 
@@ -49,8 +49,8 @@ class StructureSampler:
         kept, missing, tried, ahead = [], n, 0, self.ahead
         while missing > 0:
             if tried >= TRIES:
-                raise SlimnbError("S59", f"{n - missing} of {n} structures after {tried:,} tries", "next to none "
-                                  f"proposed are in {self._named(bucket)}", "Set a larger step.", "")
+                raise SearchError(f"{n - missing} of {n} structures after {tried:,} tries", "next to none "
+                                  f"proposed are in {self._named(bucket)}", "Set a larger step.")
             index = self.propose(bucket, rng, min(65_536, int(ahead * missing) + 4))
             found = index[self._inside(bucket, index)][:missing]
             kept.append(found)
@@ -67,13 +67,13 @@ class StructureSampler:
 
     def _check(self, bucket: int) -> None:
         if not 0 <= bucket < len(self.buckets):
-            raise SlimnbError("S53", f"bucket {bucket}", f"there are {len(self.buckets)}",
-                              f"Give 0 to {len(self.buckets) - 1}.", "")
+            raise SearchError(f"bucket {bucket}", f"there are {len(self.buckets)}",
+                              f"Give 0 to {len(self.buckets) - 1}.")
         if not self.support[bucket]:
             show, reached = self.resource.show, self.buckets.targets[self.support]
             reach = f"reach from {show(reached[0])} to {show(reached[-1])}" if len(reached) else "are none"
-            raise SlimnbError("S53", self._named(bucket), "no structure was found there; targets with structures "
-                              f"{reach}", "Leave it out, as `support` says, or draw from more structures.", "")
+            raise SearchError(self._named(bucket), "no structure was found there; targets with structures "
+                              f"{reach}", "Leave it out, as `support` says, or draw from more structures.")
 
     def _named(self, bucket: int) -> str:
         low, high = map(self.resource.show, self.buckets.bounds(bucket))
@@ -98,10 +98,10 @@ class StructureDistribution(StructureSampler):
     @classmethod
     def fit(cls, costs: StructureCosts, buckets: Buckets, rng: np.random.Generator,
             n: int = 100_000) -> StructureDistribution:
-        """From `n` structures of the prior. Raises S52 if a target lies outside of all costs."""
+        """From `n` structures of the prior. Raises SearchError if a target lies outside of all costs."""
         buckets.check(costs)
         if n < 1:
-            raise SlimnbError("P01", f"n = {n}", "at least one structure is drawn", "Set n=100_000.", "")
+            raise ParameterError(f"n = {n}", "at least one structure is drawn", "Set n=100_000.")
         index = costs.structures.draw(rng, n)
         bucket = buckets.index(costs.cost(index))
         index, bucket = index[bucket >= 0], bucket[bucket >= 0]
@@ -129,7 +129,7 @@ class ExactDistribution(StructureSampler):
     """
 
     def __init__(self, costs: StructureCosts, buckets: Buckets, bins: int = 64):
-        """Raises S52 if a target lies outside of all costs."""
+        """Raises SearchError if a target lies outside of all costs."""
         buckets.check(costs)
         self.costs, self.buckets, bin_ = costs, buckets, buckets.step / bins
         rounded = np.rint(costs.tables / bin_)

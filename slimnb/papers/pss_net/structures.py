@@ -11,7 +11,7 @@ import numpy as np
 
 from slimnb.cost.latency import latency_tables
 from slimnb.cost.table import CostTable, Node, fold
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError, SearchError
 from slimnb.nets.base import SlimmableNet
 from slimnb.search.random_paths import cumulative
 from slimnb.search.trellis import Trellis
@@ -71,22 +71,22 @@ def structure_space(net: SlimmableNet, lower: float = 0.75, resolutions: Sequenc
                     upper: float = 1.0) -> Structures:
     """The structures of PSS-Net: a width multiplier from `lower` to `upper` per stage, and a resolution.
 
-    In MobileNetV1 every layer is a stage. A multiplier is drawn uniformly and rounded to three decimals, the
-    channels are those the net makes of it; the resolution is drawn uniformly between the first and the last and
-    rounded to the nearest of `resolutions` (default: `RESOLUTIONS` of the net). The prior is what comes of that, so
-    that ends have half the weight of others. Bounds that are none raise S50, a supernet too narrow S10.
+    In MobileNetV1 every layer is a stage. A multiplier is drawn uniformly and rounded to three decimals, the channels
+    are those the net makes of it; the resolution is drawn uniformly between the first and the last and rounded to the
+    nearest of `resolutions` (default: `RESOLUTIONS` of the net). The prior is what comes of that, so that ends have
+    half the weight of others. Bounds that are none raise SearchError, a supernet too narrow ParameterError.
     """
     default = RESOLUTIONS[net.input_size]
     resolutions, step = tuple(resolutions) or default, default[1] - default[0]
     bounds = [round(1000 * bound) if math.isfinite(bound) else 0 for bound in (lower, upper)]
     if [bound / 1000 for bound in bounds] != [lower, upper] or not 0 < lower <= upper:
-        raise SlimnbError("S50", f"lower = {lower}, upper = {upper}",
+        raise SearchError(f"lower = {lower}, upper = {upper}",
                           "multipliers are > 0, ascending and have at most three decimals",
-                          "Set lower=0.75, upper=1.0.", "")
+                          "Set lower=0.75, upper=1.0.")
     if any(side % step or side < 4 * step for side in resolutions):
-        raise SlimnbError("S50", f"resolutions = {resolutions}"[:100],
+        raise SearchError(f"resolutions = {resolutions}"[:100],
                           f"those of a net laid out for {net.input_size} pixels are multiples of {step}, "
-                          f"{4 * step} at least", f"Set e.g. {default}.", "")
+                          f"{4 * step} at least", f"Set e.g. {default}.")
     mults = [mult / 1000 for mult in range(bounds[0], bounds[1] + 1)]
     space = net.space(mults, resolutions, tied=net.stages)
     groups = tuple(tuple(unit for unit, stage in enumerate(net.stages) if stage == group)
@@ -130,11 +130,11 @@ class Resource:
         return cls(f"{next(net.parameters()).device.type.replace('cuda', 'gpu').upper()} latency", "ms", tables)
 
     def table(self, resolution: int) -> CostTable:
-        """The table of one input side; raises S54 if there is none."""
+        """The table of one input side; raises SearchError if there is none."""
         if resolution not in self.tables:
-            raise SlimnbError("S54", f"resolution {resolution}", f"the tables of {self.name} hold "
+            raise SearchError(f"resolution {resolution}", f"the tables of {self.name} hold "
                               f"{', '.join(map(str, sorted(self.tables)))} pixels",
-                              "Make them over structures that have it.", "")
+                              "Make them over structures that have it.")
         return self.tables[resolution]
 
     def predict(self, widths: np.ndarray, resolutions: np.ndarray) -> np.ndarray:
@@ -159,12 +159,12 @@ class Resource:
 
     @classmethod
     def from_json(cls, data: dict) -> Resource:
-        """The resource that `to_json` wrote; raises S55 if it is none."""
+        """The resource that `to_json` wrote; raises SearchError if it is none."""
         try:
             tables = [_table_from_json(table) for table in data["tables"]]
             return cls(data["name"], data["unit"], {table.about["resolution"]: table for table in tables})
         except (KeyError, TypeError, ValueError) as error:
-            raise SlimnbError("S55", f"stored tables: {type(error).__name__} {error}"[:100],
+            raise SearchError(f"stored tables: {type(error).__name__} {error}"[:100],
                               "a resource is stored as name, unit and tables", "Measure it again.", "") from error
 
 
@@ -193,7 +193,10 @@ class StructureCosts:
 
     @classmethod
     def of(cls, structures: Structures, resource: Resource) -> StructureCosts:
-        """Tables folded onto the groups. Raises S22 if groups form no chain, S54 if a table lacks a choice."""
+        """Tables folded onto the groups.
+
+        Raises SearchError if groups form no chain, SearchError if a table lacks a choice.
+        """
         chains = [Trellis.of(_chain(resource.table(side), structures)) for side in structures.space.resolutions]
         return cls(structures, resource, tuple(chains))
 
@@ -226,8 +229,8 @@ class StructureCosts:
 def _chain(table: CostTable, structures: Structures) -> list[np.ndarray]:
     """Costs between neighbouring groups, (choices of this group, choices of the next)."""
     if table.units != len(structures.unit_names):
-        raise SlimnbError("S09", f"tables of {table.units} channel units", f"the structures have "
-                          f"{len(structures.unit_names)}", "Make the tables with the same net.", "")
+        raise ParameterError(f"tables of {table.units} channel units", f"the structures have "
+                             f"{len(structures.unit_names)}", "Make the tables with the same net.")
     home = {unit: group for group, units in enumerate(structures.groups) for unit in units}
     terms: dict[tuple[Node, Node], np.ndarray] = {}
     for nodes, costs in table.terms.items():
@@ -237,8 +240,8 @@ def _chain(table: CostTable, structures: Structures) -> list[np.ndarray]:
         terms[ends] = terms.get(ends, 0) + block
     terms, expected = fold(terms), [((g,), (g + 1,)) for g in range(len(structures.groups) - 1)]
     if set(terms) != set(expected):
-        raise SlimnbError("S22", "a net whose joins mix groups", "structures are priced along a chain of groups",
-                          "Tie the units of each stage: structure_space(net).", "")
+        raise SearchError("a net whose joins mix groups", "structures are priced along a chain of groups",
+                          "Tie the units of each stage: structure_space(net).")
     return [terms[pair] for pair in expected]
 
 
@@ -251,9 +254,9 @@ def _places(table: CostTable, node: Node, structures: Structures) -> np.ndarray:
     place = np.searchsorted(known, widths).clip(max=len(known) - 1)
     missing = widths[known[place] != widths]
     if len(missing):
-        raise SlimnbError("S54", f"width {missing[0]} of layer {structures.unit_names[node[0]]!r} at "
+        raise SearchError(f"width {missing[0]} of layer {structures.unit_names[node[0]]!r} at "
                           f"{table.about.get('resolution')} pixels", f"its table holds {known[0]} to {known[-1]}, "
-                          f"{len(known)} widths", "Make the table over these structures.", "")
+                          f"{len(known)} widths", "Make the table over these structures.")
     return place
 
 
@@ -266,7 +269,7 @@ class Buckets:
 
     A cost belongs to the nearest target: to target t if t - step / 2 <= cost < t + step / 2. The first and the last
     target are ends only: as in the released code they have no pool, and what is nearest to them in no bucket.
-    Bounds that leave no target in between raise S51.
+    Bounds that leave no target in between raise SearchError.
     """
 
     start: float
@@ -276,10 +279,10 @@ class Buckets:
     def __post_init__(self):
         given = f"buckets from {self.start:,g} to {self.stop:,g} by {self.step:,g}"
         if not (math.isfinite(self.start + self.stop) and 0 < self.step < math.inf and self.start <= self.stop):
-            raise SlimnbError("S51", given, "they are finite numbers, start <= stop, step > 0",
-                              "Set e.g. Buckets(110e6, 570e6, 10e6).", "")
+            raise SearchError(given, "they are finite numbers, start <= stop, step > 0",
+                              "Set e.g. Buckets(110e6, 570e6, 10e6).")
         if not len(self):
-            raise SlimnbError("S51", given, "without the two ends no target is left", "Set a smaller step.", "")
+            raise SearchError(given, "without the two ends no target is left", "Set a smaller step.")
 
     @classmethod
     def spanning(cls, costs: StructureCosts, step: float) -> Buckets:
@@ -305,9 +308,9 @@ class Buckets:
         return self.start + (bucket + 0.5) * self.step, self.start + (bucket + 1.5) * self.step
 
     def check(self, costs: StructureCosts) -> None:
-        """Raise S52 if a target lies outside of what structures cost."""
+        """Raise SearchError if a target lies outside of what structures cost."""
         low, high, show = costs.cheapest, costs.dearest, costs.resource.show
         outside = self.targets[(self.targets < low) | (self.targets > high)]
         if len(outside):
-            raise SlimnbError("S52", f"target {show(outside[0])}", f"structures cost {show(low)} to {show(high)}",
-                              "Set start and stop to that, or call Buckets.spanning(costs, step).", "")
+            raise SearchError(f"target {show(outside[0])}", f"structures cost {show(low)} to {show(high)}",
+                              "Set start and stop to that, or call Buckets.spanning(costs, step).")

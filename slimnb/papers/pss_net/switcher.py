@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import SearchError
 from slimnb.nets.base import SlimmableNet
 from slimnb.nn.blocks import resize
 from slimnb.nn.layers import Selection
@@ -37,8 +37,8 @@ class _Table:
     def find(self, budget: float) -> int:
         at = bisect_right(self.costs, budget)
         if not at or budget != budget:
-            raise SlimnbError("S56", f"a budget of {budget:,.6g}", f"the cheapest subnet costs {self.costs[0]:,.6g}",
-                              "Allow as much, or train a supernet with smaller ones.", "")
+            raise SearchError(f"a budget of {budget:,.6g}", f"the cheapest subnet costs {self.costs[0]:,.6g}",
+                              "Allow as much, or train a supernet with smaller ones.")
         return at - 1
 
 
@@ -46,10 +46,10 @@ class SubnetSwitcher:
     """A frozen supernet that serves each batch with the most accurate subnet a budget allows.
 
     Of `choices` those stay that are more accurate than all that cost no more. What a call needs is made here, once:
-    picking is a search in sorted costs, and neither copies nor checks weights. Any number of threads may call it
-    while another gives it new `choices`: a call reads one table from beginning to end. Do not train or calibrate
-    the net any more; calls see its weights as they are. Errors: S56 without choices or with numbers that are none,
-    N10 and N11 for subnets without statistics of these weights.
+    picking is a search in sorted costs, and neither copies nor checks weights. Any number of threads may call it while
+    another gives it new `choices`: a call reads one table from beginning to end. Do not train or calibrate the net any
+    more; calls see its weights as they are. Errors: SearchError without choices or with numbers that are none,
+    NumericsError for subnets without statistics of these weights.
     """
 
     def __init__(self, net: SlimmableNet, choices: Sequence[Choice]):
@@ -68,20 +68,20 @@ class SubnetSwitcher:
     def _made(self, choices: Sequence[Choice]) -> _Table:
         for choice in choices:
             if not (0 < choice.cost < float("inf") and 0 <= choice.top1_val <= 100):
-                raise SlimnbError("S56", f"cost {choice.cost}, accuracy {choice.top1_val} %",
+                raise SearchError(f"cost {choice.cost}, accuracy {choice.top1_val} %",
                                   "a cost is finite and > 0, an accuracy is 0 to 100",
-                                  "Measure that subnet again.", "")
+                                  "Measure that subnet again.")
             self.net.slot_of(choice.subnet)
         if not choices:
-            raise SlimnbError("S56", "0 subnets", "a switcher has at least one to switch to",
-                              "Give the best subnet of each pool.", "")
+            raise SearchError("0 subnets", "a switcher has at least one to switch to",
+                              "Give the best subnet of each pool.")
         front = pareto_front(np.array([c.cost for c in choices]), np.array([c.top1_val for c in choices]))
         kept = [choices[i] for i in front]
         selections = tuple(self.net.select(choice.subnet, statistics="slot") for choice in kept)
         return _Table(tuple(choice.cost for choice in kept), tuple(kept), selections)
 
     def pick(self, budget: float) -> Choice:
-        """The most accurate choice that costs at most `budget`; raises S56 if even the cheapest costs more."""
+        """The most accurate choice that costs at most `budget`; raises SearchError if even the cheapest costs more."""
         table = self._table
         return table.choices[table.find(budget)]
 

@@ -8,7 +8,7 @@ import numpy as np
 import torch.nn.functional as F
 from torch import Tensor
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError
 from slimnb.nets.base import SlimmableNet
 from slimnb.rng import rng_at
 from slimnb.subnet import Subnet
@@ -40,8 +40,8 @@ class Switches(Stateless):
 
     def __init__(self, named: dict[str, Subnet], dropout: float = 0.0):
         if not named:
-            raise SlimnbError("P06", "no subnets", "at least one is trained",
-                              "Give e.g. {'1.0x': net.largest}.", "")
+            raise ParameterError("no subnets", "at least one is trained",
+                                 "Give e.g. {'1.0x': net.largest}.")
         order = sorted(named.items(), key=lambda item: sum(item[1].widths), reverse=True)
         self.passes = [Pass(subnet, name=name, dropout=0 if i else dropout)
                        for i, (name, subnet) in enumerate(order)]
@@ -131,9 +131,9 @@ class InplaceDistillation:
             smoothed = F.cross_entropy(logits, y, reduction="none", label_smoothing=self.smoothing)
             return smoothed, ce.detach()
         if self.teacher is None:
-            raise SlimnbError("P08", f"pass {made.name or made.target!r} before any teacher",
-                              "the largest subnet's pass comes first",
-                              "Plan a pass with target='labels' first.", "")
+            raise ParameterError(f"pass {made.name or made.target!r} before any teacher",
+                                 "the largest subnet's pass comes first",
+                                 "Plan a pass with target='labels' first.")
         kd = F.cross_entropy(logits / self.temperature, self.teacher, reduction="none") * self.temperature**2
         return kd if self.alpha == 1 else self.alpha * kd + (1 - self.alpha) * ce, ce.detach()
 
@@ -150,8 +150,8 @@ def plan(recipe, net: SlimmableNet, steps: int) -> tuple[Sampler, Objective]:
                 InplaceDistillation(recipe.temperature, smoothing=recipe.smoothing))
     if recipe.method == "uniform":
         return Uniform(net.largest, draw, recipe.seed), Labels(recipe.smoothing)
-    raise SlimnbError("P10", f"method = {recipe.method!r}", "it is switches, sandwich or uniform",
-                      "Set method='sandwich'.")
+    raise ParameterError(f"method = {recipe.method!r}", "it is switches, sandwich or uniform",
+                         "Set method='sandwich'.")
 
 
 def found(recipe, net: SlimmableNet, sampler: Sampler) -> dict:

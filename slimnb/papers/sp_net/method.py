@@ -11,7 +11,7 @@ from dataclasses import replace
 import torch
 
 from slimnb.cost.macs import count_macs
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError
 from slimnb.nets.base import SlimmableNet
 from slimnb.papers.slimmable.method import InplaceDistillation, Switches
 from slimnb.subnet import Subnet
@@ -28,17 +28,17 @@ class Sparsity:
 
     def __init__(self, strength: float):
         if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 <= strength < math.inf:
-            raise SlimnbError("P10", f"strength = {strength!r}"[:60], "it is a finite number >= 0",
-                              "Set e.g. 1e-4.")
+            raise ParameterError(f"strength = {strength!r}"[:60], "it is a finite number >= 0",
+                                 "Set e.g. 1e-4.")
         self.strength = strength
 
     @torch.no_grad()
     def __call__(self, net: SlimmableNet) -> None:
-        """Add it to the gradients that the passes of a step have left; errors: P08 without batch norm."""
+        """Add it to the gradients that the passes of a step have left; errors: ParameterError without batch norm."""
         norms = net.norms()
         if not norms:
-            raise SlimnbError("P08", f"a sparsity penalty with bn={net.bn!r}", "its gammas are those of batch norms",
-                              "Use another bn, or no penalty.")
+            raise ParameterError(f"a sparsity penalty with bn={net.bn!r}", "its gammas are those of batch norms",
+                                 "Use another bn, or no penalty.")
         for norm in norms:
             norm.weight.grad.add_(norm.weight.sign(), alpha=self.strength)
 
@@ -82,7 +82,7 @@ def plan(recipe, net: SlimmableNet, steps: int) -> tuple[Sampler, Objective]:
         pupils = {name: subnet for name, subnet in named.items() if subnet != net.largest}
         return (EmbeddedSwitches(net.largest, pupils),
                 InplaceDistillation(recipe.temperature, recipe.alpha, recipe.smoothing))
-    raise SlimnbError("P10", f"method = {recipe.method!r}", "it is switches or embedded", "Set method='switches'.")
+    raise ParameterError(f"method = {recipe.method!r}", "it is switches or embedded", "Set method='switches'.")
 
 
 def found(recipe, net: SlimmableNet, sampler: Sampler) -> dict:

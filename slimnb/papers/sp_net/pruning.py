@@ -16,7 +16,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from slimnb.cost.table import macs_function
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError
 from slimnb.nets.base import SlimmableNet
 from slimnb.nets.sorting import embed_
 from slimnb.nn.norm import PRIVATE
@@ -87,8 +87,9 @@ def prune(base: SlimmableNet, target: float, *, score: Score = gammas, within: S
     depends on which channels of its paths coincide: that is counted in `into`, the supernet that the counts are for,
     whose channels its own scores order (None: in the base). `within` is an earlier stage's subnet of the base.
 
-    Warns when no channel of a unit stands out, as in an untrained base. Errors: S38 if the floors alone cost more than
-    the target, S39 for scores of a wrong shape, S10 if the counts are wider than `into`.
+    Warns when no channel of a unit stands out, as in an untrained base. Errors: ParameterError if the floors alone cost
+    more than the target, ParameterError for scores of a wrong shape, ParameterError if the counts are wider than
+    `into`.
     """
     scores = _scores(base, score, within)
     _warn_untrained(scores)
@@ -101,9 +102,9 @@ def prune(base: SlimmableNet, target: float, *, score: Score = gammas, within: S
         # MACs fall with the threshold, in steps: the first that fits is the closest.
         index = bisect_left(pool, True, key=lambda threshold: macs(counts(threshold)) <= target)
         if index == len(pool):
-            raise SlimnbError("S38", f"target = {target:,} MACs",
-                              f"the floors of this base reach no less than {macs(counts(np.inf)):,}",
-                              "Raise the target, or prune a smaller base.", "")
+            raise ParameterError(f"target = {target:,} MACs",
+                                 f"the floors of this base reach no less than {macs(counts(np.inf)):,}",
+                                 "Raise the target, or prune a smaller base.")
         found, keep = counts(pool[index]), float((pool > pool[index]).mean())
     host.check(Subnet(found))
     return Pruned(found, macs(found), target, keep)
@@ -113,9 +114,9 @@ def _scores(net: SlimmableNet, score: Score, within: Subnet | None = None) -> Sc
     """Scores as (layers, channels) float64; minus infinity for channels that an earlier stage has pruned."""
     scores = [np.array(np.atleast_2d(unit), dtype=np.float64) for unit in score(net)]
     if [unit.shape[1] for unit in scores] != list(net.largest.widths) or not all(np.isfinite(s).all() for s in scores):
-        raise SlimnbError("S39", f"scores of shapes {[unit.shape for unit in scores]}"[:90],
-                          "there is one finite number per channel of every channel unit",
-                          "Return a (channels,) or (layers, channels) array per unit.", "")
+        raise ParameterError(f"scores of shapes {[unit.shape for unit in scores]}"[:90],
+                             "there is one finite number per channel of every channel unit",
+                             "Return a (channels,) or (layers, channels) array per unit.")
     if within is not None:
         net.check(within)
         for unit, width in zip(scores, within.widths, strict=True):

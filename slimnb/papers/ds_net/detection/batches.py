@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from slimnb.data.augment import Normalise, draw_flips, resized_crop
-from slimnb.errors import SlimnbError
+from slimnb.errors import DataError
 from slimnb.papers.ds_net.detection.scenes import SceneSplit
 from slimnb.rng import keyed_choice, keyed_order, keyed_uniform
 
@@ -31,7 +31,7 @@ class SceneBatches:
 
     `batch(step)` is a pure function of (seed, step). Scenes are shuffled and a short last batch dropped; each is
     mirrored with probability one half. With `crop`, first comes SSD's random crop (Liu et al. 2016, section 2.2),
-    of the scene as it is stored. Difficult objects are left out. Raises D06 (no batch in an epoch).
+    of the scene as it is stored. Difficult objects are left out. Raises DataError (no batch in an epoch).
     """
 
     def __init__(self, split: SceneSplit, batch_size: int, *, mean: Sequence[float], std: Sequence[float],
@@ -41,8 +41,8 @@ class SceneBatches:
         self.device = split.images.device if device is None else torch.device(device)
         self.steps_per_epoch = len(split) // batch_size if batch_size > 0 else 0
         if not self.steps_per_epoch:
-            raise SlimnbError("D06", f"{len(split)} scenes with batch_size = {batch_size}",
-                              "gives 0 batches per epoch", f"Set batch_size to 1 to {len(split)}.")
+            raise DataError(f"{len(split)} scenes with batch_size = {batch_size}",
+                            "gives 0 batches per epoch", f"Set batch_size to 1 to {len(split)}.")
         self._normalise = Normalise(mean, std, dtype, self.device)
 
     def __len__(self) -> int:

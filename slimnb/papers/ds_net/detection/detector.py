@@ -17,7 +17,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD, SSDHead
 from torchvision.ops import box_iou
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError
 from slimnb.nets.base import Masks, SlimmableNet
 from slimnb.nets.gated import GatedNet, routed_selection
 from slimnb.nn.blocks import ConvNormAct, resize
@@ -46,7 +46,8 @@ class Detector(SlimmableNet):
     makes one map of `pyramid` channels per level. It has group norms: at its end maps have few pixels. `scales` are
     the sides of default boxes per level and one more, as shares of the image, `ratios` their aspect ratios.
 
-    The blocks keep the backbone's weights; what is new starts from `seed`. Raises S80 (taps), S81 (pyramid).
+    The blocks keep the backbone's weights; what is new starts from `seed`. Raises ParameterError (taps), ParameterError
+    (pyramid).
     """
 
     def __init__(self, backbone: SlimmableNet, num_classes: int, side: int = 300, *, taps: Sequence[int] = TAPS,
@@ -99,19 +100,22 @@ class Detector(SlimmableNet):
                 p.copy_(torch.randn(p.shape, generator=rng) * math.sqrt(2 / p[0].numel()))
 
     def load_backbone_(self, tensors: dict[str, Tensor]) -> None:
-        """Copy the blocks of a classification net at least as wide, by name. Raises C11 for another architecture."""
+        """Copy the blocks of a classification net at least as wide, by name.
+
+        Raises StoreError for another architecture.
+        """
         blocks = nn.Module()
         blocks.features = self.features
         load_first_channels_(blocks, tensors)
 
     def uniform(self, mult: float, resolution: int | None = None) -> Subnet:
-        """Not known here: S82. Ask the backbone, whose subnets are the detector's."""
-        raise SlimnbError("S82", f"width multiplier {mult!r}"[:60], "a detector's subnets are its backbone's",
-                          "Ask the backbone for it.", "")
+        """Not known here: ParameterError. Ask the backbone, whose subnets are the detector's."""
+        raise ParameterError(f"width multiplier {mult!r}"[:60], "a detector's subnets are its backbone's",
+                             "Ask the backbone for it.")
 
     def extract(self, subnet: Subnet) -> nn.Sequential:
-        """Not made: S82. `bind` gives a module with a plain forward."""
-        raise SlimnbError("S82", "extract of a detector", "it is run in place", "Use bind(subnet).", "")
+        """Not made: ParameterError. `bind` gives a module with a plain forward."""
+        raise ParameterError("extract of a detector", "it is run in place", "Use bind(subnet).")
 
     def select(self, route: Subnet | Masks | Gated, momentum: float | None = None,
                statistics: str = "auto") -> Selection:
@@ -190,14 +194,14 @@ def _check(backbone: SlimmableNet, taps: Sequence[int], channels: int, pyramid: 
            ratios: Sequence[Sequence[float]]) -> None:
     last = len(backbone.features) - 1
     if not taps or list(taps) != sorted(set(taps)) or not 0 <= taps[0] <= taps[-1] <= last:
-        raise SlimnbError("S80", f"taps = {tuple(taps)}"[:60], f"they ascend, and this backbone has blocks 0 to {last}",
-                          "Set e.g. taps=(5, 11, 13) for MobileNetV1.", "")
+        raise ParameterError(f"taps = {tuple(taps)}"[:60], f"they ascend, and this backbone has blocks 0 to {last}",
+                             "Set e.g. taps=(5, 11, 13) for MobileNetV1.")
     if not pyramid or any(wide < 8 or wide % 8 for wide in (channels, *pyramid)):
-        raise SlimnbError("S81", f"channels = {channels}, pyramid = {tuple(pyramid)}"[:90],
-                          "widths of neck and pyramid are multiples of 8", "Set e.g. 256 and (512, 256).", "")
+        raise ParameterError(f"channels = {channels}, pyramid = {tuple(pyramid)}"[:90],
+                             "widths of neck and pyramid are multiples of 8", "Set e.g. 256 and (512, 256).")
     if not len(scales) - 1 == len(ratios) == len(pyramid):
-        raise SlimnbError("S81", f"{len(pyramid)} levels, {len(scales)} scales, {len(ratios)} rows of ratios",
-                          "each level has one of both, and one scale follows the last", "Give as many.", "")
+        raise ParameterError(f"{len(pyramid)} levels, {len(scales)} scales, {len(ratios)} rows of ratios",
+                             "each level has one of both, and one scale follows the last", "Give as many.")
 
 
 def detector_macs(net: Detector, subnet: Subnet) -> int:

@@ -12,7 +12,7 @@ from pycocotools.cocoeval import COCOeval
 from torch import Tensor
 
 from slimnb.data.augment import Normalise
-from slimnb.errors import SlimnbError
+from slimnb.errors import DataError, ParameterError
 from slimnb.papers.ds_net.detection.batches import plain_images
 from slimnb.papers.ds_net.detection.detector import Detector
 from slimnb.papers.ds_net.detection.scenes import Scenes, SceneSplit
@@ -27,13 +27,13 @@ def average_precision(found: Sequence[Mapping[str, Tensor]], split: SceneSplit, 
 
     Keys: map (COCO's: mean over classes and over overlaps of .5 to .95), map_50 (overlap .5), map_voc (overlap .5,
     read at VOC 2007's eleven recalls), ap_50 (overlap .5, of each class; None without an object of it). What matches a
-    difficult object counts neither way. Raises D06 without objects, P06 for another number of scenes.
+    difficult object counts neither way. Raises DataError without objects, ParameterError for another number of scenes.
     """
     if len(found) != len(split):
-        raise SlimnbError("P06", f"detections of {len(found)} scenes", f"there are {len(split)}",
-                          "Give one entry per scene.", "")
+        raise ParameterError(f"detections of {len(found)} scenes", f"there are {len(split)}",
+                             "Give one entry per scene.")
     if not ((split.labels >= 0) & ~split.difficult).any():
-        raise SlimnbError("D06", "0 objects to find", "precision needs one", "Pass scenes with objects.", "")
+        raise DataError("0 objects to find", "precision needs one", "Pass scenes with objects.")
     with redirect_stdout(io.StringIO()):
         objects, detections = (_coco(rows, len(split), classes) for rows in (_objects(split), _detections(found)))
         evaluation = COCOeval(objects, detections, "bbox")
@@ -85,7 +85,7 @@ def _detections(found: Sequence[Mapping[str, Tensor]]) -> list[dict]:
 def evaluate_detector(net: Detector, routes: Sequence[Subnet], scenes: Scenes, batch_size: int = BATCH) -> list[dict]:
     """`average_precision` on the test scenes for each of `routes`, and how many scenes (n) they are.
 
-    Raises N10 or N11 before any work if a subnet has no statistics or stale ones. The net's mode stays as it was.
+    Raises NumericsError before any work if a subnet has no statistics or stale ones. The net's mode stays as it was.
     """
     for route in routes:
         if isinstance(route, Subnet):

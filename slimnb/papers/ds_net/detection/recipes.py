@@ -10,7 +10,7 @@ import os
 import time
 from dataclasses import dataclass, replace
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import ParameterError
 from slimnb.nn.norm import CALIBRATED
 from slimnb.papers.ds_net.detection import detector
 from slimnb.papers.ds_net.detection.batches import SceneBatches
@@ -117,11 +117,12 @@ def run_detection(recipe: DetectionRecipe, scenes: Scenes, store: RunStore | Non
     """The result of `recipe` on `scenes`: loaded if it is finished, resumed if interrupted, else trained.
 
     Rows, one per subnet: name, macs (of the whole detector, convention A), what `average_precision` gives, and n. With
-    SLIMNB_NO_TRAINING set in the environment an unfinished run is error B08. Raises P04 for scenes of another side.
+    SLIMNB_NO_TRAINING set in the environment an unfinished run is error StoreError. Raises ParameterError for scenes of
+    another side.
     """
     if scenes.side != recipe.side:
-        raise SlimnbError("P04", f"scenes of {scenes.side} pixels", f"the recipe is for {recipe.side}",
-                          "Load them at that size.")
+        raise ParameterError(f"scenes of {scenes.side} pixels", f"the recipe is for {recipe.side}",
+                             "Load them at that size.")
     store = store or RunStore()
     code = code_fingerprint(["slimnb.train.loop.train", make_optimizer, Schedule, Switches, DetectionLoss, Detector,
                              SceneBatches, net_name(recipe)])
@@ -130,7 +131,10 @@ def run_detection(recipe: DetectionRecipe, scenes: Scenes, store: RunStore | Non
 
 
 def build_detector(recipe: DetectionRecipe, num_classes: int, store: RunStore | None = None) -> tuple[Detector, dict]:
-    """The detector as its training finds it, and its subnets by name. Raises B08 without the weights of `start`."""
+    """The detector as its training finds it, and its subnets by name.
+
+    Raises StoreError without the weights of `start`.
+    """
     backbone = build(recipe, num_classes)
     net = Detector(backbone, num_classes, recipe.side, taps=recipe.taps, channels=recipe.channels,
                    pyramid=recipe.pyramid, scales=recipe.scales, ratios=recipe.ratios, seed=recipe.seed,

@@ -14,7 +14,7 @@ from torch import Tensor
 from slimnb.data import synthetic
 from slimnb.data.datasets import _moments
 from slimnb.data.synthetic import CLASS_NAMES, COLOUR_CUE, CONTRAST, NOISE
-from slimnb.errors import SlimnbError
+from slimnb.errors import DataError, ParameterError
 from slimnb.rng import keyed_bits
 
 UNIT = synthetic.SIZE / 2
@@ -93,7 +93,10 @@ class Scenes:
 
 
 def assemble(name: str, class_names: tuple[str, ...], train: SceneSplit, test: SceneSplit) -> Scenes:
-    """A checked set with its fingerprint, on the CPU. Raises D04 (labels), D06 (no scenes), D08 (boxes)."""
+    """A checked set with its fingerprint, on the CPU.
+
+    Raises DataError (labels), DataError (no scenes), DataError (boxes).
+    """
     content = hashlib.sha256(json.dumps(class_names).encode())
     for part, split in (("train", train), ("test", test)):
         check(split, len(class_names), f"{name} {part}")
@@ -104,21 +107,21 @@ def assemble(name: str, class_names: tuple[str, ...], train: SceneSplit, test: S
 
 
 def check(split: SceneSplit, classes: int, where: str) -> None:
-    """Raise D04 unless labels are -1 to classes - 1, D08 unless boxes have an area and lie inside, D06 if empty."""
+    """Raise DataError if empty, unless labels are -1 to classes - 1, and unless boxes have an area and lie inside."""
     if not len(split):
-        raise SlimnbError("D06", f"0 scenes in {where}", "a set has at least one", "Check its lists.")
+        raise DataError(f"0 scenes in {where}", "a set has at least one", "Check its lists.")
     wrong = ((split.labels < -1) | (split.labels >= classes)).nonzero().tolist()
     if wrong:
         row, column = wrong[0]
-        raise SlimnbError("D04", f"label {split.labels[row, column]} in scene {row} of {where}",
-                          f"labels are 0 to {classes - 1}, and -1 for none", "Mend the labels.")
+        raise DataError(f"label {split.labels[row, column]} in scene {row} of {where}",
+                        f"labels are 0 to {classes - 1}, and -1 for none", "Mend the labels.")
     low, high = split.boxes[..., :2], split.boxes[..., 2:]
     good = ((low >= 0) & (high <= split.side) & (low < high)).all(2) | (split.labels < 0)
     if not good.all():
         row, column = (~good).nonzero()[0].tolist()
         seen = ", ".join(f"{value:g}" for value in split.boxes[row, column].tolist())
-        raise SlimnbError("D08", f"box ({seen}) in scene {row} of {where}",
-                          f"left < right and top < bottom, all within 0 to {split.side}", "Mend the box.")
+        raise DataError(f"box ({seen}) in scene {row} of {where}",
+                        f"left < right and top < bottom, all within 0 to {split.side}", "Mend the box.")
 
 
 # -- generated scenes ------------------------------------------------------------------------------------
@@ -127,12 +130,12 @@ def check(split: SceneSplit, classes: int, where: str) -> None:
 def generated(train: int = 600, test: int = 200, side: int = 64, seed: int = 0, hardest: float = 0.5) -> Scenes:
     """A generated set of textured shapes in ten classes; `hardest` is the difficulty that no scene exceeds.
 
-    800 scenes of 64 pixels take a second. Raises P04.
+    800 scenes of 64 pixels take a second. Raises ParameterError.
     """
     if min(train, test) < 1 or side < 32 or side % 2 or not 0 <= hardest <= 1:
-        raise SlimnbError("P04", f"train = {train}, test = {test}, side = {side}, hardest = {hardest}",
-                          "at least one scene each, of an even side from 32 on, difficulty in [0, 1]",
-                          "Set e.g. 600, 200, 64 and 0.5.")
+        raise ParameterError(f"train = {train}, test = {test}, side = {side}, hardest = {hardest}",
+                             "at least one scene each, of an even side from 32 on, difficulty in [0, 1]",
+                             "Set e.g. 600, 200, 64 and 0.5.")
     parts = {"train": train, "test": test}
     splits = (_all(count, seed, part, side, hardest) for part, count in parts.items())
     return assemble("generated scenes", CLASS_NAMES, *splits)

@@ -13,7 +13,7 @@ from torch import Tensor
 from torchvision.datasets import VOCDetection
 
 from slimnb.data.sources import shown
-from slimnb.errors import SlimnbError
+from slimnb.errors import DataError, ParameterError
 from slimnb.papers.ds_net.detection.scenes import Scenes, SceneSplit, assemble
 
 CLASS_NAMES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
@@ -26,11 +26,11 @@ def load_voc(root: str | os.PathLike | None = None, side: int = 300, download: b
     """VOC in images of `side` x `side` pixels, each squeezed as SSD does it, which leaves overlaps as they are.
 
     `root` (else $SLIMNB_DATA, else "data") holds VOCdevkit/VOC2007 and VOCdevkit/VOC2012; `download` fetches what is
-    missing (3 GB). 6 GB of memory at 300 pixels. Raises D01 (no such folder or list), D03 (unreadable image or
-    annotation), D04 (an unknown class), D08 (a box outside its image), P04.
+    missing (3 GB). 6 GB of memory at 300 pixels. Raises DataError (no such folder or list), DataError (unreadable image
+    or annotation), DataError (an unknown class), DataError (a box outside its image), ParameterError.
     """
     if side < 32:
-        raise SlimnbError("P04", f"side = {side}", "scenes have 32 pixels a side or more", "Set side=300.")
+        raise ParameterError(f"side = {side}", "scenes have 32 pixels a side or more", "Set side=300.")
     root = Path(root if root is not None else os.environ.get("SLIMNB_DATA", "data"))
     train, test = (_split([_opened(root, *part, download) for part in parts], side) for parts in (TRAIN, TEST))
     return assemble(f"VOC, {side} pixels", CLASS_NAMES, train, test)
@@ -43,8 +43,8 @@ def _opened(root: Path, year: str, part: str, download: bool) -> VOCDetection:
         return VOCDetection(root, year, part, download=download)
     except (RuntimeError, OSError) as error:
         reason = " ".join(str(error).split())[:60] if download else "it is not there"
-        raise SlimnbError("D01", f"VOC{year} {part} in {shown(root)}/VOCdevkit", reason,
-                          "Unpack it there, or pass download=True.") from error
+        raise DataError(f"VOC{year} {part} in {shown(root)}/VOCdevkit", reason,
+                        "Unpack it there, or pass download=True.") from error
 
 
 def _split(sets: list[VOCDetection], side: int) -> SceneSplit:
@@ -63,8 +63,8 @@ def _split(sets: list[VOCDetection], side: int) -> SceneSplit:
                         each.get("difficult") == "1") for each in found]
         except Exception as error:  # readers of images and XML raise many kinds, and each means the same here
             reason = " ".join(str(error).split())[:60]
-            raise SlimnbError("D03", name, f"not a readable image with its annotation ({reason})",
-                              "Fetch the set again.") from error
+            raise DataError(name, f"not a readable image with its annotation ({reason})",
+                            "Fetch the set again.") from error
         return [(_label(kind, name), _scaled(box, image.size, side, name), hard) for kind, box, hard in objects]
 
     with ThreadPoolExecutor() as pool:
@@ -74,7 +74,7 @@ def _split(sets: list[VOCDetection], side: int) -> SceneSplit:
 
 def _label(kind: str, name: str) -> int:
     if kind not in CLASS_NAMES:
-        raise SlimnbError("D04", f"class {kind[:40]!r} in {name}", "VOC has twenty others", "Mend its annotation.")
+        raise DataError(f"class {kind[:40]!r} in {name}", "VOC has twenty others", "Mend its annotation.")
     return CLASS_NAMES.index(kind)
 
 
@@ -82,8 +82,8 @@ def _scaled(box: list[float], size: tuple[int, int], side: int, name: str) -> li
     """A box of pixels numbered from 1, both ends included, as edges in a scene of `side` pixels."""
     (width, height), (left, top, right, bottom) = size, box
     if not (0 <= left <= right <= width and 0 <= top <= bottom <= height and max(right - left, bottom - top) > 0):
-        raise SlimnbError("D08", f"box ({left:g}, {top:g}, {right:g}, {bottom:g}) in {name}",
-                          f"its image has {width} x {height} pixels", "Mend its annotation.")
+        raise DataError(f"box ({left:g}, {top:g}, {right:g}, {bottom:g}) in {name}",
+                        f"its image has {width} x {height} pixels", "Mend its annotation.")
     edges = (max(left - 1, 0) / width, max(top - 1, 0) / height, right / width, bottom / height)
     return [edge * side for edge in edges]
 
