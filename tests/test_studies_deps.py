@@ -5,9 +5,9 @@ from types import SimpleNamespace
 
 import pytest
 
-from slimnb.errors import ParameterError
 from slimnb.cost.macs import count_macs
 from slimnb.data.datasets import load_data
+from slimnb.errors import ParameterError
 from slimnb.papers.deps import recipes as deps
 from slimnb.papers.deps.method import DelayedShrinking, Draws, FixedTeacher, found, plan
 from slimnb.papers.slimmable.method import InplaceDistillation, Switches
