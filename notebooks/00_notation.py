@@ -56,7 +56,7 @@ from slimnb.papers.slimmable.recipes import arms
 from slimnb.rng import rng_at
 from slimnb.runs.store import RunStore
 from slimnb.subnet import Subnet, scaled
-from slimnb.train.experiment import code_of
+from slimnb.train.experiment import Context, code_of
 
 chapter = Chapter.begin("00_notation", globals(), samples=Int(1_000, 1_000_000))
 
@@ -393,7 +393,7 @@ for a in ([72.0, 72.5, 71.8, 72.6, 71.9], [71.9, 69.8, 72.8, 70.9, 71.8],
 # %%
 store = RunStore(chapter.root / "data/runs", chapter.root / "data/results")
 for number in (chapter.seed, chapter.seed, chapter.seed + 1):
-    recipe = arms(chapter.scale, number, here)[-1]
+    recipe = arms(Context(chapter.scale, number, here))[-1]
     run = store.open(recipe.to_json(), code_of(recipe), here.fingerprint)
     print(f"seed {number}: {run.id}")
 

@@ -61,7 +61,7 @@ from slimnb.papers.sp_net.method import EmbeddedSwitches, Sparsity
 from slimnb.papers.sp_net.pruning import gammas, importance_order, prune
 from slimnb.runs.store import RunStore, results_frame
 from slimnb.train.calibrate import calibrate_bn
-from slimnb.train.experiment import build, study
+from slimnb.train.experiment import study
 
 chapter = Chapter.begin("02_sp_net", globals(), toy_share=Float(0, 1), latency_rounds=Int(1, 1000))
 
@@ -309,7 +309,7 @@ for bad in (lambda: prune(toy, 1000), lambda: prune(wide, count_macs(wide, wide.
 # bases can train at the same time on different machines. Pruning then needs their weights in one store.
 
 # %%
-full = build(base.recipe, images.num_classes)
+full = base.recipe.build(images.num_classes)
 macs = {mult: count_macs(full, full.uniform(mult)) for mult in (0.5, 0.75, 1.0)}
 schemes = {"One-shot": {0.75: "base 1×", 0.5: "base 1×"}, "Iterative": {0.75: "base 1×", 0.5: "0.75×"},
            "SP-Net": {0.75: "base 1×", 0.5: "base 0.75×"}}

@@ -56,13 +56,13 @@ from slimnb.cost.latency_model import fit_latency, time_random
 from slimnb.data.datasets import load_or_absent
 from slimnb.papers.platforms import figures as platforms_figures
 from slimnb.papers.platforms import market, recipes, search_figures, tables
-from slimnb.papers.platforms.method import PlatformSandwich, WidthSearch, plan, platform_subnets
+from slimnb.papers.platforms.method import PlatformSandwich, WidthSearch, platform_subnets
 from slimnb.papers.slimmable import figures as slimmable_figures
 from slimnb.rng import rng_at
 from slimnb.runs.store import RunStore, code_fingerprint, results_frame
 from slimnb.search import trellis as search
 from slimnb.search.trellis import Trellis, best_under, exact_under, marginals, viterbi
-from slimnb.train.experiment import build, once, study
+from slimnb.train.experiment import once, study
 
 chapter = Chapter.begin("03_platforms", globals(), realisations=Int(1000), random_subnets=Int(1),
                         latency_subnets=Int(120), latency_rounds=Int())
@@ -400,8 +400,8 @@ cold = marginals(unary, trellis, 0.9 * gamma, 1e-9)
 path = viterbi(unary, trellis, 0.9 * gamma)[0]
 assert np.allclose(cold.max(1), 1) and (cold.argmax(1) == path).all()
 recipe = next(r.recipe for r in results if r.recipe.arm == "RS-AOWS search")
-net = build(recipe, images.num_classes)
-sampler, _ = plan(recipe, net, 100)  # knows the schedule of a run of 100 steps
+net = recipe.build(images.num_classes)
+sampler, _ = recipe.sampler_and_objective(net, 100)  # knows the schedule of a run of 100 steps
 stages = []
 for step in range(101):
     temperature = sampler.temperature(step)
@@ -437,7 +437,7 @@ def row_of(scores):
 confused = {"planted": ["", *row_of(planted / trellis.units)]}
 for arm in dict.fromkeys(arm for arm, _ in searched):
     result = searched[arm, chapter.seed]
-    sums = recipes.search_sums(plan(result.recipe, net, 1755)[0], planted, 1755, chapter.seed)
+    sums = recipes.search_sums(result.recipe.sampler_and_objective(net, 1755)[0], planted, 1755, chapter.seed)
     confused[arm] = [row_of(recipes.unary_of(result))[0], *row_of(sums)]
 pd.DataFrame(confused, index=["range in a unit", "on exact sums", "planted score of its subnets"]).T
 

@@ -501,7 +501,7 @@ with torch.device("meta"):
 for kind, share in shares.items():
     print(f"{kind}: a subnet's statistics are {share:.2%} of the parameters, with gamma and beta {2 * share:.2%}")
 steps = [tables.macs_per_step(r) for r in of_f]
-own = switcher.storage(experiment.build(pss.recipe, images.num_classes),
+own = switcher.storage(pss.recipe.build(images.num_classes),
                        [Subnet.from_json(row["subnet"]) for row in pss.rows])
 measured = {"method": "PSS-Net", "training": np.mean(steps), "measured": True,
             "storage": 1 + subnets * own["share"] / len(pss.rows)}

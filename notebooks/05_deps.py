@@ -66,7 +66,7 @@ from slimnb.papers.slimmable.method import any_width
 from slimnb.rng import rng_at
 from slimnb.runs.store import RunStore
 from slimnb.search import evolution, pareto
-from slimnb.train.experiment import build, study
+from slimnb.train.experiment import study
 from slimnb.train.optim import Schedule
 
 chapter = Chapter.begin("05_deps", globals(), evaluations=Int(4), target_share=Float(0, 1),
@@ -99,7 +99,7 @@ chapter.claim(arithmetic, [passes[arm] for arm in printed.index], printed)
 
 # %%
 with torch.device("meta"):
-    at_224, at_32 = build(deps.IMAGENET[0].full, 1000), build(deps.CIFAR[0].full, 100)
+    at_224, at_32 = deps.IMAGENET[0].full.build(1000), deps.CIFAR[0].full.build(100)
 macs = ElasticTable.macs(at_224)
 drawn = sample_structures(at_224.search_space, rng_at(chapter.seed, "costs", 0), 20_000)
 least, most = evolution.reach(macs)
@@ -168,8 +168,8 @@ source(method.DelayedShrinking.epsilon, method.DelayedShrinking.plan)
 # %%
 recipe = replace(deps.LAPTOP["smoke"][0].full, method="shrinking", warm_up=0.5, ramp="linear",
                  ramp_epochs=0.25)
-net = build(recipe, 10).train()
-sampler, objective = method.plan(recipe, net, 80)
+net = recipe.build(10).train()
+sampler, objective = recipe.sampler_and_objective(net, 80)
 generator = torch.Generator().manual_seed(chapter.seed)
 x, y = torch.randn(16, 3, 32, 32, generator=generator), torch.arange(16) % 10
 for step in (10, 40, 45, 70):  # warm-up, start, ramp, after
@@ -243,7 +243,7 @@ exact = pd.DataFrame([[count_macs(net, net.elastic(*shown)) / 1e6 for shown in d
                       for net in (at_224, at_32)], index=["224 pixels", "32 pixels"],
                      columns=[f"D{d}E{e}" for d, e in deps.SHOWN]).round(1)
 with torch.device("meta"):
-    elastic_kernels = build(replace(deps.IMAGENET[0].full, kernels=(3, 5, 7)), 1000).search_space
+    elastic_kernels = replace(deps.IMAGENET[0].full, kernels=(3, 5, 7)).build(1000).search_space
 print(f"{at_224.search_space.size:.3g} subnets with 7 x 7 kernels, {elastic_kernels.size:.3g} with 3, 5, 7")
 plotted = Claim("deps-plotted-macs", chapter.name, "Figure 5's points are six uniform subnets",
                 "DepS, Figure 5", "macs", "exact", ("traced", "plotted"), 0.06, seeds=1, unit="M MACs")
@@ -540,7 +540,7 @@ print(f"{about['device']}, {about['threads']} threads, batch {about['batch']}")
 # target.
 
 # %%
-tables = {"MACs": ElasticTable.macs(build(trained[chapter.seed].recipe, images.num_classes)), "ms": timed}
+tables = {"MACs": ElasticTable.macs(trained[chapter.seed].recipe.build(images.num_classes)), "ms": timed}
 found = {(unit, s): deploy.deploy(r, images, store, table, target_share, evaluations, device=chapter.device)
          for unit, table in tables.items() for s, r in trained.items()}
 winners = pd.DataFrame([{"unit": unit, "seed": s, "target": each["target"], **row}

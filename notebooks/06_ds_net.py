@@ -62,7 +62,7 @@ from slimnb.papers.ds_net.nets import DSMobileNet, DSResNet50
 from slimnb.papers.slimmable import figures as slimmable_figures
 from slimnb.papers.slimmable.latency import latencies
 from slimnb.runs.store import RunStore
-from slimnb.train.experiment import build, study
+from slimnb.train.experiment import study
 
 chapter = Chapter.begin("06_ds_net", globals(), schemes=Int(2), largest_batch=Int(), throughput_rounds=Int(),
                         latency_rounds=Int(1, 1000))
@@ -202,7 +202,7 @@ source(DynamicNet.route)
 
 # %%
 recipe = ds_net.supernets(ds_net.LAPTOP["smoke"][0], 0)[0]
-net = build(recipe, 10)
+net = recipe.build(10)
 torch.nn.init.normal_(net.gates[0].slim_weight, generator=torch.Generator().manual_seed(chapter.seed))
 x = 2 * torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * torch.rand(32, 1, 1, 1)
 method.calibrate_bn(net, net.paths, [x])
@@ -225,7 +225,7 @@ for name, other in (("masked", masked), ("one by one", alone)):
 
 # %%
 with torch.device("meta"):
-    full = [build(family.supernet, 1000) for family in ds_net.IMAGENET]
+    full = [family.supernet.build(1000) for family in ds_net.IMAGENET]
     nets = dict(zip(("DS-MBNet, released", "DS-ResNet-50", "DS-EffNet-B0"), full, strict=True))
     nets["DS-MBNet, printed"] = DSMobileNet(variant="printed")
 for name, each in nets.items():
@@ -265,7 +265,7 @@ static_ones[["variant", "macs_m", "top1"]].rename(columns={"variant": "path", "t
 wrong = [lambda: DSMobileNet(10, 32, grid=((48, 16, 6), (96, 32, 1))), lambda: net.path(9), lambda: Gated(lowest=0),
          lambda: net(x, Gated(lowest=5)), lambda: DSResNet50(10, 32, bn="shared_affine"),
          lambda: DSResNet50(10, 32, layout=((16, 1),)), lambda: Gated(temperature=0.0),
-         lambda: build(recipe, 10).eval()(x, Gated()), lambda: method.Ema(net, decay=1.0),
+         lambda: recipe.build(10).eval()(x, Gated()), lambda: method.Ema(net, decay=1.0),
          lambda: method.SandwichGateSparsification(net, strategy="try harder")]
 for attempt in wrong:
     try:

@@ -162,7 +162,7 @@ def train(command: Train) -> None:
     from slimnb.runs.store import RunStore
     from slimnb.train import distributed, experiment
 
-    stages = experiment.stages_of(chapter.name)
+    stages = experiment.paper_of(chapter.name).STAGES
     group = distributed.start(torch_kind(chapter.device))
     root = chapter.root / "data"
     images = load_data(chapter.data_name, chapter.data_root, chapter.device, cache=root / "cache")
@@ -173,7 +173,7 @@ def train(command: Train) -> None:
         for found in results:
             rows = (f"{row['name'] if 'name' in row else format(row['mult'], 'g') + 'x'} {row['top1']:.1f} %"
                     for row in found.rows)
-            print(f"{experiment.label(found.recipe)}: {', '.join(rows)}", flush=True)
+            print(f"{found.recipe.label}: {', '.join(rows)}", flush=True)
         if command.commit:
             recipes = [found.recipe for found in results]
             for path in experiment.commit(recipes, images, store, root / "results" / recipes[0].paper):
@@ -219,10 +219,11 @@ def runs(command: Runs) -> None:
     root = find_root() / "data"
     store = RunStore(root / "runs", root / "results")
     if command.commit:
-        from slimnb.train.experiment import PAPERS, commit_all
+        from slimnb import plugins
+        from slimnb.train.experiment import commit_all
 
-        if command.commit not in PAPERS:
-            known = ", ".join(PAPERS)
+        if command.commit not in plugins.names("papers"):
+            known = ", ".join(plugins.names("papers"))
             raise ParameterError(f"commit = {command.commit[:40]!r}", f"it is one of {known}", "Name one.")
         for path in commit_all(command.commit, command.scale, store, root / "results" / command.commit):
             print(path.relative_to(root.parent))

@@ -23,12 +23,12 @@ import torch
 
 from slimnb.data.datasets import ImageData, load_data
 from slimnb.papers.ds_net.detection.recipes import recipes as detection_recipes
-from slimnb.papers.ds_net.detection.recipes import run_detection
 from slimnb.papers.ds_net.detection.scenes import generated
 from slimnb.papers.ds_net.recipes import transfer_stages
 from slimnb.runs.results import run_ids
 from slimnb.runs.store import RunStore
-from slimnb.train.experiment import Result, Stage, run, stages_of, study, training_dtype
+from slimnb.train.experiment import Context, Result, Stage, paper_of, run, study
+from slimnb.train.recipe import training_dtype
 
 GOLDEN = Path(__file__).with_name("golden.json")
 CHAPTERS = ("01_slimmable_networks", "02_sp_net", "03_platforms", "04_pss_net", "05_deps", "06_ds_net")
@@ -100,7 +100,7 @@ def shrunk(chapter: str, stages: Sequence[Stage], dtype: str) -> list[Stage]:
     return [wrap(stage) for stage in stages]
 
 
-# -- what a module of `slimnb.studies` finds in place of its own -----------------------------------------
+# -- what a paper's recipes finds in place of its own -----------------------------------------
 
 
 @contextmanager
@@ -159,7 +159,7 @@ def images(seed: int = 0) -> ImageData:
 
 def chapter_results(chapter: str, dtype: str, store: RunStore) -> list[Result]:
     """The runs of a chapter; of chapter 06 also those that move to other data."""
-    stages = stages_of(chapter)
+    stages = paper_of(chapter).STAGES
     with as_traced(chapter, stages):
         results = study(shrunk(chapter, stages, dtype), "smoke", [0], images(), store, quiet=True)
         if chapter == "06_ds_net":
@@ -175,7 +175,7 @@ def detected(dtype: str, store: RunStore) -> list[Result]:
     recipes = [replace(recipe, epochs=1, batch_size=4, calibration_images=16, lr=0.001, dtype=dtype)
                for recipe in detection_recipes("smoke")]
     scenes = generated(train=40, test=10, side=recipes[0].side, hardest=0.3)
-    return [run_detection(recipe, scenes, store, quiet=True) for recipe in recipes]
+    return [run(recipe, scenes, store, quiet=True) for recipe in recipes]
 
 
 def other_nets(dtype: str, store: RunStore) -> list[Result]:
@@ -192,8 +192,8 @@ def other_nets(dtype: str, store: RunStore) -> list[Result]:
 
 def only(chapter: str, arm: str, dtype: str):
     """The first recipe that an arm has in its chapter's first stage, tiny."""
-    stage = shrunk(chapter, stages_of(chapter), dtype)[0]
-    return next(recipe for recipe in stage("smoke", 0, images(), [], None) if recipe.arm == arm)
+    stage = shrunk(chapter, paper_of(chapter).STAGES, dtype)[0]
+    return next(recipe for recipe in stage(Context("smoke", 0, images(), [])) if recipe.arm == arm)
 
 
 def name_of(recipe) -> str:
@@ -251,10 +251,10 @@ def recipe_ids(chapter: str) -> dict[str, list[list[str]]]:
 
 def ids_of(chapter: str, scale: str, data) -> list[list[str]]:
     """Those of one chapter and scale."""
-    stages, results, found = stages_of(chapter), [], []
+    stages, results, found = paper_of(chapter).STAGES, [], []
     with replaced(stages, latency_arms=lambda *given: []) if chapter == "04_pss_net" else ExitStack():
         for stage in stages:
-            recipes = stage(scale, 0, data, results, None)
+            recipes = stage(Context(scale, 0, data, results))
             found += map(id_of, recipes)
             if chapter in CHAINED:
                 results += [Result(recipe, [], [], 0.0, f"{recipe.net} {recipe.arm}") for recipe in recipes]

@@ -20,7 +20,9 @@ from slimnb.papers.ds_net.nets import DSMobileNet
 from slimnb.papers.slimmable.method import Switches
 from slimnb.runs.store import RunStore
 from slimnb.subnet import Subnet
+from slimnb.train import experiment
 from slimnb.train.calibrate import calibrate_bn
+from slimnb.train.experiment import run
 from slimnb.train.protocols import Pass
 from slimnb.train.state import load_net, net_state
 
@@ -78,9 +80,8 @@ def test_a_gated_backbone_routes_its_detector():
     backbone = gated()
     calibrate_bn(net, backbone.paths, [noise(8, seed=5)])
     net.eval()
-    x, route = noise(4), Gated()
-    routed = net(x, route)
-    (decision,) = route.seen
+    x = noise(4)
+    routed, (decision,) = net(x, Gated())
     for row, k in enumerate(decision.weights.argmax(1).tolist()):
         assert torch.allclose(routed[row], net(x[row : row + 1], backbone.path(k))[0], atol=1e-5)
 
@@ -284,7 +285,7 @@ def tiny() -> recipes.DetectionRecipe:
 def test_an_interrupted_run_ends_in_the_same_bits(data, tmp_path, monkeypatch):
     straight, broken = (RunStore(tmp_path / name, tmp_path / "none") for name in "ab")
     recipe = tiny()
-    whole = recipes.run_detection(recipe, data, straight, quiet=True)
+    whole = run(recipe, data, straight, quiet=True)
     assert [row["name"] for row in whole.rows] == ["S", "L"] and whole.rows[0]["macs"] < whole.rows[1]["macs"]
     assert all(0 <= row["map"] <= row["map_50"] <= 100 and row["n"] == 8 for row in whole.rows)
 
@@ -297,11 +298,11 @@ def test_an_interrupted_run_ends_in_the_same_bits(data, tmp_path, monkeypatch):
         return plain(self, step)
 
     monkeypatch.setattr(SceneBatches, "batch", interrupted)
-    trained = recipes.train
-    monkeypatch.setattr(recipes, "train", lambda *given, **named: trained(*given, **named, save_seconds=0))
+    trained = experiment.train
+    monkeypatch.setattr(experiment, "train", lambda *given, **named: trained(*given, **named, save_seconds=0))
     with pytest.raises(KeyboardInterrupt):
-        recipes.run_detection(recipe, data, broken, quiet=True)
-    again = recipes.run_detection(recipe, data, broken, quiet=True)
+        run(recipe, data, broken, quiet=True)
+    again = run(recipe, data, broken, quiet=True)
     assert made == [0, 1, 2, 2, 3] and again.rows == whole.rows and again.history == whole.history
     for stored in (straight, broken):
         (record,) = stored.records()
@@ -310,22 +311,23 @@ def test_an_interrupted_run_ends_in_the_same_bits(data, tmp_path, monkeypatch):
                     for store in (straight, broken))
     assert ours == theirs and ours
     monkeypatch.setattr(SceneBatches, "batch", None)  # a finished run is not trained
-    assert recipes.run_detection(recipe, data, broken, quiet=True).rows == whole.rows
+    assert run(recipe, data, broken, quiet=True).rows == whole.rows
 
 
 def test_runs_that_cannot_be_are_refused_in_one_line(data, tmp_path, monkeypatch):
     store = RunStore(tmp_path, tmp_path)
-    refused("ParameterError", recipes.run_detection, replace(tiny(), side=96), data, store)
-    refused("StoreError", recipes.run_detection, replace(tiny(), start="nobody"), data, store, quiet=True)
+    refused("ParameterError", run, replace(tiny(), side=96), data, store)
+    refused("StoreError", run, replace(tiny(), start="nobody"), data, store, quiet=True)
     monkeypatch.setenv("SLIMNB_NO_TRAINING", "1")
-    refused("StoreError", recipes.run_detection, tiny(), data, store)
+    refused("StoreError", run, tiny(), data, store)
     refused("ParameterError", recipes.recipes, "huge")
 
 
 @pytest.mark.parametrize("scale", ["smoke", "small", "full"])
 def test_the_recipes_can_be_built(scale):
     for recipe in recipes.recipes(scale, seed=2):
-        net, named = recipes.build_detector(recipe, 20)
+        net = recipe.build(20)
+        named = recipe.named(net)
         assert net.input_size == recipe.side and recipe.seed == 2
         macs = [detector_macs(net, subnet) for subnet in named.values()]
         assert macs == sorted(macs) and Switches(named).subnets()[-1] in named.values()

@@ -32,15 +32,12 @@ from slimnb.papers.ds_net.method import (
     Routed,
     SandwichGateSparsification,
     any_path,
-    load,
+    freeze_all_but_heads_,
+    measure_routes,
     packed_bits,
-    plan,
-    prepare,
-    probe,
     routed_macs,
     unpacked_bits,
 )
-from slimnb.papers.ds_net.method import results as results_of
 from slimnb.papers.ds_net.nets import DSMobileNet, DSResNet50
 from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich, Switches
 from slimnb.rng import rng_at
@@ -301,15 +298,13 @@ def test_a_routed_step_is_one_pass_whose_noise_is_keyed_by_seed_and_step():
     (made,) = sampler.plan(9)
     assert made.route == Gated(3, 0.7, 5, 9) and (made.target, made.weight, made.dropout) == ("labels", 1, 0)
     assert sampler.plan(10)[0].route != made.route and sampler.plan(9)[0].route == made.route
-    assert sampler.plan(9)[0].route is not made.route, "what a route has seen is its own"
     assert sampler.subnets() == [] and sampler.state_dict() == {} and Routed().plan(0)[0].route == Gated(None, 1.0)
     net, x = ready(DSMobileNet)
     net.train().requires_grad_(False)
 
     def chosen(step):
-        route = Routed(temperature=5.0, seed=1).plan(step)[0].route
-        net(x, route)
-        return route.seen[0].weights.argmax(1).tolist()
+        _, (decision,) = net(x, Routed(temperature=5.0, seed=1).plan(step)[0].route)
+        return decision.weights.argmax(1).tolist()
 
     assert chosen(4) == chosen(4) != chosen(5)
 
@@ -380,14 +375,15 @@ def test_the_loss_of_every_image_by_hand(kind, options, head, lowest):
     y, slim, _ = labelled(net, x, 0)
     made, top = Pass(Gated(lowest, 1.0, seed=2, step=1)), (lowest or 4) - 1
     with torch.no_grad():
-        logits = net(x, made.route)
+        output = net(x, made.route)
+    logits, decisions = output
     heads = sum((4 if head == "one-hot" else 1) * gate.hidden for gate in net.gates)
     gates, terms = len(net.gates), []
     most = macs_of(gates, (3,) * gates) + heads
     for i in range(len(x)):
-        path = tuple(int(seen.weights[i].argmax()) for seen in made.route.seen)
+        path = tuple(int(seen.weights[i].argmax()) for seen in decisions)
         asked, sgs = 0 if slim[i] else top, []
-        for seen in made.route.seen:
+        for seen in decisions:
             if head == "scalar":
                 above = 1 / (1 + (-seen.scores[i, 0]).exp())
                 sgs.append(-(above if asked else 1 - above).log())
@@ -402,7 +398,7 @@ def test_the_loss_of_every_image_by_hand(kind, options, head, lowest):
     for weights in (objective.weights, (0.0, 0.5, 0.0), (0.3, 0.0, 2.0)):
         objective.weights = weights
         objective.begin(net, x, [made])
-        loss, ce = objective(made, logits, y)
+        loss, ce = objective(made, output, y)
         torch.testing.assert_close(loss.float(), terms @ torch.tensor(weights), rtol=1e-4, atol=1e-5)
         torch.testing.assert_close(ce, terms[:, 0], rtol=1e-5, atol=1e-5)
 
@@ -411,9 +407,9 @@ def test_complexity_is_of_each_image_not_of_the_batch():
     net, x = ready(DSMobileNet)
     objective = SandwichGateSparsification(net, (0.0, 1.0, 0.0))
     route = Gated()
-    logits = net(x, route)
-    loss, _ = objective(Pass(route), logits, torch.zeros(32, dtype=torch.long))
-    chosen = route.seen[0].weights.argmax(1)
+    output = net(x, route)
+    loss, _ = objective(Pass(route), output, torch.zeros(32, dtype=torch.long))
+    chosen = output.decisions[0].weights.argmax(1)
     macs = path_macs(net)[chosen.numpy()] / path_macs(net).max()
     assert len(chosen.unique()) > 1 and loss.detach().numpy() == pytest.approx(macs**2, rel=1e-5)
     assert float(loss.detach().mean()) > macs.mean() ** 2 + 1e-3
@@ -425,7 +421,7 @@ def test_complexity_is_of_each_image_not_of_the_batch():
                                                              (DSMobileNet, {"shared": False}), (DSResNet50, {})))])
 def test_only_slimming_heads_move_in_stage_two(kind, options, weights):
     net, x = ready(kind, **options)
-    prepare(SimpleNamespace(method="gates"), net)
+    freeze_all_but_heads_(net)
     net.train()
     optimizer = make_optimizer(net, weight_decay=0.1, decay="all")
     held = {id(p) for group in optimizer.param_groups for p in group["params"]}
@@ -462,11 +458,11 @@ MB, RES = study.LAPTOP["smoke"]
 
 
 def test_a_recipe_makes_what_it_describes():
-    net = experiment.build(MB.supernet, 10)
+    net = MB.supernet.build(10)
     base = replace(MB.supernet, seed=3, temperature=4.0, dropout=0.2, n_random=3)
     kinds = {"in-place": InplaceDistillation, "bootstrapping": EnsembleBootstrapping}
     for method, ensemble in (("in-place", False), ("bootstrapping", False), ("bootstrapping", True)):
-        sampler, objective = plan(replace(base, method=method, ensemble=ensemble), net, 10)
+        sampler, objective = replace(base, method=method, ensemble=ensemble).sampler_and_objective(net, 10)
         largest, smallest, *others = sampler.plan(2)
         assert type(objective) is kinds[method] and objective.temperature == 4 and sampler.seed == 3
         assert len(others) == 3
@@ -475,32 +471,37 @@ def test_a_recipe_makes_what_it_describes():
         assert (largest.target, smallest.target) == ("labels", "ensemble" if ensemble else "teacher")
         assert {made.target for made in others} == {"teacher"}
     assert objective.ema.decay == MB.supernet.ema
-    sampler, objective = plan(replace(base, method="plain"), net, 10)
+    sampler, objective = replace(base, method="plain").sampler_and_objective(net, 10)
     assert type(sampler) is Switches and type(objective) is Labels
     assert [(made.route, made.dropout) for made in sampler.plan(0)] == [(net.widest, 0.2)]
     gates = replace(MB.gates, lowest=2, seed=4, losses=(0, 0, 1), strategy=GIVE_UP)
-    sampler, objective = plan(gates, net, 10)
+    sampler, objective = gates.sampler_and_objective(net, 10)
     assert sampler.plan(6)[0].route == Gated(2, 1.0, 4, 6)
     assert (objective.weights, objective.strategy, objective.top) == ((0, 0, 1), GIVE_UP, 1)
     with pytest.raises(SlimnbError, match="ParameterError"):
-        plan(replace(base, method="sandwich"), net, 10)
+        replace(base, method="sandwich").sampler_and_objective(net, 10)
 
 
 def test_looks_are_spread_over_the_training():
-    net = experiment.build(MB.supernet, 10)
-    made = probe(replace(MB.supernet, looks=4, epochs=3), net, 20, None, None)
+    net = MB.supernet.build(10)
+    made = replace(MB.supernet, looks=4, epochs=3).probe(net, 20, None, None)
     assert {step for step in range(60) if made.at(step)} == {0, 15, 30, 45}
     assert made.subnets == {"slimmest": net.slimmest}
-    assert probe(MB.gates, net, 20, None, None) is None
+    assert MB.gates.probe(net, 20, None, None) is None
 
 
 def shaken(recipe, classes: int = 10, seed: int = 1):
     """Tensors of a net of `recipe` as a training would leave them: all of them other than at the start."""
-    net, rng = experiment.build(recipe, classes), torch.Generator().manual_seed(seed)
+    net, rng = recipe.build(classes), torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for value in (*net.parameters(), *(b for norm in net.norms() for b in norm.buffers())):
             value.add_(0.1 * torch.rand(value.shape, generator=rng))
     return tensors_of(net)
+
+
+def stored(weights):
+    """A stand-in for a run store that holds the weights of some runs."""
+    return SimpleNamespace(weights_of=lambda run_id: dict(weights[run_id]))
 
 
 @pytest.mark.parametrize("options", [{}, {"head": "scalar"}, {"shared": False}], ids=str)
@@ -508,18 +509,18 @@ def shaken(recipe, classes: int = 10, seed: int = 1):
 def test_stage_two_takes_everything_but_slimming_heads(family, options):
     recipe = replace(family.gates, seed=2, start="super", **options)
     runs = {"super": shaken(family.supernet), "gates": shaken(recipe, seed=5)}
-    fresh, net = tensors_of(experiment.build(recipe, 10)), experiment.build(recipe, 10)
-    load(recipe, net, lambda run_id: dict(runs[run_id]))
+    fresh, net = tensors_of(recipe.build(10)), recipe.build(10)
+    recipe.load(net, stored(runs))
     loaded = tensors_of(net)
     heads = {name for name in loaded if ".slim_" in name}
     assert same_bits(loaded, {name: (fresh if name in heads else runs["super"])[name] for name in loaded})
-    x, old = pictures(2).float(), experiment.build(family.supernet, 10)
+    x, old = pictures(2).float(), family.supernet.build(10)
     old.load_state_dict({**runs["super"], "_extra_state": old.get_extra_state()})
     old.mark_calibrated(list(old.slots))
     for path in recipe.named(net).values():
         assert torch.equal(net.eval()(x, path), old.eval()(x, path))
-    again = experiment.build(recipe, 10)
-    load(replace(recipe, gate="gates"), again, lambda run_id: dict(runs[run_id]))
+    again = recipe.build(10)
+    replace(recipe, gate="gates").load(again, stored(runs))
     assert all(torch.equal(value, runs["gates" if name in heads else "super"][name])
                for name, value in tensors_of(again).items())
 
@@ -528,17 +529,16 @@ def test_stage_two_takes_everything_but_slimming_heads(family, options):
 def test_a_supernet_moves_to_other_classes(family):
     recipe = replace(family.supernet, seed=2, start="super")
     given = shaken(family.supernet)
-    net = experiment.build(recipe, 7)
+    net = recipe.build(7)
     fresh = tensors_of(net)
-    load(recipe, net, lambda run_id: dict(given))
+    recipe.load(net, stored({"super": given}))
     for name, p in net.named_parameters():
         assert torch.equal(p, (fresh if name.startswith("classifier.") else given)[name]), name
     assert all(torch.equal(value, fresh[name]) for name, value in tensors_of(net).items() if "running" in name)
 
 
-def test_prepare_leaves_a_supernet_s_training_alone():
-    net = build(DSMobileNet)
-    prepare(MB.supernet, net)
+def test_a_supernet_trains_whole():
+    net = MB.supernet.begin(10, None)
     assert all(p.requires_grad for p in net.parameters())
 
 
@@ -589,7 +589,7 @@ def test_a_study_trains_supernets_and_then_their_gates_and_is_loaded_again(resul
 
 def test_rows_of_a_supernet_are_its_paths(results, data):
     for result in results[:2]:
-        net = experiment.build(result.recipe, 10)
+        net = result.recipe.build(10)
         names = ["0", "1", "2", "3"] if len(net.gates) == 1 else [f"{k}-{k}-{k}" for k in range(4)]
         assert [row["name"] for row in result.rows] == names
         for k, row in enumerate(result.rows):
@@ -632,20 +632,20 @@ def test_images_are_routed_within_the_open_choices(data, lowest):
     net = ready(DSMobileNet)[0].float()
     ((x, y),) = plain_batches(data, data.test, 32, "cpu")
     centre(net, x, 0, net.gates[0])
-    (row,), stored = results_of(SimpleNamespace(method="gates", lowest=lowest), net, data, images=9, device="cpu")
+    (row,), stored = measure_routes(net, lowest, data, "cpu")
     chosen = [int(digit, 36) for digit in stored["choices"][0]]
     assert (max(chosen) < 2) == (lowest == 2) and len(set(chosen)) > 1
     assert row["macs"] == pytest.approx(np.mean(path_macs(net)[chosen]))
     with torch.no_grad():
-        route = Gated(lowest)
-        right = (net(x, route).argmax(1) == y).numpy()
-    assert route.seen[0].weights.argmax(1).tolist() == chosen
+        logits, (decision,) = net(x, Gated(lowest))
+        right = (logits.argmax(1) == y).numpy()
+    assert decision.weights.argmax(1).tolist() == chosen
     assert unpacked_bits(stored["correct"]["routed"], 40).tolist() == right.tolist()
 
 
 def test_gates_change_nothing_but_slimming_heads_in_a_study(results, store):
     for result in results[2:]:
-        before, after = (experiment.weights_of(store, run_id) for run_id in (result.recipe.start, result.run_id))
+        before, after = (store.weights_of(run_id) for run_id in (result.recipe.start, result.run_id))
         same = {name for name in after if name in before and same_bits({"": before[name]}, {"": after[name]})}
         assert after.keys() - same == {name for name in after if ".slim_" in name}
 
@@ -661,7 +661,7 @@ def test_a_supernet_and_its_gates_move_to_other_data(results, store):
     assert supernet.recipe.start == old.recipe.start and supernet.run_id != old.recipe.start
     assert without.recipe.start == transferred.recipe.start == supernet.run_id
     assert (without.recipe.gate, transferred.recipe.gate) == (None, old.run_id)
-    begun = tensors_of(experiment.begin(transferred.recipe, 10, store))
-    heads, body = (experiment.weights_of(store, run_id) for run_id in (old.run_id, supernet.run_id))
+    begun = tensors_of(transferred.recipe.begin(10, store))
+    heads, body = (store.weights_of(run_id) for run_id in (old.run_id, supernet.run_id))
     assert same_bits(begun, {name: (heads if ".slim_" in name else body)[name] for name in begun})
     assert all(len(r.rows) == 1 and len(r.found["choices"]) == 3 for r in moved[1:])

@@ -25,11 +25,11 @@ each_kind = pytest.mark.parametrize("kind", KINDS)
     ({}, {"head": "scalar"}), ({}, {"shared": False}), ({"packed": False}, {"shared": False})], ids=str)
 def test_grouped_equals_masked_and_per_sample(kind, ways, options):
     net, x = ready(kind, **options)
-    dynamic, route = DynamicNet(net, **ways), Gated()
+    dynamic = DynamicNet(net, **ways)
     with torch.no_grad():
-        masked = net(x, route)
+        masked, decisions = net(x, Gated())
     logits, chosen = dynamic.route(x)
-    assert torch.equal(chosen, torch.stack([seen.weights.argmax(1) for seen in route.seen], 1))
+    assert torch.equal(chosen, torch.stack([each.weights.argmax(1) for each in decisions], 1))
     torch.testing.assert_close(logits.float(), masked, atol=1e-5, rtol=1e-5)
     for i in (0, 7, 21):
         with torch.no_grad():
@@ -133,7 +133,7 @@ def test_an_overhead_that_is_none_is_refused(overhead):
 def test_the_open_choices_are_those_of_the_masks(kind, overhead):
     net, x = ready(kind)
     with torch.no_grad():
-        masked = net(x, Gated(2))
+        masked = net(x, Gated(2)).logits
     logits, chosen = DynamicNet(net, lowest=2, overhead=overhead).route(x)
     assert chosen.max() < 2
     torch.testing.assert_close(logits.float(), masked, atol=1e-5, rtol=1e-5)

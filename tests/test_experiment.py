@@ -6,6 +6,7 @@ from pathlib import Path
 import pytest
 import torch
 
+from slimnb import plugins
 from slimnb.cost.macs import count_macs
 from slimnb.data.datasets import Augmentation, load_data
 from slimnb.errors import SlimnbError
@@ -13,11 +14,15 @@ from slimnb.papers.pss_net import recipes as pss_net
 from slimnb.papers.slimmable import probes, recipes
 from slimnb.papers.slimmable import recipes as slimmable_networks
 from slimnb.papers.sp_net import recipes as sp_net
-from slimnb.papers.sp_net.pruning import embed_counts_, gammas
+from slimnb.papers.sp_net.pruning import gammas
+from slimnb.runs.definitions import reached
 from slimnb.runs.store import RunStore
 from slimnb.subnet import Subnet
 from slimnb.train import experiment
+from slimnb.train import recipe as recipe_module
 from slimnb.train.calibrate import evaluate
+from slimnb.train.experiment import Context
+from slimnb.train.measure import measure
 from slimnb.train.optim import Schedule
 from slimnb.train.recipe import SCALES
 from slimnb.train.state import net_state
@@ -133,7 +138,7 @@ def test_a_result_of_older_code_says_so(us_net, data, store, tmp_path, monkeypat
     assert found.stale_code and "earlier version of the code" in capsys.readouterr().out
 
 
-@pytest.mark.parametrize("wrong", [{"net": "alexnet"}, {"paper": "deep"}, {"method": "wish"}, {"bn": "batch"}])
+@pytest.mark.parametrize("wrong", [{"net": "alexnet"}, {"method": "wish"}, {"bn": "batch"}])
 def test_unknown_names_are_refused(data, store, wrong):
     with pytest.raises(SlimnbError, match="ParameterError"):
         experiment.run(replace(TINY, **wrong), data, store)
@@ -141,7 +146,7 @@ def test_unknown_names_are_refused(data, store, wrong):
 
 @pytest.mark.parametrize("scale", SCALES)
 def test_arms_differ_only_in_what_they_are_about(scale, data):
-    arms = slimmable_networks.arms(scale, 3, data)
+    arms = slimmable_networks.arms(Context(scale, 3, data))
     assert [r.arm for r in arms] == ["Individual"] * 4 + ["One BN", "S-Net", "US-Net"]
     same = {(r.seed, r.epochs, r.batch_size, r.lr, r.weight_decay, r.augment, r.layout, r.scale) for r in arms}
     assert len(same) == 1
@@ -150,17 +155,17 @@ def test_arms_differ_only_in_what_they_are_about(scale, data):
 
 def test_unknown_scale_is_refused(data):
     with pytest.raises(SlimnbError, match="ParameterError"):
-        slimmable_networks.arms("huge", 0, data)
+        slimmable_networks.arms(Context("huge", 0, data))
 
 
 def test_a_study_runs_its_stages_in_order_and_only_the_arms_asked_for(data, store):
     seen = []
 
-    def second(scale, seed, images, results, store):
-        seen.append([(found.recipe.arm, found.run_id) for found in results])
-        return [replace(TINY, arm="After", seed=seed) for found in results]
+    def second(context):
+        seen.append([(each.recipe.arm, each.run_id) for each in context.results])
+        return [replace(TINY, arm="After", seed=context.seed) for _ in context.results]
 
-    stages = (lambda *args: [replace(TINY, seed=args[1]), replace(US_NET, seed=args[1])], second)
+    stages = (lambda context: [replace(each, seed=context.seed) for each in (TINY, US_NET)], second)
     both = experiment.study(stages, "smoke", [0, 1], data, store, quiet=True)
     assert [r.recipe.arm for r in both] == ["S-Net", "US-Net", "After", "After"] * 2
     assert [r.recipe.seed for r in both] == [0] * 4 + [1] * 4
@@ -176,7 +181,7 @@ def test_a_study_runs_its_stages_in_order_and_only_the_arms_asked_for(data, stor
 def test_named_subnets_are_trained_and_evaluated_by_name(data, store):
     """Subnets that are not nested: the supernet is as wide as the widest of them, unit by unit."""
     recipe = replace(TINY, arm="Named", mults=(), subnets=(("thin", (8, 24, 8)), ("deep", (16, 8, 32))))
-    net = experiment.build(recipe, data.num_classes)
+    net = recipe.build(data.num_classes)
     assert net.largest.widths == (16, 24, 32)
     found = experiment.run(recipe, data, store, quiet=True)
     assert [row["name"] for row in found.rows] == ["thin", "deep"]
@@ -188,17 +193,17 @@ def test_a_field_that_is_none_names_no_run():
 
 
 def test_a_recipe_says_how_its_images_are_augmented(data):
-    plain = experiment.batches(replace(TINY, augment="crop_flip"), data, "cpu")
+    plain = replace(TINY, augment="crop_flip").batches(data, "cpu")
     assert plain.augment == Augmentation("crop_flip")
     full = replace(TINY, augment="resized_crop", reflect=True, auto_augment=True, jitter=(0.4, 0.4, 0.4, 0.1),
                    lighting=0.1, erasing=0.2, smoothing=0.1)
-    assert experiment.batches(full, data, "cpu").augment == Augmentation(
+    assert full.batches(data, "cpu").augment == Augmentation(
         "resized_crop", reflect=True, auto_augment=True, jitter=(0.4, 0.4, 0.4, 0.1), lighting=0.1, erasing=0.2)
     for method in ("switches", "sandwich", "uniform"):
         made = replace(full, method=method, train_mults=(0.5, 1.0))
-        _, objective = experiment.method_of(made).plan(made, experiment.build(made, 10), 1)
+        _, objective = made.sampler_and_objective(made.build(10), 1)
         assert objective.smoothing == 0.1
-        _, objective = experiment.method_of(made).plan(replace(made, smoothing=None), experiment.build(made, 10), 1)
+        _, objective = replace(made, smoothing=None).sampler_and_objective(made.build(10), 1)
         assert not objective.smoothing
 
 
@@ -209,15 +214,15 @@ def test_schedules_count_in_epochs():
     assert [round(stairs(step), 6) for step in (9, 10, 20)] == [1, 0.2, 0.04]
 
 
-@pytest.mark.parametrize("name", ["slimmable_networks", *experiment.PAPERS[1:]])
+@pytest.mark.parametrize("name", ["slimmable_networks", *plugins.names("papers")[1:]])
 def test_every_study_belongs_to_a_chapter(name):
     (chapter,) = Path("notebooks").glob(f"[0-9][0-9]_{name}.py")
-    assert experiment.stages_of(chapter.stem)
+    assert experiment.paper_of(chapter.stem).STAGES
 
 
 def test_a_chapter_that_trains_nothing_says_so():
     with pytest.raises(SlimnbError, match="ParameterError"):
-        experiment.stages_of("00_notation")
+        experiment.paper_of("00_notation")
 
 
 def test_a_measurement_is_taken_once(store):
@@ -270,7 +275,7 @@ def test_every_arm_of_chapter_02_is_trained_and_measured(pruned, data):
 def test_a_tuned_net_starts_from_its_base_whose_outputs_sorting_keeps(pruned, data, store):
     tuned, base = named(pruned, "SP-Net"), named(pruned, "Base", mults=(1.0,))
     assert tuned.recipe.start == base.run_id
-    was, now = experiment.trained(base, 10, store), experiment.begin(tuned.recipe, 10, store).eval()
+    was, now = experiment.trained(base, 10, store), tuned.recipe.begin(10, store).eval()
     x = torch.randn(4, 3, 32, 32, generator=torch.Generator().manual_seed(0))
     torch.testing.assert_close(now(x), was(x), rtol=1e-4, atol=1e-5)
     assert now.padding == "match"
@@ -280,10 +285,10 @@ def test_a_tuned_net_starts_from_its_base_whose_outputs_sorting_keeps(pruned, da
 
 def test_a_net_drawn_anew_has_its_own_weights(pruned, store):
     anew, chain = (named(pruned, *arm) for arm in (("Drawn anew", "resnet"), ("SP-Net", "mobilenet_v1")))
-    begun, fresh = experiment.begin(anew.recipe, 10, store), experiment.build(anew.recipe, 10)
+    begun, fresh = anew.recipe.begin(10, store), anew.recipe.build(10)
     assert begun.padding == "ends" and torch.equal(begun.classifier.weight, fresh.classifier.weight)
     assert chain.recipe.start is None
-    for net in (begun, experiment.begin(chain.recipe, 10, store)):
+    for net in (begun, chain.recipe.begin(10, store)):
         assert all((norm.weight == 0.5).all() for norm in net.norms())
 
 
@@ -291,7 +296,7 @@ def test_a_trained_net_comes_back_with_its_joins(pruned, data, store):
     for arm in ("SP-Net", "Shortcut first", "Drawn anew", "Iterative", "Slimming alone"):
         result = named(pruned, arm)
         net = experiment.trained(result, 10, store)
-        rows = experiment.measure(net, data, list(result.recipe.named(net).values()), images=64)
+        rows = measure(net, data, list(result.recipe.named(net).values()), images=64)
         assert [(row["top1"], row["macs"]) for row in rows] == [(row["top1"], row["macs"]) for row in result.rows]
 
 
@@ -337,12 +342,11 @@ def test_committed_results_serve_chapter_02_without_weights(pruned, data, store,
         experiment.trained(base, 10, elsewhere)
 
 
-def test_pruning_counts_as_code_only_of_what_starts_from_a_base(pruned, monkeypatch):
-    roots = []
-    monkeypatch.setattr(experiment, "code_fingerprint", lambda names: roots.append(names) or "0")
-    for arm in (named(pruned, "Base", mults=(1.0,)), named(pruned, "SP-Net")):
-        experiment.code_of(arm.recipe)
-    assert embed_counts_ not in roots[0] and embed_counts_ in roots[1]
+def test_pruning_counts_as_code_of_its_paper_alone(pruned):
+    plain, joint = (reached(experiment.methods_of(recipe, recipe.TRAINING))
+                    for recipe in (US_NET, named(pruned, "SP-Net").recipe))
+    pruning = "slimnb.papers.sp_net.pruning:embed_counts_"
+    assert pruning not in plain and pruning in joint
 
 
 def test_all_runs_of_a_paper_are_committed_whatever_their_data(us_net, looks, data, store, tmp_path):
@@ -356,6 +360,6 @@ def test_all_runs_of_a_paper_are_committed_whatever_their_data(us_net, looks, da
 @pytest.mark.parametrize(("capability", "made"), [("AVX2", torch.float32), ("AVX512", torch.bfloat16)])
 def test_bfloat16_is_left_to_processors_that_have_it(monkeypatch, capability, made):
     monkeypatch.setattr(torch.backends.cpu, "get_cpu_capability", lambda: capability)
-    assert experiment.training_dtype("bfloat16", "cpu") == made
-    assert experiment.training_dtype("bfloat16", "cuda") == torch.bfloat16
-    assert experiment.training_dtype("float32", "cpu") == torch.float32
+    assert recipe_module.training_dtype("bfloat16", "cpu") == made
+    assert recipe_module.training_dtype("bfloat16", "cuda") == torch.bfloat16
+    assert recipe_module.training_dtype("float32", "cpu") == torch.float32

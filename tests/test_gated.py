@@ -96,12 +96,11 @@ def test_slice_mask_and_plain_net_agree_on_every_path(kind):
 @pytest.mark.parametrize("head", ["one-hot", "scalar"])
 def test_a_routed_batch_is_each_image_on_its_own_path(kind, head):
     net, x = ready(kind, head=head)
-    route = Gated()
     with torch.no_grad():
-        together = net(x, route)
-        chosen = torch.stack([seen.weights.argmax(1) for seen in route.seen], 1)
+        together, decisions = net(x, Gated())
+        chosen = torch.stack([each.weights.argmax(1) for each in decisions], 1)
         alone = torch.cat([net(x[i: i + 1], net.path(*chosen[i].tolist())) for i in range(len(x))])
-    assert len(route.seen) == len(net.gates) and (head == "scalar" or len(chosen.unique(dim=0)) > 2)
+    assert len(decisions) == len(net.gates) and (head == "scalar" or len(chosen.unique(dim=0)) > 2)
     torch.testing.assert_close(together, alone, atol=1e-5, rtol=1e-5)
 
 
@@ -113,8 +112,8 @@ def test_a_route_that_is_sampled_is_the_same_forward_and_differentiable(kind):
         for p in gate.heads():
             p.requires_grad_(True)
     route = Gated(temperature=1.0, seed=1, step=2)
-    logits = net.train()(x, route)  # batch norms use the paths' statistics all the same
-    chosen = torch.stack([seen.weights.argmax(1) for seen in route.seen], 1).tolist()
+    logits, decisions = net.train()(x, route)  # batch norms use the paths' statistics all the same
+    chosen = torch.stack([each.weights.argmax(1) for each in decisions], 1).tolist()
     with torch.no_grad():
         alone = torch.cat([net(x[i: i + 1], net.path(*row), statistics="slot") for i, row in enumerate(chosen)])
     torch.testing.assert_close(logits, alone, atol=1e-5, rtol=1e-5)
@@ -127,9 +126,7 @@ def test_the_gradient_of_a_choice_is_that_of_mixed_masks_and_statistics(kind):
     """Hard forward, soft backward: at temperature 1 the gradient is d loss / d weights times d softmax / d scores."""
     net, x = ready(kind)
     gate = net.gates[-1]
-    route = Gated(temperature=1.0)
-    logits = net(x, route)
-    seen = route.seen[-1]
+    logits, (*_, seen) = net(x, Gated(temperature=1.0))
     towards, = torch.autograd.grad(logits.square().sum(), seen.weights, retain_graph=True)
     by_head, = torch.autograd.grad(logits.square().sum(), gate.slim_weight, retain_graph=True)
     through, = torch.autograd.grad(seen.weights, gate.slim_weight, towards)
@@ -141,11 +138,10 @@ def test_the_gradient_of_a_choice_is_that_of_mixed_masks_and_statistics(kind):
 def test_the_open_choices_are_the_narrowest(kind):
     net, x = ready(kind)
     for lowest in (1, 2):
-        route = Gated(lowest)
         with torch.no_grad():
-            net(x, route)
-        assert max(int(seen.weights.argmax(1).max()) for seen in route.seen) < lowest
-    assert len(route.seen) == len(net.gates), "a second run forgets the first"
+            _, decisions = net(x, Gated(lowest))
+        assert len(decisions) == len(net.gates)
+        assert max(int(each.weights.argmax(1).max()) for each in decisions) < lowest
 
 
 @each_kind
@@ -155,7 +151,7 @@ def test_a_gated_net_is_saved_and_loaded(kind):
     other = build(kind, seed=9)
     load_net(other, {name.removeprefix("net/"): value for name, value in tensors.items()}, rest)
     with torch.no_grad():
-        assert torch.equal(net(x, Gated()), other.eval()(x, Gated()))
+        assert torch.equal(net(x, Gated()).logits, other.eval()(x, Gated()).logits)
 
 
 @pytest.mark.parametrize("kind", BATCH_NORM)
@@ -163,7 +159,7 @@ def test_a_routed_forward_follows_slots_that_were_loaded_in_another_order(kind):
     net, x = ready(kind)
     other, _ = ready(kind)
     with torch.no_grad():
-        expected = net(x, Gated())
+        expected = net(x, Gated()).logits
         other(x, Gated())  # keeps whose statistics its choices take
     again = build(kind)
     again.load_state_dict(dict(net.named_parameters()), strict=False)
@@ -172,7 +168,7 @@ def test_a_routed_forward_follows_slots_that_were_loaded_in_another_order(kind):
     load_net(other, {name.removeprefix("net/"): value for name, value in tensors.items()}, rest)
     assert list(other.slots) != list(net.slots)
     with torch.no_grad():
-        torch.testing.assert_close(other.eval()(x, Gated()), expected, atol=1e-5, rtol=1e-5)
+        torch.testing.assert_close(other.eval()(x, Gated()).logits, expected, atol=1e-5, rtol=1e-5)
 
 
 @pytest.mark.parametrize("kind", BATCH_NORM)
@@ -180,14 +176,14 @@ def test_a_look_in_inference_mode_does_not_keep_the_gate_from_learning(kind):
     net, x = ready(kind)
     with torch.inference_mode():
         net(x, Gated())
-    net(x, Gated(temperature=1.0)).sum().backward()
+    net(x, Gated(temperature=1.0)).logits.sum().backward()
     assert net.gates[0].slim_weight.grad.abs().sum() > 0
 
 
 @each_kind
 def test_a_net_in_bfloat16_routes(kind):
     net, x = ready(kind)
-    assert net.bfloat16()(x.bfloat16(), Gated()).isfinite().all()
+    assert net.bfloat16()(x.bfloat16(), Gated()).logits.isfinite().all()
 
 
 def test_residual_blocks_start_as_their_shortcuts():

@@ -49,8 +49,8 @@ def test_attention_starts_as_the_identity_and_the_gate_at_the_narrowest():
     assert torch.equal(made(x, Selection((24, 0, 0))), x)
     torch.nn.init.zeros_(made.slim_weight)
     route = Gated()
-    run(made, x, route)
-    assert route.seen[0].weights.argmax(1).tolist() == [0] * 4
+    _, s = run(made, x, route)
+    assert s.decisions[0].weights.argmax(1).tolist() == [0] * 4
 
 
 def test_the_slimming_head_is_equation_8_and_its_masks_are_the_widths_chosen():
@@ -66,9 +66,9 @@ def test_the_slimming_head_is_equation_8_and_its_masks_are_the_widths_chosen():
 
 def test_an_unshared_head_has_a_reduction_of_its_own():
     made, x, route = gate(shared=False), noise(9, 24, 4, 4), Gated()
-    run(made, x, route)
+    _, s = run(made, x, route)
     hidden = (x.mean((2, 3)) @ made.slim_reduce_weight.T + made.slim_reduce_bias).relu()
-    torch.testing.assert_close(route.seen[0].scores, hidden @ made.slim_weight.T)
+    torch.testing.assert_close(s.decisions[0].scores, hidden @ made.slim_weight.T)
     own = made.slim_weight, made.slim_reduce_weight, made.slim_reduce_bias
     assert {id(p) for p in made.heads()} == set(map(id, own))
 
@@ -77,20 +77,20 @@ def test_an_unshared_head_has_a_reduction_of_its_own():
 def test_straight_through_is_one_hot_forward_and_gumbel_softmax_backward(lowest):
     made, x = gate(), noise(64, 24, 4, 4)
     route = Gated(lowest, temperature=0.7, seed=3, step=5)
-    run(made, x, route)
-    seen, wide = route.seen[0], lowest or 3
+    _, s = run(made, x, route)
+    seen, wide = s.decisions[0], lowest or 3
     assert seen.scores.shape == (64, wide) and seen.weights.shape == (64, 3)
     assert torch.equal(seen.weights.detach().sort(1).values, torch.tensor([0.0, 0, 1]).double().expand(64, 3))
     assert not seen.weights[:, wide:].any()
     towards = noise(64, 3, seed=7)
     got, = torch.autograd.grad((seen.weights * towards).sum(), made.slim_weight, retain_graph=True)
     again = Gated(lowest, temperature=0.7, seed=3, step=5)
-    run(made, x, again)
+    _, s_again = run(made, x, again)
     # The soft choice by hand: the noise is what turns these scores into those of the hard choice's softmax.
     from slimnb.rng import keyed_uniform
     index = torch.arange(64 * wide).view(64, wide)
     gumbel = -torch.log(-torch.log(keyed_uniform(3, "gumbel 0", 5, index).clamp(min=2.0**-25)))
-    soft = ((again.seen[0].scores + gumbel) / 0.7).softmax(1)
+    soft = ((s_again.decisions[0].scores + gumbel) / 0.7).softmax(1)
     assert torch.equal(soft.argmax(1), seen.weights.argmax(1))
     expected, = torch.autograd.grad((soft * towards[:, :wide]).sum(), made.slim_weight)
     torch.testing.assert_close(got, expected)
@@ -100,9 +100,9 @@ def test_the_choices_of_gumbel_softmax_have_the_softmax_s_frequencies():
     made, x = gate(), noise(1, 24, 4, 4).expand(20_000, -1, -1, -1)
     made.slim_weight.data.mul_(0.1)
     route = Gated(temperature=5.0)
-    run(made, x, route)
-    shares = route.seen[0].weights.mean(0)
-    torch.testing.assert_close(shares, route.seen[0].scores[0].softmax(0), atol=0.012, rtol=0)
+    _, s = run(made, x, route)
+    shares = s.decisions[0].weights.mean(0)
+    torch.testing.assert_close(shares, s.decisions[0].scores[0].softmax(0), atol=0.012, rtol=0)
 
 
 def test_noise_is_a_function_of_seed_and_step_alone():
@@ -111,8 +111,8 @@ def test_noise_is_a_function_of_seed_and_step_alone():
     def chosen(**key):
         torch.manual_seed(torch.initial_seed() + 1)
         route = Gated(temperature=5.0, **key)
-        run(made, x, route)
-        return route.seen[0].weights.argmax(1)
+        _, s = run(made, x, route)
+        return s.decisions[0].weights.argmax(1)
 
     assert torch.equal(chosen(seed=1, step=2), chosen(seed=1, step=2))
     assert not torch.equal(chosen(seed=1, step=2), chosen(seed=1, step=3))
@@ -131,8 +131,8 @@ def test_a_scalar_head_takes_the_nearest_choice_and_has_its_neighbours_gradient(
     scores = torch.logit(torch.tensor([[0.05], [0.3], [0.6], [0.9]]))
     assert made.best(scores, 3).tolist() == [0, 1, 1, 2]
     x, route = noise(30, 24, 4, 4), Gated(temperature=1.0)
-    run(made, x, route)
-    seen = route.seen[0]
+    _, s = run(made, x, route)
+    seen = s.decisions[0]
     place = seen.scores.sigmoid()[:, 0] * 2
     expected, = torch.autograd.grad(place.sum(), made.slim_weight, retain_graph=True)
     got, = torch.autograd.grad((seen.weights @ torch.tensor([0.0, 1, 2]).double()).sum(), made.slim_weight)
@@ -143,7 +143,7 @@ def test_slots_mix_by_the_choice():
     made, x, route = gate(), noise(12, 24, 4, 4), Gated()
     made.slots = F.one_hot(torch.tensor([4, 2, 0]), 5).double()
     _, s = run(made, x, route)
-    assert torch.equal(s.slot.argmax(1), torch.tensor([4, 2, 0])[route.seen[0].weights.argmax(1)])
+    assert torch.equal(s.slot.argmax(1), torch.tensor([4, 2, 0])[s.decisions[0].weights.argmax(1)])
 
 
 @pytest.mark.parametrize(("wrong", "code", "word"), [

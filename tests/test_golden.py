@@ -4,7 +4,7 @@ import pytest
 import torch
 from golden_runs import CHAPTERS, DETECTION, DTYPES, TRACED, load, machine, recipe_ids, traces
 
-from slimnb.train.experiment import training_dtype
+from slimnb.train.recipe import training_dtype
 
 GOLDEN = load()
 EXACT = machine() == GOLDEN["machine"]

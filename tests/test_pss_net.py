@@ -2,6 +2,7 @@
 
 import math
 from dataclasses import replace
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -13,7 +14,7 @@ from slimnb.cost.macs import count_macs
 from slimnb.data.datasets import load_data
 from slimnb.errors import SlimnbError
 from slimnb.papers.pss_net import recipes
-from slimnb.papers.pss_net.method import Drawn, candidates, found, plan, structures_of, targets_of
+from slimnb.papers.pss_net.method import Drawn
 from slimnb.papers.pss_net.pools import Listed
 from slimnb.papers.pss_net.structures import Buckets, Resource, structure_space
 from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich
@@ -23,7 +24,6 @@ from slimnb.runs.checkpoint import unpack
 from slimnb.runs.store import RunStore
 from slimnb.subnet import Subnet
 from slimnb.train import experiment
-from slimnb.train.experiment import build
 from slimnb.train.loop import train_step
 from slimnb.train.optim import make_optimizer
 from slimnb.train.protocols import Outcome
@@ -110,8 +110,8 @@ def test_the_metric_is_the_ce_of_the_pass_itself_and_nobody_waits():
         sampler.observe(0, outcomes)
         sampler.observe(1, outcomes)
     middle = outcomes[1]
-    assert middle.made.target == "teacher" and not torch.equal(middle.loss, middle.ce)
-    assert sampler.pools[middle.made.tag.target].metrics == {middle.made.route: -float(middle.ce.mean())}
+    assert middle.a_pass.target == "teacher" and not torch.equal(middle.loss, middle.ce)
+    assert sampler.pools[middle.a_pass.tag.target].metrics == {middle.a_pass.route: -float(middle.ce.mean())}
 
 
 def test_training_moves_by_labels_and_teacher_and_fills_pools():
@@ -191,8 +191,8 @@ BASE = replace(recipes._SMOKE, arm="x", layout=SMOKE.layout, buckets=(("MACs", 2
 
 def made(**changes):
     recipe = replace(BASE, **changes)
-    net = build(recipe, 10)
-    return recipe, net, plan(recipe, net, 40)[0]
+    net = recipe.build(10)
+    return recipe, net, recipe.sampler_and_objective(net, 40)[0]
 
 
 @pytest.mark.parametrize("source", ["marginals", "chain", "uniform"])
@@ -200,11 +200,11 @@ def test_candidates_are_the_best_of_each_pool(source):
     recipe, net, sampler = made(source=source)
     for step in range(40):
         handed_back(sampler, step)
-    named = candidates(recipe, net, sampler)
+    named = recipe.candidates(net, sampler)
     assert list(named)[:4] == ["max", "min", "0.3 M", "0.4 M"]
     assert named["max"] == [Subnet(net.largest.widths, resolution=32)]
     assert named["min"] == [Subnet(net.uniform(0.75).widths, resolution=20)]
-    stored = found(recipe, net, sampler)["pools"]
+    stored = recipe.found(net, sampler)["pools"]
     assert sum(pool["trained"] for pool in stored) == 40
     for pool in stored:
         rows = [Subnet(tuple(row[:-1]), resolution=row[-1]) for row in pool["structures"]]
@@ -218,34 +218,35 @@ def test_candidates_are_the_best_of_each_pool(source):
 def test_candidates_of_baselines_are_in_their_bucket(changes):
     recipe, net, sampler = made(**changes, top_k=4)
     assert type(sampler) is Sandwich and len(sampler.plan(0)) == 3
-    named = candidates(recipe, net, sampler)
-    assert {"max", "min", "0.3 M", "0.6 M"} <= named.keys() and found(recipe, net, sampler) == {}
+    named = recipe.candidates(net, sampler)
+    assert {"max", "min", "0.3 M", "0.6 M"} <= named.keys() and recipe.found(net, sampler) == {}
     for name, subnets in named.items():
         if name not in ("max", "min"):
             low, high = (1e6 * (float(name[:-2]) + side) for side in (-0.05, 0.05))
             assert 1 <= len(subnets) <= 4 and all(low <= count_macs(net, s, "B") < high for s in subnets)
-    space = structures_of(recipe, net).space
+    space = recipe.structures(net).space
     for step in range(20):
         assert space.contains(sampler.plan(step)[-1].route)
 
 
 def test_an_empty_pool_has_no_candidates():
     recipe, net, sampler = made()
-    assert candidates(recipe, net, sampler).keys() == {"max", "min"}
+    assert recipe.candidates(net, sampler).keys() == {"max", "min"}
 
 
 def test_several_resources_have_pools_of_their_own():
     recipe, net, _ = made()
-    table = Resource.macs(net, structures_of(recipe, net), "A")
+    table = Resource.macs(net, recipe.structures(net), "A")
     stored = replace(table, name="CPU latency", unit="ms").to_json()
-    both = replace(recipe, buckets=(*recipe.buckets, ("CPU latency", 2e5, 6e5, 2e5)))
-    assert [target.name for target in targets_of(both, net, [stored])] == [
+    both = replace(recipe, buckets=(*recipe.buckets, ("CPU latency", 2e5, 6e5, 2e5)), tables=("timed",))
+    store = SimpleNamespace(record_of=lambda run_id: {"timed": {"result": stored}}[run_id])
+    assert [target.name for target in both.targets(net, store)] == [
         "0.3 M", "0.4 M", "0.5 M", "0.6 M", "400000 ms CPU"]
     with pytest.raises(SlimnbError, match="SearchError: resource 'CPU latency'"):
-        targets_of(both, net)
+        replace(both, tables=()).targets(net)
     nothing = replace(recipe, source="uniform", train_mults=(0.75, 1.0), buckets=(("MACs", 3.0e5, 3.02e5, 1e3),))
     with pytest.raises(SlimnbError, match="SearchError"):
-        targets_of(nothing, net)
+        nothing.targets(net)
 
 
 def test_a_method_that_there_is_not():

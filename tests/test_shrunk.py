@@ -13,7 +13,7 @@ from slimnb.papers.deps import deploy, recipes, tables
 from slimnb.runs.store import RunStore
 from slimnb.subnet import Subnet
 from slimnb.train import experiment
-from slimnb.train.experiment import Result, build, study
+from slimnb.train.experiment import Result, study
 
 ROWS = [{"name": name, "macs": macs, "top1": top1, "top1_val": top1 - 1}
         for name, macs, top1 in (("D1E2", 100, 40.0), ("D2E4", 300, 60.0))]
@@ -91,7 +91,7 @@ def shop(tmp_path_factory):
 
 def test_both_searches_stay_below_the_target_and_are_kept(shop, monkeypatch):
     result, data, store = shop
-    net = build(result.recipe, data.num_classes)
+    net = result.recipe.build(data.num_classes)
     table = ElasticTable.macs(net)
     found = deploy.deploy(result, data, store, table, 0.5, 6)
     ends = [count_macs(net, net.elastic(*ends)) for ends in ((1, 2), (2, 4))]

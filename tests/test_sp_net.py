@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import replace
 from functools import cache
 from pathlib import Path
+from types import SimpleNamespace
 
 import pandas as pd
 import pytest
@@ -23,12 +24,10 @@ from slimnb.nets.resnet import ResNet50
 from slimnb.nets.sorting import embed_
 from slimnb.nets.vgg import VGG
 from slimnb.papers.slimmable.method import InplaceDistillation, Switches
-from slimnb.papers.sp_net import method as sp_net
 from slimnb.papers.sp_net import recipes as sp_net_study
 from slimnb.papers.sp_net.method import EmbeddedSwitches, Sparsity
 from slimnb.papers.sp_net.pruning import gammas, importance_order, prune
 from slimnb.subnet import Subnet
-from slimnb.train.experiment import build
 from slimnb.train.loop import train_step
 from slimnb.train.optim import make_optimizer
 from slimnb.train.protocols import Labels, Pass
@@ -140,7 +139,7 @@ def test_joint_step_is_labels_and_distillation():
     teacher = (net(x, net.largest) / 2).log_softmax(1)
     assert_close(outcomes[0].loss, outcomes[0].ce)
     for outcome in outcomes[1:]:
-        z = net(x, outcome.made.route)
+        z = net(x, outcome.a_pass.route)
         soft = -(teacher.exp() * (z / 2).log_softmax(1)).sum(1)
         hard = -z.log_softmax(1)[torch.arange(8), y]
         assert_close(outcome.loss, (0.9 * 4 * soft + 0.1 * hard).detach(), rtol=1e-4, atol=1e-5)
@@ -181,32 +180,31 @@ RECIPE = replace(sp_net_study.LAPTOP["smoke"][0].plain, arm="SP-Net", mults=(0.5
 
 
 def test_plan_says_who_teaches():
-    net = build(RECIPE, 10)
-    alone, labels = sp_net.plan(replace(RECIPE, smoothing=0.1), net, 10)
+    net = RECIPE.build(10)
+    alone, labels = replace(RECIPE, smoothing=0.1).sampler_and_objective(net, 10)
     assert type(alone) is Switches and [p.name for p in alone.plan(0)] == ["1x", "0.5x"] and labels.smoothing == 0.1
     joint = replace(RECIPE, method="embedded", alpha=0.9, temperature=2.0, smoothing=0.1)
-    sampler, objective = sp_net.plan(joint, net, 10)
+    sampler, objective = joint.sampler_and_objective(net, 10)
     assert [(p.name, p.target) for p in sampler.plan(0)] == [("largest", "labels"), ("0.5x", "teacher")]
     assert (objective.alpha, objective.temperature, objective.smoothing) == (0.9, 2, 0.1)
     with pytest.raises(SlimnbError, match="ParameterError: method = 'wish'"):
-        sp_net.plan(replace(RECIPE, method="wish"), net, 10)
+        replace(RECIPE, method="wish").sampler_and_objective(net, 10)
 
 
 def test_penalty_is_the_recipes_sparsity():
-    assert sp_net.penalty(RECIPE) is None
-    assert sp_net.penalty(replace(RECIPE, sparsity=1e-3)).strength == 1e-3
+    assert RECIPE.penalty() is None
+    assert replace(RECIPE, sparsity=1e-3).penalty().strength == 1e-3
 
 
-def test_prepare_draws_weights_anew_only_if_asked():
-    net = build(RECIPE, 10)
+def test_weights_are_drawn_anew_only_if_asked():
+    recipe = replace(RECIPE, start="other")
     with torch.no_grad():
-        for p in net.parameters():
-            p.add_(1)
-    before = [p.clone() for p in net.parameters()]
-    sp_net.prepare(RECIPE, net)
-    assert all(torch.equal(p, old) for p, old in zip(net.parameters(), before, strict=True))
-    sp_net.prepare(replace(RECIPE, fresh=True, first_gamma=0.5), net)
-    twin = build(RECIPE, 10)
+        other = {name: p + 1 for name, p in RECIPE.build(10).named_parameters()}
+    store = SimpleNamespace(weights_of=lambda run_id: other)
+    net = recipe.begin(10, store)
+    assert all(torch.equal(p, other[name]) for name, p in net.named_parameters())
+    net = replace(recipe, fresh=True, first_gamma=0.5).begin(10, store)
+    twin = RECIPE.build(10)
     assert torch.equal(net.classifier.weight, twin.classifier.weight)
     assert all((norm.weight == 0.5).all() and (norm.bias == 0).all() for norm in net.norms())
 
@@ -215,7 +213,7 @@ def test_found_counts_macs_as_the_paper_does():
     net = ResNet50(10, 32, bn="shared_affine", **TINY[ResNet50])
     subnets = ((1.0, net.largest.widths), (0.5, net.uniform(0.5).widths))
     recipe = replace(RECIPE, mults=(), subnets=subnets)
-    found = sp_net.found(recipe, net, None)["printed_macs"]
+    found = recipe.found(net, None)["printed_macs"]
     assert found == [count_macs(net, Subnet(widths), fused=True) for _, widths in subnets]
 
 

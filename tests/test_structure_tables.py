@@ -14,12 +14,12 @@ from slimnb.papers.pss_net.samplers import StructureDistribution
 from slimnb.papers.pss_net.structures import Buckets, Resource, StructureCosts
 from slimnb.rng import rng_at
 from slimnb.subnet import Subnet
-from slimnb.train.experiment import Result, build
+from slimnb.train.experiment import Result
 
 PRINTED = Path(__file__).parents[1] / "data/literature/pss_net.csv"
 BASE = replace(recipes._SMOKE, seed=0, resolutions=(24, 32))
 with torch.device("meta"):
-    NET = build(BASE, 10)
+    NET = BASE.build(10)
 
 
 def row(name, rank, subnet, val, test=None):
@@ -66,7 +66,7 @@ def test_arms_are_paired_by_seed_and_target():
 
 
 def test_prices_come_from_the_table_and_what_it_lacks_is_left_out():
-    only_24 = CostTable.macs(NET, recipes.structures_of(BASE, NET).space, resolution=24)
+    only_24 = CostTable.macs(NET, BASE.structures(NET).space, resolution=24)
     latency = Resource("CPU latency", "ms", {24: only_24})
     frame = tables.chosen_frame([result("PSS-F"), result("PSS-M")], 2)
     several = frame["arm"].eq("PSS-M") & frame["name"].eq("0.1 M")
@@ -106,7 +106,7 @@ def test_a_step_costs_what_it_drew():
 
 
 def test_marginals_as_a_table():
-    space = recipes.structures_of(BASE, NET)
+    space = BASE.structures(NET)
     costs = StructureCosts.of(space, Resource.macs(NET, space))
     sampler = StructureDistribution.fit(costs, Buckets(60e3, 180e3, 30e3), rng_at(0, "x", 0), 2000)
     frame = tables.marginal_table(sampler, [0, 2])

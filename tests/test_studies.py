@@ -12,14 +12,14 @@ from slimnb.cost.table import CostTable, macs_function
 from slimnb.errors import SlimnbError
 from slimnb.papers.platforms import recipes as platforms
 from slimnb.papers.platforms.market import WEIGHTS
-from slimnb.papers.platforms.method import PlatformSandwich, SmoothedViterbi, WidthSearch, found, plan
+from slimnb.papers.platforms.method import PlatformSandwich, SmoothedViterbi, WidthSearch
 from slimnb.papers.pss_net import recipes as pss_net
 from slimnb.papers.pss_net.structures import Resource
 from slimnb.papers.slimmable.method import InplaceDistillation, Switches
 from slimnb.papers.sp_net import recipes as sp_net
 from slimnb.runs.store import RunStore
 from slimnb.subnet import Subnet
-from slimnb.train.experiment import Result, build
+from slimnb.train.experiment import Context, Result
 from slimnb.train.protocols import Labels
 
 CIFAR100 = SimpleNamespace(num_classes=100, size=32)
@@ -27,7 +27,7 @@ CIFAR100 = SimpleNamespace(num_classes=100, size=32)
 
 def searched(scale, seed=0):
     """Results of all searches of a scale, as if their windows held made-up means that prefer wide units."""
-    recipes = platforms.searches(scale, seed, CIFAR100)
+    recipes = platforms.searches(Context(scale, seed, CIFAR100))
     exists = platforms.problem(scale, 100).trellis.exists
     rng = np.random.default_rng(7)
     made = []
@@ -47,7 +47,7 @@ def test_the_full_problem_is_table_1():
 
 
 def test_the_full_search_is_section_4_1():
-    ows, *aows = platforms.searches("full", 0, CIFAR100)
+    ows, *aows = platforms.searches(Context("full", 0, CIFAR100))
     assert (ows.lr, ows.schedule, ows.epochs, ows.batch_size, ows.largest) == (0.1, "constant", 50, 128, 1.5)
     assert [recipe.searched_for for recipe in aows] == list(WEIGHTS)
     assert all(recipe.weights == WEIGHTS[recipe.searched_for] for recipe in aows)
@@ -55,7 +55,7 @@ def test_the_full_search_is_section_4_1():
 
 
 def test_the_full_retraining_is_section_4_1():
-    recipes = platforms.retrainings("full", 0, CIFAR100, searched("full"))
+    recipes = platforms.retrainings(Context("full", 0, CIFAR100, searched("full")))
     retrained = [r for r in recipes if r.method == "platforms"]
     for r in retrained:
         assert (r.epochs, r.lr, r.schedule, r.gamma, r.weight_decay, r.dropout) == (300, 0.1, "exponential", 0.985,
@@ -75,7 +75,7 @@ def test_the_full_retraining_is_section_4_1():
 def test_every_source_stays_within_the_budgets(scale):
     problem = platforms.problem(scale, 100)
     choices = [np.asarray(unit) for unit in problem.space.widths]
-    for recipe in platforms.retrainings(scale, 1, CIFAR100, searched(scale, 1)):
+    for recipe in platforms.retrainings(Context(scale, 1, CIFAR100, searched(scale, 1))):
         for name, widths in recipe.subnets:
             index = [np.flatnonzero(c == w) for c, w in zip(choices, widths, strict=True)]
             budget = problem.budgets[platforms.PLATFORMS.index(name)]
@@ -86,33 +86,33 @@ def test_every_source_stays_within_the_budgets(scale):
 
 
 def test_sources_without_their_search_are_left_out():
-    recipes = platforms.retrainings("small", 0, CIFAR100, [])
+    recipes = platforms.retrainings(Context("small", 0, CIFAR100, []))
     assert {r.source for r in recipes} == {"Random", "Slim"}
-    only = platforms.retrainings("small", 0, CIFAR100, searched("small")[:1])
+    only = platforms.retrainings(Context("small", 0, CIFAR100, searched("small")[:1]))
     assert {r.source for r in only} == {"Random", "Slim", "OWS"}
 
 
 def test_the_supernet_of_retraining_holds_every_platform():
-    for recipe in platforms.retrainings("smoke", 0, CIFAR100, searched("smoke")):
-        net = build(recipe, 100)
+    for recipe in platforms.retrainings(Context("smoke", 0, CIFAR100, searched("smoke"))):
+        net = recipe.build(100)
         for subnet in recipe.named(net).values():
             net.check(subnet)
 
 
 def test_another_seed_has_other_random_widths():
-    random = [next(r for r in platforms.retrainings("full", seed, CIFAR100, []) if r.source == "Random")
+    random = [next(r for r in platforms.retrainings(Context("full", seed, CIFAR100, [])) if r.source == "Random")
               for seed in (0, 0, 1)]
     assert random[0].subnets == random[1].subnets != random[2].subnets
 
 
 def test_a_recipe_makes_the_sampler_it_describes():
-    ows, aows = platforms.searches("smoke", 3, CIFAR100)
-    retrained = platforms.retrainings("smoke", 3, CIFAR100, searched("smoke", 3))
+    ows, aows = platforms.searches(Context("smoke", 3, CIFAR100))
+    retrained = platforms.retrainings(Context("smoke", 3, CIFAR100, searched("smoke", 3)))
     by_weight = replace(next(r for r in retrained if r.arm == "OWS-RS"), dropout=0.4)
     alone = next(r for r in retrained if r.method == "alone")
 
     def planned(recipe):
-        sampler, objective = plan(recipe, build(recipe, 100), 40)
+        sampler, objective = recipe.sampler_and_objective(recipe.build(100), 40)
         return sampler, type(sampler), type(objective)
 
     for recipe, kind in ((replace(ows, window=900), WidthSearch), (replace(aows, window=900), SmoothedViterbi)):
@@ -135,23 +135,23 @@ def test_a_recipe_makes_the_sampler_it_describes():
 
 
 def test_what_a_search_found_is_read_back_as_its_scores():
-    recipe = platforms.searches("smoke", 0, CIFAR100)[0]
-    net = build(recipe, 100)
-    sampler, _ = plan(recipe, net, 30)
+    recipe = platforms.searches(Context("smoke", 0, CIFAR100))[0]
+    net = recipe.build(100)
+    sampler, _ = recipe.sampler_and_objective(net, 30)
     exists = platforms.problem("smoke", 100).trellis.exists
     scores = platforms.search_sums(sampler, np.zeros(exists.shape), 30, 0)
     assert np.array_equal(np.isneginf(scores), ~exists) and not exists.all()
-    stored = Result(recipe, [], [], 0.0, "", found=found(recipe, net, sampler))
+    stored = Result(recipe, [], [], 0.0, "", found=recipe.found(net, sampler))
     assert np.array_equal(platforms.unary_of(stored), scores) and np.array_equal(scores, sampler.unary())
-    alone = next(r for r in platforms.retrainings("smoke", 0, CIFAR100, []) if r.method == "alone")
-    assert found(alone, net, plan(alone, net, 1)[0]) == {}
+    alone = next(r for r in platforms.retrainings(Context("smoke", 0, CIFAR100, [])) if r.method == "alone")
+    assert alone.found(net, alone.sampler_and_objective(net, 1)[0]) == {}
 
 
 def test_scores_of_aows_also_carry_what_the_other_widths_of_a_platform_cost():
     """A flaw of the method as published; should it be mended, docstrings and chapter 03 must say so."""
-    problem, recipe = platforms.problem("small", 100), platforms.searches("small", 0, CIFAR100)[0]
+    problem, recipe = platforms.problem("small", 100), platforms.searches(Context("small", 0, CIFAR100))[0]
     planted = np.where(problem.trellis.exists, -0.1 / np.arange(1, problem.trellis.choices + 1), -np.inf)
-    net = build(recipe, 100)
+    net = recipe.build(100)
     ends = np.array(problem.budgets)[[0, -1]]
     aows = SmoothedViterbi(net, problem.space, 128, problem.trellis, ends, (0.5, 0.5), 300)
 
@@ -159,13 +159,14 @@ def test_scores_of_aows_also_carry_what_the_other_widths_of_a_platform_cost():
         return np.array([np.ptp(row[:n]) for row, n in zip(scores, problem.trellis.counts, strict=True)])
 
     true = ranges(planted / problem.trellis.units)
-    assert ranges(platforms.search_sums(plan(recipe, net, 300)[0], planted, 300, 0)) == pytest.approx(true, abs=0.012)
+    found = platforms.search_sums(recipe.sampler_and_objective(net, 300)[0], planted, 300, 0)
+    assert ranges(found) == pytest.approx(true, abs=0.012)
     assert (ranges(platforms.search_sums(aows, planted, 300, 0)) > 2.5 * true).all()
 
 
 def test_an_unknown_scale_is_refused():
     with pytest.raises(SlimnbError, match="ParameterError"):
-        platforms.searches("huge", 0, CIFAR100)
+        platforms.searches(Context("huge", 0, CIFAR100))
 
 
 # -- chapter 02 ------------------------------------------------------------------------------------------
@@ -191,7 +192,7 @@ def prunings(monkeypatch):
     def prune(self, base, mult, padding="match", score="gammas"):
         recipe = base.recipe
         with torch.device("meta"):
-            full = build(recipe, self.data.num_classes).largest.widths
+            full = recipe.build(self.context.data.num_classes).largest.widths
         asked.append((recipe.net, recipe.arm, recipe.mults or recipe.subnets[0][0], mult, padding, score))
         return {"counts": [max(2, int(0.4 * width)) for width in full]}
 
@@ -209,7 +210,7 @@ def all_stages(scale, data, seed=0):
     """Recipes stage by stage, each stage after the runs of those before it."""
     stages, results = [], []
     for stage in sp_net.STAGES:
-        stages.append(stage(scale, seed, data, results, None))
+        stages.append(stage(Context(scale, seed, data, results)))
         results += trained(stages[-1])
     return stages
 
@@ -255,7 +256,7 @@ def test_full_recipes_on_imagenet_are_table_2_2(prunings):
     assert [mult for mult, _ in two.subnets] == [1.3, 1.0, 0.75]
     assert {r.mults for r in of(first, net="mobilenet_v1", arm="Individual")} == {(0.5,), (0.75,), (1.0,)}
     assert {r.mults for r in of(first, net="mobilenet_v1", arm="Base")} == {(0.75,), (1.0,), (1.3,)}
-    wide = build(of(first, net="mobilenet_v1", mults=(1.3,))[0], 1000)
+    wide = of(first, net="mobilenet_v1", mults=(1.3,))[0].build(1000)
     assert count_macs(wide, wide.largest) == pytest.approx(946.5e6, rel=1e-4)
 
 
@@ -292,17 +293,17 @@ def test_small_arms_change_one_thing_each(prunings):
 
 @pytest.mark.parametrize("scale", ["smoke", "small"])
 def test_arms_whose_bases_are_not_there_are_left_out(scale, prunings):
-    left = [r.arm for r in sp_net.joint(scale, 0, CIFAR100, [], None)]
+    left = [r.arm for r in sp_net.joint(Context(scale, 0, CIFAR100, []))]
     assert set(left) <= {"Uniform counts"}  # which needs none where weights are drawn anew
-    assert {r.arm for r in sp_net.iterative(scale, 0, CIFAR100, [], None)} == set()
-    some = [r for r in sp_net.bases(scale, 0, CIFAR100) if r.net == "mobilenet_v1"]
-    made = [(r.arm, r.net) for r in sp_net.joint(scale, 0, CIFAR100, trained(some), None)]
+    assert {r.arm for r in sp_net.iterative(Context(scale, 0, CIFAR100, []))} == set()
+    some = [r for r in sp_net.bases(Context(scale, 0, CIFAR100)) if r.net == "mobilenet_v1"]
+    made = [(r.arm, r.net) for r in sp_net.joint(Context(scale, 0, CIFAR100, trained(some)))]
     assert made[0] == ("SP-Net", "mobilenet_v1") and {net for _, net in made} == {"mobilenet_v1"}
 
 
 def test_an_unknown_scale_is_refused_in_chapter_02_too():
     with pytest.raises(SlimnbError, match="ParameterError"):
-        sp_net.bases("huge", 0, CIFAR100)
+        sp_net.bases(Context("huge", 0, CIFAR100))
 
 
 # -- chapter 04 ------------------------------------------------------------------------------------------
@@ -316,8 +317,8 @@ def tables(monkeypatch):
     def latency(recipe, num_classes, store, device="cpu", batch=1):
         devices.append(device)
         with torch.device("meta"):
-            net = build(recipe, num_classes)
-        one = CostTable.macs(net, pss_net.structures_of(recipe, net).space)
+            net = recipe.build(num_classes)
+        one = CostTable.macs(net, recipe.structures(net).space)
         tables = {side: replace(one, about={"resolution": side}).plus_constant(1e4 * side)
                   for side in recipe.resolutions}
         return Resource(f"{device[:3]} latency", "ms", tables).to_json() | {"run_id": f"on {device}"}
@@ -334,7 +335,7 @@ def validated(recipe, subnets):
 
 def test_full_recipes_of_pss_net_are_section_4_1(tables, monkeypatch):
     monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
-    recipes = pss_net.arms("full", 0, IMAGENET)
+    recipes = pss_net.arms(Context("full", 0, IMAGENET))
     for r in recipes:
         assert (r.epochs, r.batch_size, r.lr, r.schedule, r.weight_decay, r.decay) == (250, 1024, 0.3, "cosine", 1e-4,
                                                                                       "weights")
@@ -360,7 +361,7 @@ def test_full_recipes_of_pss_net_are_section_4_1(tables, monkeypatch):
 
 @pytest.mark.parametrize("scale", ["smoke", "small"])
 def test_arms_of_pss_net_change_one_thing_each(scale, tables):
-    recipes = pss_net.arms(scale, 3, CIFAR100)
+    recipes = pss_net.arms(Context(scale, 3, CIFAR100))
     assert tables == ["cpu"] and len({r.arm for r in recipes}) == len(recipes)
     ours = of(recipes, arm="PSS-F")[0]
     changed = {r.arm: {name for name, value in vars(r).items() if value != getattr(ours, name)} - {"arm", "top_k"}
@@ -376,7 +377,7 @@ def test_arms_of_pss_net_change_one_thing_each(scale, tables):
 
 def test_latency_is_measured_once_and_its_run_is_named(tmp_path):
     store = RunStore(tmp_path / "runs", tmp_path / "results")
-    first, again = (of(pss_net.arms("smoke", seed, CIFAR100, [], store), arm="PSS-M")[0] for seed in (0, 1))
+    first, again = (of(pss_net.arms(Context("smoke", seed, CIFAR100, [], store)), arm="PSS-M")[0] for seed in (0, 1))
     assert replace(again, seed=0) == first and len(first.tables) == 1
     (record,) = store.records()
     assert record["run_id"] == first.tables[0] and Resource.from_json(record["result"]).unit == "ms"
@@ -385,9 +386,9 @@ def test_latency_is_measured_once_and_its_run_is_named(tmp_path):
 
 
 def test_what_follows_uses_the_subnets_that_were_found(tables):
-    stage = pss_net.arms("small", 0, CIFAR100)
+    stage = pss_net.arms(Context("small", 0, CIFAR100))
     mutual, ours = (of(stage, arm=arm)[0] for arm in ("MutualNet", "PSS-F"))
-    net = build(ours, 100)
+    net = ours.build(100)
     thin = [tuple(width - 8 * (unit % 2) * (width > 40) for unit, width in enumerate(net.uniform(mult).widths))
             for mult in (0.9, 1.0)]
     found = {"4 M": Subnet(thin[0], resolution=24), "6 M": Subnet(thin[1], resolution=28),
@@ -395,7 +396,7 @@ def test_what_follows_uses_the_subnets_that_were_found(tables):
     ends = {"max": Subnet(net.largest.widths, resolution=32), "min": Subnet(net.uniform(0.75).widths, resolution=20)}
     both = {"4 M": net.uniform(0.75, 28), "6 M": net.uniform(1.0, 24)}
     results = [validated(mutual, ends | both), validated(ours, ends | found)]
-    reduced, given_widths, twins, *tuned = pss_net.followers("small", 0, CIFAR100, results)
+    reduced, given_widths, twins, *tuned = pss_net.followers(Context("small", 0, CIFAR100, results))
     assert reduced == replace(mutual, arm="MutualNet, reduced", kept_from=2,
                               kept=tuple((name, s.widths, s.resolution) for name, s in both.items()))
     assert given_widths.named(net) == found and given_widths.kept_from == 0 and given_widths.method == "sandwich"
@@ -411,31 +412,30 @@ def test_what_follows_uses_the_subnets_that_were_found(tables):
         assert (r.arm, r.method, r.start, r.epochs) == ("Fine-tuned", "alone", "run of PSS-F", 1)
         assert r.lr == pytest.approx(ours.lr / 10)
         name, widths, side = r.kept[0]
-        alone = build(r, 100)
+        alone = r.build(100)
         assert alone.largest.widths == widths and r.named(alone) == {name: Subnet(widths, resolution=side)}
-    assert pss_net.followers("small", 0, CIFAR100, []) == []
-    assert [r.arm for r in pss_net.followers("small", 0, CIFAR100, results[:1])] == ["MutualNet, reduced"]
+    assert pss_net.followers(Context("small", 0, CIFAR100, [])) == []
+    assert [r.arm for r in pss_net.followers(Context("small", 0, CIFAR100, results[:1]))] == ["MutualNet, reduced"]
 
 
 def test_every_follower_makes_a_sampler(tables):
-    from slimnb.papers.pss_net.method import ReducedSandwich, candidates
-    from slimnb.papers.pss_net.method import plan as plan_pss
+    from slimnb.papers.pss_net.method import ReducedSandwich
 
-    ours = of(pss_net.arms("smoke", 0, CIFAR100), arm="PSS-F")[0]
-    net = build(ours, 100)
+    ours = of(pss_net.arms(Context("smoke", 0, CIFAR100)), arm="PSS-F")[0]
+    net = ours.build(100)
     result = validated(ours, {"0.09 M": net.uniform(0.9, 24), "0.12 M": net.uniform(0.9, 32)})
-    widths, twins, tuned = pss_net.followers("smoke", 0, CIFAR100, [result])
+    widths, twins, tuned = pss_net.followers(Context("smoke", 0, CIFAR100, [result]))
     for r in (widths, twins):
-        sampler, objective = plan_pss(r, net, 20)
+        sampler, objective = r.sampler_and_objective(net, 20)
         assert type(sampler) is ReducedSandwich and isinstance(objective, InplaceDistillation)
-        assert candidates(r, net, sampler).keys() == {"max", "min", "0.09 M", "0.12 M"}
+        assert r.candidates(net, sampler).keys() == {"max", "min", "0.09 M", "0.12 M"}
         assert {sampler.plan(step)[-1].route for step in range(20)} == set(r.named(net).values())
     late = replace(widths, kept_from=1)
-    sampler, _ = plan_pss(late, net, 20)
+    sampler, _ = late.sampler_and_objective(net, 20)
     kept = set(late.named(net).values())
     assert sampler.since == 10 and {sampler.plan(step)[-1].route for step in range(10, 20)} <= kept
     assert not {sampler.plan(step)[-1].route for step in range(10)} <= kept
-    assert len(candidates(late, net, sampler)) > 4, "all of MutualNet's, though few are trained to the end"
-    alone = build(tuned, 100)
-    sampler, objective = plan_pss(tuned, alone, 20)
-    assert type(sampler) is Switches and type(objective) is Labels and candidates(tuned, alone, sampler) == {}
+    assert len(late.candidates(net, sampler)) > 4, "all of MutualNet's, though few are trained to the end"
+    alone = tuned.build(100)
+    sampler, objective = tuned.sampler_and_objective(alone, 20)
+    assert type(sampler) is Switches and type(objective) is Labels and tuned.candidates(alone, sampler) == {}

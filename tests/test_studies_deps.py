@@ -9,11 +9,11 @@ from slimnb.cost.macs import count_macs
 from slimnb.data.datasets import load_data
 from slimnb.errors import ParameterError
 from slimnb.papers.deps import recipes as deps
-from slimnb.papers.deps.method import DelayedShrinking, Draws, FixedTeacher, found, plan
+from slimnb.papers.deps.method import DelayedShrinking, Draws, FixedTeacher
 from slimnb.papers.slimmable.method import InplaceDistillation, Switches
 from slimnb.runs.store import RunStore
 from slimnb.train import experiment
-from slimnb.train.experiment import Result, build, study
+from slimnb.train.experiment import Context, Result, study
 
 CIFAR100, IMAGENET = SimpleNamespace(num_classes=100, size=32), SimpleNamespace(num_classes=1000, size=224)
 IMAGENET_100 = SimpleNamespace(num_classes=100, size=224)
@@ -24,7 +24,7 @@ def chained(scale, data, seed=0) -> list:
     """The recipes of all stages in the order they run, as if each had a result named after its arm."""
     results = []
     for stage in deps.STAGES:
-        results += [Result(recipe, [], [], 0.0, recipe.arm) for recipe in stage(scale, seed, data, results, None)]
+        results += [Result(recipe, [], [], 0.0, recipe.arm) for recipe in stage(Context(scale, seed, data, results))]
     return [result.recipe for result in results]
 
 
@@ -81,10 +81,10 @@ def test_cifar_10_has_the_recipe_of_cifar_100_and_imagenet_100_its_own():
 
 def test_a_recipe_makes_what_it_describes():
     for recipe in chained("smoke", CIFAR100, 3):
-        net = build(recipe, 100)
+        net = recipe.build(100)
         assert list(recipe.named(net)) == [f"D{d}E{e}" for d, e in recipe.shown]
-        teacher = build(recipe, 100) if recipe.teacher else None
-        sampler, objective = plan(recipe, net, 40 * recipe.epochs, teacher)
+        store = SimpleNamespace(weights_of=lambda run_id, net=net: dict(net.named_parameters()))
+        sampler, objective = recipe.sampler_and_objective(net, 40 * recipe.epochs, store)
         kinds = {"full": (Switches, None), "shrinking": (DelayedShrinking, InplaceDistillation)}
         kind, of = kinds.get(recipe.method, (Draws, FixedTeacher))
         assert type(sampler) is kind and (of is None or type(objective) is of)
@@ -93,7 +93,7 @@ def test_a_recipe_makes_what_it_describes():
             assert sampler.warm_up == first and len(sampler.plan(first)) == 4
             assert sampler.epsilon(first) == (1 if recipe.ramp is None else 1e-4)
             assert sampler.plan(first)[0].route == net.largest
-        work = found(recipe, net, sampler)
+        work = recipe.found(net, sampler)
         assert work["passes_per_step"] == {"full": 1, "shrinking": 4}.get(recipe.method, recipe.n_random)
         most = count_macs(net, net.largest)
         assert work["macs_per_step"] <= most * work["passes_per_step"]
@@ -102,18 +102,18 @@ def test_a_recipe_makes_what_it_describes():
 
 def test_a_small_net_has_the_macs_that_its_comment_says():
     recipe = deps.LAPTOP["small"][0].full
-    net = build(recipe, 100)
+    net = recipe.build(100)
     macs = [count_macs(net, subnet) for subnet in recipe.named(net).values()]
     assert macs == sorted(macs) and macs[-1] == count_macs(net, net.largest) == pytest.approx(8.3e6, rel=0.01)
 
 
 def test_another_paper_method_is_refused():
     recipe = deps.LAPTOP["smoke"][0].full
-    net = build(recipe, 10)
+    net = recipe.build(10)
     with pytest.raises(ParameterError):
-        plan(replace(recipe, method="switches"), net, 10)
+        replace(recipe, method="switches").sampler_and_objective(net, 10)
     with pytest.raises(ParameterError):
-        plan(replace(recipe, method="progressive", choices=(1, 2, 2)), net, 10)
+        replace(recipe, method="progressive", choices=(1, 2, 2)).sampler_and_objective(net, 10)
 
 
 def test_the_chain_trains(tmp_path):

@@ -12,8 +12,7 @@ from slimnb.errors import SlimnbError
 from slimnb.papers.ds_net import recipes as ds_net
 from slimnb.papers.ds_net.dynamic import path_macs
 from slimnb.papers.ds_net.method import GIVE_UP, TRY_BEST
-from slimnb.train import experiment
-from slimnb.train.experiment import Result
+from slimnb.train.experiment import Context, Result
 from slimnb.train.optim import Schedule
 
 CIFAR100, IMAGENET = SimpleNamespace(num_classes=100, size=32), SimpleNamespace(num_classes=1000, size=224)
@@ -25,7 +24,7 @@ def chained(stages, scale, data, seed=0, name="{0.net} {0.arm}") -> list[Result]
     """The recipes of all stages, as if each had been run and its run were named after it."""
     results = []
     for stage in stages:
-        results += [Result(r, [], [], 0.0, name.format(r)) for r in stage(scale, seed, data, results, None)]
+        results += [Result(r, [], [], 0.0, name.format(r)) for r in stage(Context(scale, seed, data, results))]
     return results
 
 
@@ -36,7 +35,7 @@ def arms_of(net, scale, data):
 
 def on_meta(recipe, classes=100):
     with torch.device("meta"):
-        return experiment.build(replace(recipe, bn="calibrated") if recipe.bn == "shared_affine" else recipe, classes)
+        return (replace(recipe, bn="calibrated") if recipe.bn == "shared_affine" else recipe).build(classes)
 
 
 @every_scale
@@ -160,7 +159,7 @@ def test_recipes_survive_json(scale, data):
 
 def test_what_is_evaluated():
     mbnet, resnet = ds_net.LAPTOP["small"]
-    net = experiment.build(mbnet.supernet, 10)
+    net = mbnet.supernet.build(10)
     assert list(mbnet.supernet.named(net)) == [str(k) for k in range(8)]
     assert mbnet.supernet.named(net)["7"] == net.widest
     assert list(replace(mbnet.supernet, method="plain").named(net).values()) == [net.widest]
@@ -204,11 +203,12 @@ def test_what_moves_to_other_data(scale):
 
 def test_without_a_supernet_there_are_no_gates():
     results = [r for r in chained(ds_net.STAGES[:1], "small", CIFAR100) if r.recipe.net == "ds_mbnet"]
-    assert {r.net for r in ds_net.stage_two("small", 0, CIFAR100, results)} == {"ds_mbnet"}
-    assert ds_net.stage_two("small", 1, CIFAR100, results) == [] == ds_net.known_two("small", 0, CIFAR100)
+    assert {r.net for r in ds_net.stage_two(Context("small", 0, CIFAR100, results))} == {"ds_mbnet"}
+    assert ds_net.stage_two(Context("small", 1, CIFAR100, results)) == []
+    assert ds_net.known_two(Context("small", 0, CIFAR100)) == []
 
 
 def test_an_unknown_scale_is_refused():
     for stage in (ds_net.stage_one, ds_net.known_one):
         with pytest.raises(SlimnbError, match="ParameterError"):
-            stage("huge", 0, CIFAR100)
+            stage(Context("huge", 0, CIFAR100))

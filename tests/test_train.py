@@ -166,7 +166,7 @@ def test_step_adds_up_the_gradients_of_its_passes(method):
         torch.testing.assert_close(
             p.grad, expected[name], rtol=1e-4, atol=1e-6, msg=lambda t, n=name: f"{n}: {t}"
         )
-    assert [outcome.made for outcome in outcomes] == list(passes)
+    assert [outcome.a_pass for outcome in outcomes] == list(passes)
     for outcome in outcomes:
         assert outcome.loss.shape == outcome.ce.shape == (8,)
         assert not outcome.loss.requires_grad and not outcome.ce.requires_grad

@@ -86,6 +86,10 @@ class ImageData:
             return self
         return replace(self, train=self.train.to(device), val=self.val.to(device))
 
+    def at_least(self, size: int) -> ImageData:
+        """These data, enlarged where their images are smaller than `size` pixels a side."""
+        return self if size <= self.size else self.enlarged(size)
+
     def enlarged(self, size: int) -> ImageData:
         """The data set whose val and test images fill `size` pixels: the middle 7/8 of each, bilinear.
 

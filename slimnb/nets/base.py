@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from slimnb.errors import NumericsError, ParameterError
 from slimnb.nn.blocks import Chain, Resize, resize
+from slimnb.nn.gate import RoutedLogits
 from slimnb.nn.layers import Selection, SlimmableConv2d, SlimmableLinear
 from slimnb.nn.norm import BN_POLICIES, CALIBRATED, GROUP, SlimmableGroupNorm, SwitchableBatchNorm2d
 from slimnb.nn.zero_padding import ENDS, place_, places_of, reach_of
@@ -344,13 +345,14 @@ class SlimmableNet(nn.Module):
 
     def forward(self, x: Tensor, route: Subnet | Masks | None = None, *, dropout: float = 0.0,
                 generator: torch.Generator | None = None, momentum: float | None = None,
-                statistics: str = "auto") -> Tensor:
+                statistics: str = "auto") -> Tensor | RoutedLogits:
         """x (B, 3, H, W) -> logits (B, num_classes) float32, by the subnet or masks `route`, or the largest.
 
         `statistics`: "auto" normalises by the batch while training and by the subnet's own slot otherwise;
         "batch" by the batch and "slot" by the slot in any mode. `momentum` is this batch's weight in the
         running statistics (None: 0.1 while training where the policy tracks them). `dropout` acts before the
-        classifier, its mask drawn from `generator`.
+        classifier, its mask drawn from `generator`. For a route that gates choose (`slimnb.nn.gate.Gated`) the logits
+        come with the gates' decisions.
         """
         route = self.largest if route is None else route
         self._touched = self._touched or torch.is_grad_enabled()
@@ -361,7 +363,8 @@ class SlimmableNet(nn.Module):
         if dropout:
             keep = torch.empty_like(x).bernoulli_(1 - dropout, generator=generator)
             x = x * keep / (1 - dropout)
-        return self.classifier(x, s).float()
+        logits = self.classifier(x, s).float()
+        return logits if s.routing is None else RoutedLogits(logits, tuple(s.decisions))
 
     def bind(self, subnet: Subnet) -> BoundNet:
         """A module with plain `forward(x)` that shares this supernet's parameters."""

@@ -157,7 +157,6 @@ class GatedNet(SlimmableNet):
 
 def routed_selection(net: SlimmableNet, route: Gated) -> Selection:
     """The selection of a net that has `gates`, `paths` and `fixed` widths, as its forward pass begins."""
-    route.seen.clear()
     widths: list = [net.fixed.get(unit) for unit in range(len(net.unit_names))]
     if net.bn == GROUP:
         return Selection(widths, routing=route)

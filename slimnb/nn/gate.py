@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple
 
 import torch
 import torch.nn.functional as F
@@ -39,20 +40,26 @@ class Decision:
     weights: Tensor  # (B, choices): one-hot; while training with the gradient of the soft choice
 
 
+class RoutedLogits(NamedTuple):
+    """What a net gives for a `Gated` route: the logits, and what each gate decided, in order."""
+
+    logits: Tensor  # (B, classes)
+    decisions: tuple[Decision, ...]
+
+
 @dataclass(frozen=True)
 class Gated:
     """The route that a net's own gates choose for every sample.
 
     Of each gate the `lowest` choices are open, the narrowest first (None: all). With a `temperature` the choice is a
     sample of Gumbel-softmax, one-hot forward and soft backward, its noise a pure function of (seed, step); without, it
-    is the best score's. `seen` is what the gates decided, in order, when it was last run.
+    is the best score's. A net returns what its gates decided beside the logits: see `RoutedLogits`.
     """
 
     lowest: int | None = None
     temperature: float | None = None
     seed: int = 0
     step: int = 0
-    seen: list[Decision] = field(default_factory=list, compare=False)
     resolution: None = None
 
     def __post_init__(self) -> None:
@@ -63,8 +70,8 @@ class Gated:
             raise ParameterError(f"temperature = {self.temperature!r}"[:60], "Gumbel-softmax needs one above 0",
                                  "Set temperature=1.0.")
 
-    def choose(self, gate: Gate, hidden: Tensor) -> Tensor:
-        """Weights (B, choices) of `gate` for what its slimming head sees."""
+    def decide(self, gate: Gate, hidden: Tensor, number: int) -> Decision:
+        """The decision of `gate`, the net's `number`-th from 0, for what its slimming head sees."""
         wide = gate.choices if self.lowest is None else self.lowest
         if wide > gate.choices:
             raise ParameterError(f"lowest = {wide}", f"the gate has {gate.choices} choices",
@@ -73,11 +80,10 @@ class Gated:
         if self.temperature is None:
             weights = F.one_hot(gate.best(scores, wide), gate.choices).to(scores.dtype)
         else:
-            weights = F.pad(self._sampled(gate, scores, wide), (0, gate.choices - wide))
-        self.seen.append(Decision(scores, weights))
-        return weights
+            weights = F.pad(self._sampled(gate, scores, wide, number), (0, gate.choices - wide))
+        return Decision(scores, weights)
 
-    def _sampled(self, gate: Gate, scores: Tensor, wide: int) -> Tensor:
+    def _sampled(self, gate: Gate, scores: Tensor, wide: int, number: int) -> Tensor:
         """One-hot (B, wide) with the gradient of a soft choice; a scalar head is not noisy."""
         if gate.head == "scalar":
             place = torch.sigmoid(scores) * (wide - 1)  # (B, 1): 0 is the narrowest choice
@@ -85,7 +91,7 @@ class Gated:
             hard = F.one_hot(gate.best(scores, wide), wide)
         else:
             index = torch.arange(scores.numel(), device=scores.device).view(scores.shape)
-            uniform = keyed_uniform(self.seed, f"gumbel {len(self.seen)}", self.step, index).clamp(min=2.0**-25)
+            uniform = keyed_uniform(self.seed, f"gumbel {number}", self.step, index).clamp(min=2.0**-25)
             soft = ((scores - torch.log(-torch.log(uniform))) / self.temperature).softmax(1)
             hard = F.one_hot(soft.argmax(1), wide)
         return hard + (soft - soft.detach())  # the bracket is exactly zero
@@ -164,7 +170,9 @@ class Gate(nn.Module):
         """(B, C, H, W) -> the same shape, attended; with a routing, `s` has the widths and slots chosen."""
         hidden, seen = self.look(x)
         if self.rules and s.routing is not None:
-            weights = s.routing.choose(self, seen)
+            decision = s.routing.decide(self, seen, len(s.decisions))
+            s.decisions.append(decision)
+            weights = decision.weights
             for unit in self.rules:
                 s.widths[unit] = weights @ getattr(self, f"mask{unit}").to(weights.dtype)
             if self.slots is not None:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 import torch
@@ -47,6 +47,7 @@ class Selection:
     reach: tuple[int, ...] = ()
     ends: bool = False
     routing: Any = None
+    decisions: list = field(default_factory=list)  # of the gates so far
 
     def reaching(self, units: tuple[int, ...], otherwise: int = 0) -> int:
         """Channels that a layer fed by channel units `units` reads, under int widths."""

@@ -89,6 +89,21 @@ class RunStore:
         files.write_file(path, text.encode(), Failpoint(), "commit")
         return path
 
+    def record_of(self, run_id: str) -> dict[str, Any]:
+        """The record of a finished run. Raises StoreError if there is none here."""
+        for record in self.records():
+            if record["run_id"] == run_id:
+                return record
+        raise StoreError(f"run {run_id}", "it is not on this machine", "Train or measure it here first.")
+
+    def weights_of(self, run_id: str) -> dict[str, Tensor]:
+        """The tensors of the net that a run has trained, by name (CPU). Raises StoreError if they are not here."""
+        record = self.record_of(run_id)
+        run = self.open(record["recipe"], record["code"], record["data"])
+        if not (run.path / "result.json").exists():
+            raise StoreError(f"weights of run {run_id}", "they are not on this machine", "Train the run here first.")
+        return {name.removeprefix("net/"): value for name, value in run.weights().items()}
+
     def records(self) -> list[dict[str, Any]]:
         """Records of all finished runs by id; a local one goes before a committed one."""
         found = results.read_committed(self.committed)

@@ -30,7 +30,7 @@ class Watch:
 
     def add(self, step: int, lr: float, outcomes: Sequence[Outcome], skipped: Tensor) -> None:
         """Keep a step's mean losses and whether its update was `skipped` (0-dim, 1 or 0) on the device."""
-        names = [outcome.made.name or str(outcome.made.route)[:40] for outcome in outcomes]
+        names = [outcome.a_pass.name or str(outcome.a_pass.route)[:40] for outcome in outcomes]
         means = torch.stack([outcome.loss.mean() for outcome in outcomes])
         self.recent.append((step, lr, names, means, skipped))
 
@@ -95,7 +95,7 @@ class History:
     def add(self, outcomes: Sequence[Outcome]) -> None:
         """Add a step's outcomes; no host sync."""
         for outcome in outcomes:
-            name = outcome.made.name
+            name = outcome.a_pass.name
             mean = outcome.ce.mean()
             self.sums[name] = self.sums[name] + mean if name in self.sums else mean
             self.counts[name] = self.counts.get(name, 0) + 1

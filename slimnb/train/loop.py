@@ -37,13 +37,13 @@ def train_step(net: SlimmableNet, x: Tensor, y: Tensor, passes: Sequence[Pass], 
     optimizer.zero_grad(set_to_none=True)
     objective.begin(net, x, passes)
     outcomes = []
-    for made in passes:
-        logits = net(x, made.route, dropout=made.dropout, generator=generator)
-        loss, ce = objective(made, logits, y)
+    for a_pass in passes:
+        logits = net(x, a_pass.route, dropout=a_pass.dropout, generator=generator)
+        loss, ce = objective(a_pass, logits, y)
         mean = loss.mean()
-        weighted = isinstance(made.weight, Tensor) or made.weight != 1
-        (made.weight * mean if weighted else mean).backward()
-        outcomes.append(Outcome(made, loss.detach(), ce))
+        weighted = isinstance(a_pass.weight, Tensor) or a_pass.weight != 1
+        (a_pass.weight * mean if weighted else mean).backward()
+        outcomes.append(Outcome(a_pass, loss.detach(), ce))
     bad = (~torch.stack([o.loss for o in outcomes]).isfinite().all()).float()
     gradients = [p.grad for p in net.parameters() if p.grad is not None]
     if group is not None:

@@ -29,7 +29,7 @@ class Pass:
 class Outcome:
     """What a pass gave: losses per sample, detached and still on the device."""
 
-    made: Pass
+    a_pass: Pass
     loss: Tensor  # (B,) as differentiated
     ce: Tensor  # (B,) cross-entropy with the labels, nats
 
@@ -59,7 +59,7 @@ class Objective(Protocol):
     def begin(self, net: SlimmableNet, x: Tensor, passes: Sequence[Pass]) -> None:
         """Called once per step before its passes."""
 
-    def __call__(self, made: Pass, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, a_pass: Pass, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """(loss (B,) to differentiate, ce (B,) with the labels, detached)."""
 
 
@@ -84,7 +84,7 @@ class Labels:
     def begin(self, net: SlimmableNet, x: Tensor, passes: Sequence[Pass]) -> None:
         """Nothing to prepare."""
 
-    def __call__(self, made: Pass, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, a_pass: Pass, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Per-sample cross-entropy, smoothed for the loss."""
         ce = F.cross_entropy(logits, y, reduction="none")
         if not self.smoothing:

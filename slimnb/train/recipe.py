@@ -1,33 +1,56 @@
-"""What is trained at which scale: frozen recipes, every value with its source."""
+"""A recipe: what is trained, every value with its source, and how a paper takes part in its training.
+
+A paper subclasses `Recipe`: it adds fields, and overrides the methods below where it does something of its own. The
+engine, `slimnb.train.experiment`, calls nothing else of a paper.
+"""
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass
-from typing import Any
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import asdict, dataclass, fields
+from typing import Any, ClassVar, TypeVar
 
+import torch
+from torch import Tensor
+
+from slimnb import plugins
+from slimnb.data.batches import Augmentation, Batches
+from slimnb.data.datasets import ImageData
 from slimnb.errors import ParameterError
+from slimnb.nets.base import SlimmableNet
+from slimnb.runs.store import RunStore
 from slimnb.subnet import Subnet, elementwise_max
+from slimnb.train.distributed import rank_of, world_of
+from slimnb.train.measure import measure
+from slimnb.train.protocols import Objective, Penalty, Probe, Sampler
+from slimnb.train.state import load_first_channels_
 
 SCALES = ("smoke", "small", "full")
+NO_BFLOAT16 = ("DEFAULT", "NO AVX", "AVX2")  # capabilities of processors, as PyTorch names them
+NET_OPTIONS = ("layout", "stem", "first", "tail", "head", "rounding", "depths", "expands", "kernels", "variant",
+               "strides", "fixed", "grid", "num_choices", "channels_per_group", "shared")
+"""Fields that a net's constructor takes under the same name; None leaves the choice to the net."""
+
+R = TypeVar("R", bound="Recipe")
 
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training run. Its fields, the code they reach and the data decide the run's id.
+    """One training run. Its fields, the code that trains it and the data decide the run's id."""
 
-    A paper that needs more fields adds them in a subclass, in its folder of `slimnb.papers`.
-    """
-
-    paper: str  # folder of slimnb.papers
+    # -- which run
+    paper: str  # one of `slimnb.plugins.names("papers")`
     arm: str  # the method as figures name it, e.g. "US-Net"
     scale: str
     seed: int
-    net: str  # see slimnb.train.experiment.NETS
-    method: str  # one that the paper's `plan` knows, e.g. "switches"
-    bn: str  # batch-norm policy of slimnb.nn.layers, or "one": a single batch norm for all widths
+    # -- net and subnets
+    net: str  # one of `slimnb.plugins.names("nets")`
+    method: str  # how it is trained: see the paper's `sampler_and_objective`
+    bn: str  # batch-norm policy of slimnb.nn.norm, or "one": a single batch norm for all widths
     mults: tuple[float, ...]  # width multipliers that are evaluated (and trained, by "switches"); () with `subnets`
     train_mults: tuple[float, ...]  # width multipliers that "sandwich" and "uniform" draw from
     n_random: int  # random subnets per step of "sandwich"
+    # -- optimiser and schedule
     epochs: int
     batch_size: int
     lr: float
@@ -35,35 +58,50 @@ class Recipe:
     momentum: float
     weight_decay: float
     decay: str  # "weights" spares norms, biases and depthwise filters; "all" nothing
+    # -- data
     augment: str  # "crop_flip" | "resized_crop" | "none"
     calibration_images: int
     dtype: str = "float32"  # of activations while training
+    # -- what most recipes leave as it is: optimiser and schedule
     warmup_epochs: int = 0
-    input_size: int = 32
-    layout: tuple[tuple[int, ...], ...] | None = None  # None: the paper's
-    temperature: float = 1.0  # of in-place distillation
-    dropout: float = 0.0
-    sync_bn: bool = False  # normalise over the joined batch of all ranks
-    calibrate: bool | None = None  # take statistics anew after training, even where they were tracked
-    subnets: tuple[tuple[str | float, tuple[int, ...]], ...] | None = None  # (name, widths) in place of `mults`
     gamma: float | None = None  # factor of schedule "exponential" per epoch, of "multistep" per milestone
     milestones: tuple[int, ...] | None = None  # epochs, of schedule "multistep"
+    floor: float | None = None  # of the learning rate
+    span: tuple[float, float] | None = None  # epochs of the schedule that this run makes, from and to; None: all
+    sync_bn: bool = False  # normalise over the joined batch of all ranks
+    # -- net and subnets
+    input_size: int = 32
+    layout: tuple[tuple[int, ...], ...] | None = None  # None: the paper's
     stem: int | None = None  # channels of the stem, where that is no row of `layout`; None: the paper's
     rounding: str | None = None  # of widths; None: the net's own
-    start: str | None = None  # run whose weights it starts from: see `slimnb.train.experiment.begin`
-    teacher: str | None = None  # run whose net, frozen, teaches
+    subnets: tuple[tuple[str | float, tuple[int, ...]], ...] | None = None  # (name, widths) in place of `mults`
+    calibrate: bool | None = None  # take statistics anew after training, even where they were tracked
+    # -- what is learnt from
+    temperature: float = 1.0  # of in-place distillation
+    dropout: float = 0.0
     smoothing: float | None = None  # of the labels
-    reflect: bool | None = None  # padding of "crop_flip" mirrored, not zero; this and what follows: see `Augmentation`
+    start: str | None = None  # run whose weights it starts from: see `load`
+    teacher: str | None = None  # run whose net, frozen, teaches
+    # -- augmentation: see `slimnb.data.batches.Augmentation`
+    reflect: bool | None = None
     auto_augment: bool | None = None
     jitter: tuple[float, ...] | None = None
     lighting: float | None = None
     erasing: float | None = None
-    span: tuple[float, float] | None = None  # epochs of the schedule that this run makes, from and to; None: all
-    floor: float | None = None  # of the learning rate
+
+    TRAINING: ClassVar = ("begin", "load", "sampler_and_objective", "penalty", "probe", "batches")
+    MEASURING: ClassVar = ("measure", "found", "named")
+    """Methods whose code, with all that it reaches, makes a result stale; the second kind makes no training stale."""
 
     def to_json(self) -> dict[str, Any]:
         """Plain JSON of all fields but those that are None, so that a field added later renames no old run."""
         return {name: value for name, value in asdict(self).items() if value is not None}
+
+    def into(self, kind: type[R], **changes: Any) -> R:
+        """A recipe of another class with this one's values but for `changes`."""
+        return kind(**{each.name: getattr(self, each.name) for each in fields(self)} | changes)
+
+    # -- the net ---------------------------------------------------------------------------------------------
 
     @property
     def largest(self) -> float | tuple[int, ...]:
@@ -72,11 +110,90 @@ class Recipe:
             return elementwise_max(Subnet(widths) for _, widths in self.subnets)
         return max(*self.mults, *self.train_mults, 0)
 
-    def named(self, net) -> dict[str | float, Subnet]:
+    def named(self, net: SlimmableNet) -> dict[str | float, Subnet]:
         """The subnets of `net` that are evaluated, by name or by multiplier."""
         if self.subnets:
             return {name: Subnet(widths) for name, widths in self.subnets}
         return {mult: net.uniform(mult) for mult in self.mults}
+
+    def net_type(self) -> type[SlimmableNet]:
+        """The class of the net. Raises ParameterError for an unknown name."""
+        return plugins.find("nets", self.net)
+
+    def build(self, num_classes: int) -> SlimmableNet:
+        """The untrained supernet, its batch-norm slots reserved."""
+        chosen = {name: getattr(self, name, None) for name in NET_OPTIONS}
+        net = self.net_type()(num_classes, self.input_size, self.largest,
+                              bn="shared_affine" if self.bn == "one" else self.bn, seed=self.seed,
+                              **{name: value for name, value in chosen.items() if value is not None})
+        if self.bn != "calibrated":
+            net.reserve(list(self.named(net).values()), shared=self.bn == "one")
+        return net
+
+    def begin(self, num_classes: int, store: RunStore) -> SlimmableNet:
+        """The net as its training finds it: built, and with `start` with that run's weights.
+
+        Raises StoreError without them.
+        """
+        net = self.build(num_classes)
+        if self.start:
+            self.load(net, store)
+        return net
+
+    def load(self, net: SlimmableNet, store: RunStore) -> None:
+        """Put the weights of the run `start` into `net`: of a wider net's the first channels."""
+        load_first_channels_(net, store.weights_of(self.start))
+
+    # -- training --------------------------------------------------------------------------------------------
+
+    def sampler_and_objective(self, net: SlimmableNet, steps: int,
+                              store: RunStore | None = None) -> tuple[Sampler, Objective]:
+        """What trains `net` for `steps` steps; `store` holds the runs that the recipe names.
+
+        Raises ParameterError for an unknown `method`.
+        """
+        raise NotImplementedError
+
+    def penalty(self) -> Penalty | None:
+        """What adds to the gradients of every step; None: nothing."""
+        return None
+
+    def probe(self, net: SlimmableNet, epoch: int, images: Callable[[], Iterable[Tensor]],
+              val: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> Probe | None:
+        """What looks at the net while it trains, `epoch` steps to an epoch; None: nobody.
+
+        `images()` gives batches of calibration images, `val()` batches of validation images and labels.
+        """
+        return None
+
+    def batches(self, data: ImageData, device: str, group=None) -> Batches:
+        """Shuffled, augmented training batches; of them this rank's rows."""
+        extra = {name: getattr(self, name) for name in ("reflect", "auto_augment", "jitter", "lighting", "erasing")}
+        augment = Augmentation(self.augment, **{name: value for name, value in extra.items() if value is not None})
+        return Batches(data.train, self.batch_size, seed=self.seed, augment=augment, mean=data.mean, std=data.std,
+                       size=self.input_size, dtype=training_dtype(self.dtype, device), device=device, shuffle=True,
+                       rank=rank_of(group), world=world_of(group))
+
+    # -- afterwards ------------------------------------------------------------------------------------------
+
+    def measure(self, net: SlimmableNet, sampler: Sampler, data: ImageData, *, device: str = "cpu",
+                group=None) -> tuple[list[dict], dict]:
+        """The rows of the result, one per subnet, and what is stored beside them, by name."""
+        subnets = self.named(net)
+        rows = measure(net, data, list(subnets.values()), images=self.calibration_images,
+                       calibrate=bool(self.calibrate), device=device, group=group)
+        return [{"name" if isinstance(name, str) else "mult": name} | row
+                for name, row in zip(subnets, rows, strict=True)], {}
+
+    def found(self, net: SlimmableNet, sampler: Sampler) -> dict[str, Any]:
+        """What else the training found, JSON-able, by name; it is stored with the rows."""
+        return {}
+
+    @property
+    def label(self) -> str:
+        """How progress lines call the run."""
+        only = [f"{mult}x" for mult in self.mults] or [name for name, _ in self.subnets or ()]
+        return f"{self.arm}{f' {only[0]}' if len(only) == 1 else ''} (seed {self.seed})"
 
 
 def check_scale(scale: str) -> str:
@@ -86,3 +203,16 @@ def check_scale(scale: str) -> str:
     return scale
 
 
+def unknown_method(recipe: Recipe, methods: Sequence[str]) -> ParameterError:
+    """The error for a recipe whose method is none of its paper's."""
+    return ParameterError(f"method = {recipe.method!r}", f"it is one of {', '.join(methods)}",
+                          f"Set method={methods[0]!r}.")
+
+
+def training_dtype(wanted: str, device: str) -> torch.dtype:
+    """The dtype of activations while training: `wanted`, but float32 for bfloat16 on processors without AVX-512.
+
+    There PyTorch has no bfloat16 convolution but a reference loop, several times as slow.
+    """
+    slow = torch.device(device).type == "cpu" and torch.backends.cpu.get_cpu_capability() in NO_BFLOAT16
+    return torch.float32 if wanted == "bfloat16" and slow else getattr(torch, wanted)

@@ -17,7 +17,7 @@ from slimnb.runs.store import RunStore, code_fingerprint
 from slimnb.search.evolution import Found, evolve, random_search, reach
 from slimnb.subnet import Subnet
 from slimnb.train.calibrate import calibrate_bn, evaluate
-from slimnb.train.experiment import Result, build, net_name, once, trained
+from slimnb.train.experiment import Result, once, trained
 from slimnb.train.measure import measure, plain_batches
 
 
@@ -27,11 +27,11 @@ def latency_table(result: Result, num_classes: int, store: RunStore, *, batch: i
 
     Measured once per store and settings; the errors are those of `check_latency`.
     """
-    net = build(result.recipe, num_classes)
+    net = result.recipe.build(num_classes)
     settings = {"paper": "deps", "arm": "latency", "scale": result.recipe.scale, "net": result.recipe.net,
                 "classes": num_classes, "batch": batch, "rounds": rounds, "subnets": subnets,
                 "device": torch.device(device).type}
-    code = code_fingerprint([elastic_latency, check_latency, net_name(result.recipe)])
+    code = code_fingerprint([elastic_latency, check_latency, result.recipe.net_type()])
 
     def take() -> dict:
         timed = net.to(device).eval()
@@ -63,7 +63,7 @@ def deploy(result: Result, data: ImageData, store: RunStore, table: ElasticTable
     settings = {"paper": "deps", "arm": f"search by {table.unit}", "scale": recipe.scale, "of": result.run_id,
                 "share": share, "target": target, "evaluations": evaluations, "images": recipe.calibration_images,
                 "seed": recipe.seed}
-    code = code_fingerprint([Validated, evolve, random_search, measure, net_name(recipe)])
+    code = code_fingerprint([Validated, evolve, random_search, measure, recipe.net_type()])
 
     def take() -> dict:
         net = trained(result, data.num_classes, store).to(device)

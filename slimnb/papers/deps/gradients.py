@@ -25,9 +25,9 @@ def gradients(net: SlimmableNet, x: Tensor, y: Tensor, passes: Sequence[Pass],
     parts = []
     for some in (passes[:1], passes[1:]):
         net.zero_grad(set_to_none=True)
-        for made in some:
-            loss, _ = objective(made, net(x, made.route), y)
-            (made.weight * loss.mean()).backward()
+        for a_pass in some:
+            loss, _ = objective(a_pass, net(x, a_pass.route), y)
+            (a_pass.weight * loss.mean()).backward()
         parts.append({name: p.grad for name, p in net.named_parameters() if p.grad is not None})
     net.zero_grad(set_to_none=True)
     return parts[0], parts[1]

@@ -5,25 +5,20 @@ Wang et al., Delayed epsilon-Shrinking. Every method runs in `slimnb.train.loop`
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from dataclasses import dataclass, replace
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from slimnb.cost.elastic import ElasticTable, structures_of
-from slimnb.cost.macs import count_macs
 from slimnb.errors import ParameterError
 from slimnb.nets.base import SlimmableNet
-from slimnb.nets.sorting import embed_, expand_order
-from slimnb.papers.deps.gradients import LayerGradients, NormRatio
-from slimnb.papers.slimmable.method import Draw, InplaceDistillation, Sandwich, Stateless, Switches
+from slimnb.papers.slimmable.method import Draw, Stateless
 from slimnb.rng import rng_at
 from slimnb.subnet import SearchSpace, Subnet
-from slimnb.train.measure import Accuracy, Probes
 from slimnb.train.optim import Schedule
-from slimnb.train.protocols import Labels, Objective, Outcome, Pass, Probe, Sampler
+from slimnb.train.protocols import Labels, Outcome, Pass, Sampler
 
 # -- epsilon ---------------------------------------------------------------------------------------------
 
@@ -150,8 +145,8 @@ def delayed(sampler: Sampler, rates: Schedule, share: float, ramp: str | None = 
     if ramp_steps > rates.steps - start:
         raise ParameterError(f"a ramp of {ramp_steps} steps", f"{rates.steps - start} steps follow the warm-up",
                              "Shorten the ramp, or the warm-up.")
-    made = LinearRamp(ramp_steps) if ramp == "linear" else RateRamp(rates, start, ramp_steps, start + ramp_steps)
-    return DelayedShrinking(sampler, start, made)
+    epsilon = LinearRamp(ramp_steps) if ramp == "linear" else RateRamp(rates, start, ramp_steps, start + ramp_steps)
+    return DelayedShrinking(sampler, start, epsilon)
 
 
 # -- Once-for-All and CompOFA ----------------------------------------------------------------------------
@@ -191,9 +186,9 @@ class FixedTeacher(Labels):
         with torch.no_grad():
             self.taught = self.teacher(x, statistics="batch").softmax(1)
 
-    def __call__(self, made: Pass, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, a_pass: Pass, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Per-sample loss and cross-entropy with the labels, each (B,)."""
-        loss, ce = super().__call__(made, logits, y)
+        loss, ce = super().__call__(a_pass, logits, y)
         return loss + self.ratio * F.cross_entropy(logits, self.taught, reduction="none"), ce
 
 
@@ -228,65 +223,3 @@ def compound(space: SearchSpace) -> Draw:
         return space.canonical(replace(subnet, widths=tuple(widths), depths=tuple(kept)))
 
     return draw
-
-
-# -- from a recipe ---------------------------------------------------------------------------------------
-
-def prepare(recipe, net: SlimmableNet) -> None:
-    """Sort hidden channels by importance, within the expansions `recipe.levels`, before shrinking begins."""
-    if recipe.levels is not None:
-        embed_(net, expand_order(net, recipe.levels), {})
-
-
-METHODS = ("full", "shrinking", "progressive", "compound")
-
-
-def plan(recipe, net: SlimmableNet, steps: int, teacher: SlimmableNet | None = None) -> tuple[Sampler, Objective]:
-    """Sampler and objective of a `ShrinkingRecipe`. Raises ParameterError where `teacher` is missing."""
-    if recipe.method == "full":
-        return Switches({"largest": net.largest}, recipe.dropout), Labels(recipe.smoothing)
-    if recipe.method == "shrinking":
-        space, epoch = net.search_space, steps / recipe.epochs
-        rates = Schedule.of(recipe, round(epoch))
-        sampler = Sandwich(space.largest, space.smallest, space.sample, recipe.n_random, recipe.seed, recipe.dropout)
-        made = delayed(sampler, rates, recipe.warm_up, recipe.ramp, round(recipe.ramp_epochs * epoch))
-        return made, InplaceDistillation(recipe.temperature, smoothing=recipe.smoothing)
-    if recipe.method not in METHODS:
-        raise ParameterError(f"method = {recipe.method!r}", f"it is one of {', '.join(METHODS)}",
-                             "Set method='shrinking'.")
-    if teacher is None:
-        raise ParameterError(f"method = {recipe.method!r} without a teacher", "it learns from a full net, fixed",
-                             "Set teacher to the id of its run.")
-    space = phase(net.search_space, *recipe.choices)
-    draw = compound(space) if recipe.method == "compound" else space.sample
-    return Draws(draw, recipe.n_random, recipe.seed), FixedTeacher(teacher, smoothing=recipe.smoothing)
-
-
-def probe(recipe, net: SlimmableNet, epoch: int, images: Callable, val: Callable) -> Probe | None:
-    """What Figs. 2, 3, 4 and 7b show of a `recipe.looked_at`, `epoch` steps to an epoch; None of any other.
-
-    `images` and `val` are those of `Accuracy`. As shrinking begins, gradients layer by layer and the shown subnets;
-    from then on the norms' ratio ten times an epoch, and the full net four times an epoch for two epochs.
-    """
-    if not recipe.looked_at:
-        return None
-    sampler, objective = plan(recipe, net, epoch * recipe.epochs)
-    start, inner = sampler.warm_up, sampler.sampler.plan
-    quarters = [start + epoch * k // 4 for k in range(9)]
-    return Probes([LayerGradients(inner, objective, [start]),
-                   NormRatio(inner, objective, sampler.epsilon, max(1, epoch // 10), start),
-                   Accuracy(recipe.named(net), images, val, [start]),
-                   Accuracy({"full": net.largest}, images, val, quarters)])
-
-
-def found(recipe, net: SlimmableNet, sampler: Sampler) -> dict:
-    """What a step of this run costs, once warmed up: passes (forward and backward), and MACs of one forward per image.
-
-    `macs_per_step` is the mean over the plans of 256 steps; `teacher_macs` are those of a fixed teacher's forward.
-    """
-    first = getattr(sampler, "warm_up", 0)
-    plans = [sampler.plan(first + i) for i in range(256)]
-    structures = structures_of(net.search_space, [made.route for passes in plans for made in passes])
-    macs = ElasticTable.macs(net).predict(structures)
-    return {"passes_per_step": len(plans[0]), "macs_per_step": macs.sum().item() / len(plans),
-            "teacher_macs": count_macs(net, net.largest) if recipe.teacher else 0}

@@ -6,15 +6,30 @@ What differs from one long run: momentum starts anew at each leg. The released c
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
 
+from slimnb.cost.elastic import ElasticTable, structures_of
+from slimnb.cost.macs import count_macs
+from slimnb.errors import ParameterError
+from slimnb.nets.base import SlimmableNet
+from slimnb.nets.sorting import embed_, expand_order
+from slimnb.papers.deps.gradients import LayerGradients, NormRatio
+from slimnb.papers.deps.method import DelayedShrinking, Draws, FixedTeacher, compound, delayed, phase
+from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich, Switches
 from slimnb.papers.slimmable.recipes import SMALL, SMOKE
+from slimnb.runs.store import RunStore
 from slimnb.subnet import Subnet
-from slimnb.train.experiment import Result
-from slimnb.train.recipe import Recipe, check_scale
+from slimnb.train.experiment import Context
+from slimnb.train.measure import Accuracy, Probes
+from slimnb.train.optim import Schedule
+from slimnb.train.protocols import Labels, Objective, Probe, Sampler
+from slimnb.train.recipe import Recipe, check_scale, unknown_method
+from slimnb.train.state import load_first_channels_
 
+CHAPTER = "05_deps"
+METHODS = ("full", "shrinking", "progressive", "compound")
 LEGS = (0.25, 0.5, 0.75, 1.0)
 """Shares of the training of the full net after which a leg ends: Fig. 7a's P, and the whole."""
 
@@ -38,7 +53,7 @@ class ShrinkingRecipe(Recipe):
     ramp: str | None = None  # "linear" or "rate"; None: no epsilon
     ramp_epochs: float = 0.0
     levels: tuple[int, ...] | None = None  # hidden channels are sorted within these expansions first; None: not at all
-    looked_at: bool = False  # take the probes of `slimnb.papers.deps.method.probe`
+    looked_at: bool = False  # take the looks of `probe`
     choices: tuple[int, int, int] | None = None  # largest kernels, depths, expansions that OFA's phase draws from
 
     @property
@@ -49,6 +64,65 @@ class ShrinkingRecipe(Recipe):
     def named(self, net) -> dict[str, Subnet]:
         """The subnets that are evaluated: D2E3 has 2 blocks in every stage and expansion 3 in every block."""
         return {f"D{depth}E{expand}": net.elastic(depth, expand) for depth, expand in self.shown}
+
+    def begin(self, num_classes: int, store: RunStore) -> SlimmableNet:
+        """With `levels` its hidden channels are sorted by importance, within these expansions."""
+        net = super().begin(num_classes, store)
+        if self.levels is not None:
+            embed_(net, expand_order(net, self.levels), {})
+        return net
+
+    def sampler_and_objective(self, net: SlimmableNet, steps: int,
+                              store: RunStore | None = None) -> tuple[Sampler, Objective]:
+        """See the class. Raises ParameterError where a phase of OFA or CompOFA has no teacher."""
+        if self.method == "full":
+            return Switches({"largest": net.largest}, self.dropout), Labels(self.smoothing)
+        if self.method == "shrinking":
+            return self._shrinking(net, steps), InplaceDistillation(self.temperature, smoothing=self.smoothing)
+        if self.method not in METHODS:
+            raise unknown_method(self, METHODS)
+        if self.teacher is None:
+            raise ParameterError(f"method = {self.method!r} without a teacher", "it learns from a full net, fixed",
+                                 "Set teacher to the id of its run.")
+        space = phase(net.search_space, *self.choices)
+        draw = compound(space) if self.method == "compound" else space.sample
+        teacher = self.build(net.num_classes).to(next(net.parameters()).device).requires_grad_(False)
+        load_first_channels_(teacher, store.weights_of(self.teacher))
+        return Draws(draw, self.n_random, self.seed), FixedTeacher(teacher, smoothing=self.smoothing)
+
+    def _shrinking(self, net: SlimmableNet, steps: int) -> DelayedShrinking:
+        space, epoch = net.search_space, steps / self.epochs
+        rates = Schedule.of(self, round(epoch))
+        sampler = Sandwich(space.largest, space.smallest, space.sample, self.n_random, self.seed, self.dropout)
+        return delayed(sampler, rates, self.warm_up, self.ramp, round(self.ramp_epochs * epoch))
+
+    def probe(self, net: SlimmableNet, epoch: int, images: Callable, val: Callable) -> Probe | None:
+        """What Figs. 2, 3, 4 and 7b show of a recipe that is `looked_at`.
+
+        As shrinking begins, gradients layer by layer and the shown subnets; from then on the norms' ratio ten times an
+        epoch, and the full net four times an epoch for two epochs.
+        """
+        if not self.looked_at:
+            return None
+        sampler, objective = self.sampler_and_objective(net, epoch * self.epochs)
+        start, inner = sampler.warm_up, sampler.sampler.plan
+        quarters = [start + epoch * k // 4 for k in range(9)]
+        return Probes([LayerGradients(inner, objective, [start]),
+                       NormRatio(inner, objective, sampler.epsilon, max(1, epoch // 10), start),
+                       Accuracy(self.named(net), images, val, [start]),
+                       Accuracy({"full": net.largest}, images, val, quarters)])
+
+    def found(self, net: SlimmableNet, sampler: Sampler) -> dict:
+        """What a step costs, once warmed up: passes (forward and backward), and MACs of one forward per image.
+
+        `macs_per_step` is the mean over the plans of 256 steps; `teacher_macs` are those of a fixed teacher's forward.
+        """
+        first = sampler.warm_up if isinstance(sampler, DelayedShrinking) else 0
+        plans = [sampler.plan(first + i) for i in range(256)]
+        structures = structures_of(net.search_space, [each.route for passes in plans for each in passes])
+        macs = ElasticTable.macs(net).predict(structures)
+        return {"passes_per_step": len(plans[0]), "macs_per_step": macs.sum().item() / len(plans),
+                "teacher_macs": count_macs(net, net.largest) if self.teacher else 0}
 
 
 @dataclass(frozen=True)
@@ -67,11 +141,10 @@ class Family:
 
 
 # Methods of the paper and the released code, per 2048 images (16 GPUs of 128): lr .1625, .03, .0025, .0075 each.
-_BASE = ShrinkingRecipe(**{**vars(SMOKE), "paper": "deps", "net": "mobilenet_v3", "method": "full", "bn": "calibrated",
-                           "mults": (), "scale": "full", "epochs": 270, "batch_size": 2048, "lr": 2.6,
-                           "weight_decay": 3e-5, "floor": 2.5e-3, "augment": "resized_crop", "input_size": 224,
-                           "layout": None, "dropout": 0.1, "smoothing": 0.1, "calibration_images": 2000,
-                           "dtype": "bfloat16"})
+_BASE = SMOKE.into(
+    ShrinkingRecipe, paper="deps", net="mobilenet_v3", method="full", bn="calibrated", mults=(), scale="full",
+    epochs=270, batch_size=2048, lr=2.6, weight_decay=3e-5, floor=2.5e-3, augment="resized_crop", input_size=224,
+    layout=None, dropout=0.1, smoothing=0.1, calibration_images=2000, dtype="bfloat16")
 
 
 def _phases(lr: float, kernels: int = 1, epochs: tuple[int, int] = (25, 125), warmup: int = 5) -> tuple:
@@ -100,7 +173,7 @@ CIFAR = (Family(_CIFAR, 5, 200, _phases(0.1, epochs=(25, 75)), _compound(0.1, (2
 
 # Ours, for two CPU cores: 8.3 M MACs, 3 x 3 kernels, stages of up to three blocks. OFA's phases have a sixth and a
 # half of the full net's rate: at the paper's they would not move in so few steps.
-_SMALL = replace(_CIFAR, **{name: getattr(SMALL, name) for name in ("scale", "batch_size", "dtype", "augment")},
+_SMALL = replace(_CIFAR, scale="small", batch_size=SMALL.batch_size, dtype=SMALL.dtype, augment=SMALL.augment,
                  layout=((16, 3, 2, "relu", False), (32, 3, 2, "relu", True), (64, 3, 2, "hswish", True)), epochs=6,
                  stem=8, first=8, tail=192, head=256, depths=(1, 2, 3), kernels=(3,), dropout=0.0, floor=1e-3,
                  shown=((1, 3), (2, 3), (3, 3), (2, 6), (3, 4), (3, 6)))
@@ -179,11 +252,12 @@ def _phased(full: ShrinkingRecipe, arm: str, method: str, taught: str, phases) -
     return recipes
 
 
-def ready(scale: str, seed: int, data, results: Sequence[Result] = (), store=None) -> list[Recipe]:
+def ready(context: Context) -> list[Recipe]:
     """The recipes that have not run and whose start and teacher have: each stage runs all that it can."""
-    recipes = []
-    for family in families(scale, data):
-        ids = {r.recipe.arm: r.run_id for r in results if (r.recipe.net, r.recipe.seed) == (family.full.net, seed)}
+    recipes, seed = [], context.seed
+    for family in families(context.scale, context.data):
+        ids = {r.recipe.arm: r.run_id for r in context.results
+               if (r.recipe.net, r.recipe.seed) == (family.full.net, seed)}
         for recipe in wanted(family, seed):
             if recipe.arm not in ids and {recipe.start, recipe.teacher} - {None} <= ids.keys():
                 recipes.append(replace(recipe, start=ids.get(recipe.start), teacher=ids.get(recipe.teacher)))

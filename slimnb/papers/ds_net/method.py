@@ -5,7 +5,7 @@ Li et al., Dynamic Slimmable Network. Both stages run in `slimnb.train.loop`; in
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 
 import numpy as np
 import torch
@@ -18,15 +18,15 @@ from slimnb.data.datasets import ImageData
 from slimnb.errors import ParameterError
 from slimnb.nets.base import SlimmableNet
 from slimnb.nets.gated import GatedNet
-from slimnb.nn.gate import Gated
+from slimnb.nn.gate import Gated, RoutedLogits
 from slimnb.nn.norm import GROUP
 from slimnb.papers.ds_net.dynamic import DynamicNet, path_macs
-from slimnb.papers.slimmable.method import Draw, InplaceDistillation, Sandwich, Stateless, Switches, any_of
+from slimnb.papers.slimmable.method import Draw, Stateless, any_of
 from slimnb.subnet import Subnet
 from slimnb.train.calibrate import calibrate_bn
-from slimnb.train.measure import Accuracy, measured, plain_batches
-from slimnb.train.protocols import Labels, Objective, Pass, Probe, Sampler
-from slimnb.train.state import load_first_channels_, load_net
+from slimnb.train.measure import measured, plain_batches
+from slimnb.train.protocols import Pass
+from slimnb.train.state import load_net
 
 # -- stage I ---------------------------------------------------------------------------------------------
 
@@ -52,7 +52,7 @@ class Ema:
             raise ParameterError(f"{len(net.slots)} subnets with statistics, {len(self.net.slots)} in the average",
                                  "the copy is made of the net as it will be", "Call net.reserve([...]) before.")
         ours, theirs = [], []
-        for mine, other in zip(self.tensors().values(), _tensors(net).values(), strict=True):
+        for mine, other in zip(self.tensors().values(), tensors_of(net).values(), strict=True):
             if mine.is_floating_point():
                 ours.append(mine)
                 theirs.append(other.detach())
@@ -63,10 +63,11 @@ class Ema:
 
     def tensors(self) -> dict[str, Tensor]:
         """The copy's parameters and buffers by name, not copied."""
-        return _tensors(self.net)
+        return tensors_of(self.net)
 
 
-def _tensors(net: SlimmableNet) -> dict[str, Tensor]:
+def tensors_of(net: SlimmableNet) -> dict[str, Tensor]:
+    """The parameters and buffers of `net` by name, not copied."""
     return {name: value for name, value in net.state_dict().items() if isinstance(value, Tensor)}
 
 
@@ -87,9 +88,9 @@ class EnsembleBootstrapping:
     def begin(self, net: SlimmableNet, x: Tensor, passes: Sequence[Pass]) -> None:
         """Bring the average up to the weights that the last step left, then ask it for this step's soft labels."""
         self.ema.update(net)
-        wanted = {made.target for made in passes}
-        taught = [made.route for made in passes if made.target == "teacher"] if "ensemble" in wanted else []
-        largest = next((made.route for made in passes if made.target == "labels"), None)
+        wanted = {a_pass.target for a_pass in passes}
+        taught = [a_pass.route for a_pass in passes if a_pass.target == "teacher"] if "ensemble" in wanted else []
+        largest = next((a_pass.route for a_pass in passes if a_pass.target == "labels"), None)
         if largest is None:
             raise ParameterError("a step without a pass from the labels", "the largest subnet's average teaches",
                                  "Plan a pass with target='labels' first.")
@@ -97,12 +98,12 @@ class EnsembleBootstrapping:
             soft = [(self.ema.net(x, route) / self.temperature).softmax(1) for route in (largest, *taught)]
         self.soft = {"teacher": soft[0], "ensemble": torch.stack(soft).mean(0)}
 
-    def __call__(self, made: Pass, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, a_pass: Pass, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Per-sample loss and cross-entropy with the labels, each (B,)."""
         ce = F.cross_entropy(logits, y, reduction="none")
-        if made.target == "labels":
+        if a_pass.target == "labels":
             return ce, ce.detach()
-        kd = F.cross_entropy(logits / self.temperature, self.soft[made.target], reduction="none")
+        kd = F.cross_entropy(logits / self.temperature, self.soft[a_pass.target], reduction="none")
         return kd * self.temperature**2, ce.detach()
 
     def state_dict(self) -> dict[str, Tensor]:
@@ -138,6 +139,14 @@ class Routed(Stateless):
     def plan(self, step: int) -> list[Pass]:
         """The pass."""
         return [Pass(Gated(self.lowest, self.temperature, self.seed, step), name="gated")]
+
+
+def freeze_all_but_heads_(net: GatedNet) -> None:
+    """Let only the slimming heads take gradients: what stage II trains."""
+    net.requires_grad_(False)
+    for gate in net.gates:
+        for p in gate.heads():
+            p.requires_grad_(True)
 
 
 TRY_BEST, GIVE_UP = "try best", "give up"
@@ -186,16 +195,17 @@ class SandwichGateSparsification:
         narrow = slim == y if wide is None else (slim == y) | (wide != y)
         return torch.where(narrow, 0, self.top)
 
-    def __call__(self, made: Pass, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, a_pass: Pass, output: RoutedLogits, y: Tensor) -> tuple[Tensor, Tensor]:
         """Per-sample loss and cross-entropy with the labels, each (B,)."""
+        logits, decisions = output
         ce = F.cross_entropy(logits, y, reduction="none")
         classify, cost, sparsify = self.weights
         loss = classify * ce
         if cost:
-            loss = loss + cost * routed_macs(self.macs, [d.weights for d in made.route.seen]) ** 2
+            loss = loss + cost * routed_macs(self.macs, [d.weights for d in decisions]) ** 2
         if sparsify:
             asked = self.targets(y)
-            loss = loss + sparsify * torch.stack([self._sgs(d.scores, asked) for d in made.route.seen]).mean(0)
+            loss = loss + sparsify * torch.stack([self._sgs(d.scores, asked) for d in decisions]).mean(0)
         return loss, ce.detach()
 
     def _sgs(self, scores: Tensor, asked: Tensor) -> Tensor:
@@ -214,77 +224,15 @@ def routed_macs(macs: Tensor, weights: Sequence[Tensor]) -> Tensor:
     return cost
 
 
-# -- from a recipe ---------------------------------------------------------------------------------------
-
-METHODS = ("plain", "in-place", "bootstrapping", "gates")
+# -- what gates do ---------------------------------------------------------------------------------------
 
 
-def plan(recipe, net: GatedNet, steps: int) -> tuple[Sampler, Objective]:
-    """Sampler and objective of a `slimnb.papers.ds_net.recipes.GatedRecipe`."""
-    if recipe.method == "gates":
-        return (Routed(recipe.lowest, seed=recipe.seed),
-                SandwichGateSparsification(net, recipe.losses, recipe.strategy, recipe.lowest))
-    if recipe.method not in METHODS:
-        raise ParameterError(f"method = {recipe.method!r}", f"it is one of {', '.join(METHODS)}",
-                             "Set method='bootstrapping'.")
-    if recipe.method == "plain":
-        return Switches({"widest": net.widest}, recipe.dropout), Labels()
-    target = "ensemble" if recipe.ensemble else "teacher"
-    sampler = Sandwich(net.largest, net.slimmest, any_path(net), recipe.n_random, recipe.seed, recipe.dropout, target)
-    if recipe.method == "in-place":
-        return sampler, InplaceDistillation(recipe.temperature)
-    return sampler, EnsembleBootstrapping(net, recipe.ema, recipe.temperature)
+def measure_paths(net: GatedNet, named: dict[str, Subnet], data: ImageData, images: int, device: str,
+                  group=None) -> tuple[list[dict], dict]:
+    """A row for each of the `named` paths, calibrated on `images` images, all of them together.
 
-
-def load(recipe, net: GatedNet, weights_of: Callable[[str], dict[str, Tensor]]) -> None:
-    """Put the weights of `recipe.start` into `net`, for stage II with the statistics of all paths.
-
-    Slimming heads begin anew, or with `recipe.gate` as that run left them. So does the classifier of a supernet that
-    goes on from another data set.
+    Beside the rows `correct` (see `packed_bits`) by name.
     """
-    given = weights_of(recipe.start)
-    if recipe.method != "gates":
-        given |= {name: value for name, value in net.state_dict().items() if name.startswith("classifier.")}
-        load_first_channels_(net, given)
-        return
-    heads = weights_of(recipe.gate) if recipe.gate else _tensors(net)
-    given = {name: value for name, value in given.items() if ".slim_" not in name}
-    given |= {name: value for name, value in heads.items() if ".slim_" in name}
-    load_net(net, given, net.get_extra_state())
-    net.mark_calibrated(list(net.slots))
-
-
-def prepare(recipe, net: GatedNet) -> None:
-    """For stage II freeze all but the slimming heads."""
-    if recipe.method == "gates":
-        net.requires_grad_(False)
-        for gate in net.gates:
-            for p in gate.heads():
-                p.requires_grad_(True)
-
-
-def probe(recipe, net: GatedNet, epoch: int, images: Callable, val: Callable) -> Probe | None:
-    """Fig. 6: the slimmest path `recipe.looks` times in the training of a supernet; None without looks."""
-    if not recipe.looks:
-        return None
-    steps = {round(epoch * recipe.epochs * k / recipe.looks) for k in range(recipe.looks)}
-    return Accuracy({"slimmest": net.slimmest}, images, val, steps)
-
-
-def found(recipe, net: GatedNet, sampler: Sampler) -> dict:
-    """Nothing beside what `results` stores."""
-    return {}
-
-
-def results(recipe, net: GatedNet, data: ImageData, *, images: int, device: str, group=None) -> tuple[list[dict], dict]:
-    """Rows of a finished training, and what is stored beside them: of paths, or of the gates' routes.
-
-    A supernet's paths are calibrated together, validated and tested. Gates route all validation and test images;
-    nothing is calibrated, for only slimming heads have moved.
-    """
-    if recipe.method == "gates":
-        return routed_results(recipe, net, data, device)
-    named = recipe.named(net)
     if net.bn != GROUP:
         train = plain_batches(data, data.train, net.input_size, device, group)
         calibrate_bn(net, list(named.values()), train.images(images), group)
@@ -295,12 +243,12 @@ def results(recipe, net: GatedNet, data: ImageData, *, images: int, device: str,
                               zip(named, tested, strict=True)}}
 
 
-def routed_results(recipe, net: GatedNet, data: ImageData, device: str) -> tuple[list[dict], dict]:
+def measure_routes(net: GatedNet, lowest: int | None, data: ImageData, device: str) -> tuple[list[dict], dict]:
     """One row: mean MACs and accuracy of routing; beside it every test image's choices and whether it was right.
 
     `choices` is a string per gate, a digit in base 36 per image; `correct` as `packed_bits` gives it.
     """
-    dynamic, macs = DynamicNet(net.eval(), recipe.lowest), path_macs(net)
+    dynamic, macs = DynamicNet(net.eval(), lowest), path_macs(net)
     test = data.test
     on_val = route_all(dynamic, plain_batches(data, data.val, net.input_size, device))
     chosen, correct, ce = route_all(dynamic, plain_batches(data, test, net.input_size, device))

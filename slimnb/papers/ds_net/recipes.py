@@ -6,15 +6,34 @@ stage I.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
-from slimnb.papers.ds_net.method import GIVE_UP, TRY_BEST
+from slimnb.data.datasets import ImageData
+from slimnb.nets.gated import GatedNet
+from slimnb.papers.ds_net.method import (
+    GIVE_UP,
+    TRY_BEST,
+    EnsembleBootstrapping,
+    Routed,
+    SandwichGateSparsification,
+    any_path,
+    freeze_all_but_heads_,
+    measure_paths,
+    measure_routes,
+    tensors_of,
+)
+from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich, Switches
 from slimnb.papers.slimmable.recipes import SMALL, SMOKE
 from slimnb.runs.store import RunStore
-from slimnb.train.experiment import Result
-from slimnb.train.recipe import Recipe, check_scale
+from slimnb.train.experiment import Context, Result
+from slimnb.train.measure import Accuracy
+from slimnb.train.protocols import Labels, Objective, Probe, Sampler
+from slimnb.train.recipe import Recipe, check_scale, unknown_method
+from slimnb.train.state import load_first_channels_, load_net
 
+CHAPTER = "06_ds_net"
+METHODS = ("plain", "in-place", "bootstrapping", "gates")
 SUPERNET = "IEB"
 """The arm of stage I that gates are trained on."""
 
@@ -57,6 +76,64 @@ class GatedRecipe(Recipe):
         paths = {"-".join(map(str, path)): net.path(*path) for path in chosen}
         return paths | ({"largest": net.largest} if net.largest not in paths.values() else {})
 
+    def load(self, net: GatedNet, store: RunStore) -> None:
+        """Put the weights of `start` into `net`, for stage II with the statistics of all paths.
+
+        Slimming heads begin anew, or with `gate` as that run left them. So does the classifier of a supernet that goes
+        on from another data set.
+        """
+        weights = store.weights_of(self.start)
+        if self.method != "gates":
+            weights |= {name: value for name, value in net.state_dict().items() if name.startswith("classifier.")}
+            load_first_channels_(net, weights)
+            return
+        heads = store.weights_of(self.gate) if self.gate else tensors_of(net)
+        weights = {name: value for name, value in weights.items() if ".slim_" not in name}
+        weights |= {name: value for name, value in heads.items() if ".slim_" in name}
+        load_net(net, weights, net.get_extra_state())
+        net.mark_calibrated(list(net.slots))
+
+    def begin(self, num_classes: int, store: RunStore) -> GatedNet:
+        """For stage II all but the slimming heads are frozen."""
+        net = super().begin(num_classes, store)
+        if self.method == "gates":
+            freeze_all_but_heads_(net)
+        return net
+
+    def sampler_and_objective(self, net: GatedNet, steps: int,
+                              store: RunStore | None = None) -> tuple[Sampler, Objective]:
+        """See the class."""
+        if self.method == "gates":
+            return (Routed(self.lowest, seed=self.seed),
+                    SandwichGateSparsification(net, self.losses, self.strategy, self.lowest))
+        if self.method not in METHODS:
+            raise unknown_method(self, METHODS)
+        if self.method == "plain":
+            return Switches({"widest": net.widest}, self.dropout), Labels()
+        target = "ensemble" if self.ensemble else "teacher"
+        sampler = Sandwich(net.largest, net.slimmest, any_path(net), self.n_random, self.seed, self.dropout, target)
+        if self.method == "in-place":
+            return sampler, InplaceDistillation(self.temperature)
+        return sampler, EnsembleBootstrapping(net, self.ema, self.temperature)
+
+    def probe(self, net: GatedNet, epoch: int, images: Callable, val: Callable) -> Probe | None:
+        """Fig. 6: the slimmest path `looks` times in the training of a supernet; None without looks."""
+        if not self.looks:
+            return None
+        steps = {round(epoch * self.epochs * k / self.looks) for k in range(self.looks)}
+        return Accuracy({"slimmest": net.slimmest}, images, val, steps)
+
+    def measure(self, net: GatedNet, sampler: Sampler, data: ImageData, *, device: str = "cpu",
+                group=None) -> tuple[list[dict], dict]:
+        """Rows of paths, or of the gates' routes.
+
+        A supernet's paths are calibrated together, validated and tested. Gates route all validation and test images;
+        nothing is calibrated, for only slimming heads have moved.
+        """
+        if self.method == "gates":
+            return measure_routes(net, self.lowest, data, device)
+        return measure_paths(net, self.named(net), data, self.calibration_images, device, group)
+
 
 @dataclass(frozen=True)
 class Family:
@@ -81,10 +158,10 @@ _UNIFORM = tuple((k,) * 4 for k in range(4))  # of DS-ResNet's 256 paths those o
 _ML = (("DS-Net-L", None),)
 
 # Section 4 and appendix A; dropout and the number of random paths are the released code's.
-_MBNET = GatedRecipe(**{**vars(SMOKE), "paper": "ds_net", "arm": "", "net": "ds_mbnet", "method": "bootstrapping",
-                        "bn": "shared_affine", "mults": (), "scale": "full", "epochs": 150, "batch_size": 512,
-                        "lr": 0.08, "floor": 0.0008, "augment": "resized_crop", "input_size": 224, "layout": None,
-                        "calibration_images": 1001 * 256, "dropout": 0.2, "dtype": "bfloat16", "looks": 30})
+_MBNET = SMOKE.into(
+    GatedRecipe, paper="ds_net", arm="", net="ds_mbnet", method="bootstrapping", bn="shared_affine", mults=(),
+    scale="full", epochs=150, batch_size=512, lr=0.08, floor=0.0008, augment="resized_crop", input_size=224,
+    layout=None, calibration_images=1001 * 256, dropout=0.2, dtype="bfloat16", looks=30)
 _RESNET = replace(_MBNET, net="ds_resnet", bn="group", lr=0.2, floor=0.002, shown=_UNIFORM)
 _EFFNET = replace(_MBNET, net="ds_effnet", lr=0.2, floor=0.002)
 _SPACES_MB = (("DS-Net-S", 4), ("DS-Net-M", 8), ("DS-Net-L", None))
@@ -102,9 +179,10 @@ CIFAR = _paper(*(replace(recipe, augment="crop_flip", input_size=32, calibration
 
 # Ours, for two CPU cores: MobileNetV1 of half depth, 0.8 to 3.7 M MACs, and a ResNet of one block a stage, 3.0 M.
 _SMALL_MB = replace(
-    _MBNET, **{name: getattr(SMALL, name) for name in ("scale", "batch_size", "augment", "calibration_images")},
-    dtype="float32", input_size=32, strides=(2, 2, 1, 1, 2, 1, 1, 1), fixed=(16, 32, 48, 48),
-    grid=((48, 16, 2), (96, 32, 2)), num_choices=8, epochs=4, lr=0.1, floor=0.001, ema=0.99, dropout=0.0, looks=16)
+    _MBNET, scale="small", batch_size=SMALL.batch_size, augment=SMALL.augment,
+    calibration_images=SMALL.calibration_images, dtype="float32", input_size=32,
+    strides=(2, 2, 1, 1, 2, 1, 1, 1), fixed=(16, 32, 48, 48), grid=((48, 16, 2), (96, 32, 2)), num_choices=8,
+    epochs=4, lr=0.1, floor=0.001, ema=0.99, dropout=0.0, looks=16)
 _SMALL_RES = replace(_SMALL_MB, net="ds_resnet", bn="group", stem=16, layout=((16, 1), (32, 1), (64, 1), (128, 1)),
                      strides=(2, 2, 2, 2, 1), channels_per_group=4, fixed=None, grid=None, num_choices=None,
                      shown=_UNIFORM, looks=0)
@@ -166,30 +244,34 @@ def gated(family: Family, seed: int, supernet: str) -> list[GatedRecipe]:
     return arms
 
 
-def stage_one(scale: str, seed: int, data, results: Sequence[Result] = (), store=None) -> list[Recipe]:
+def stage_one(context: Context) -> list[Recipe]:
     """The supernets of all nets."""
-    return [recipe for family in families(scale, data) for recipe in supernets(family, seed)]
+    return [recipe for family in families(context.scale, context.data)
+            for recipe in supernets(family, context.seed)]
 
 
-def stage_two(scale: str, seed: int, data, results: Sequence[Result] = (), store=None) -> list[Recipe]:
+def stage_two(context: Context) -> list[Recipe]:
     """The gates, of every net whose supernet is trained."""
-    found = {r.recipe.net: r.run_id for r in results if r.recipe.arm == SUPERNET and r.recipe.seed == seed}
-    return [recipe for family in families(scale, data) if family.supernet.net in found
-            for recipe in gated(family, seed, found[family.supernet.net])]
+    ids = {r.recipe.net: r.run_id for r in context.results
+           if (r.recipe.arm, r.recipe.seed) == (SUPERNET, context.seed)}
+    return [recipe for family in families(context.scale, context.data) if family.supernet.net in ids
+            for recipe in gated(family, context.seed, ids[family.supernet.net])]
 
 
 STAGES = (stage_one, stage_two)
 
 
-def known_one(scale: str, seed: int, data, results: Sequence[Result] = (), store=None) -> list[Recipe]:
+def known_one(context: Context) -> list[Recipe]:
     """The supernet of `KNOWN`."""
-    return supernets(replace(KNOWN, supernet=replace(KNOWN.supernet, scale=check_scale(scale))), seed)
+    return supernets(replace(KNOWN, supernet=replace(KNOWN.supernet, scale=check_scale(context.scale))),
+                     context.seed)
 
 
-def known_two(scale: str, seed: int, data, results: Sequence[Result] = (), store=None) -> list[Recipe]:
+def known_two(context: Context) -> list[Recipe]:
     """Its gates."""
-    family = replace(KNOWN, gates=replace(KNOWN.gates, scale=check_scale(scale)))
-    return [recipe for r in results if r.recipe.arm == SUPERNET for recipe in gated(family, seed, r.run_id)]
+    family = replace(KNOWN, gates=replace(KNOWN.gates, scale=check_scale(context.scale)))
+    return [recipe for r in context.results if r.recipe.arm == SUPERNET
+            for recipe in gated(family, context.seed, r.run_id)]
 
 
 KNOWN_STAGES = (known_one, known_two)
@@ -215,7 +297,8 @@ def transfer_stages(results: Sequence[Result], source: str) -> tuple:
     Arms: "Plain", the widest path alone, moved; IEB, the supernet; then gates on it, from the start ("Without gate
     transfer") and from those of all three losses ("Gate transfer"). `source` is the name of the data set of `results`.
     """
-    def tuned(scale: str, seed: int, data, mine: Sequence[Result] = (), store=None) -> list[Recipe]:
+    def tuned(context: Context) -> list[Recipe]:
+        scale, seed = context.scale, context.seed
         epochs, _, lr = FINE_TUNING[scale]
         as_printed = {"warmup_epochs": 15, "batch_size": 1024} if scale == "full" else {}
         return [replace(r.recipe, epochs=epochs, lr=lr, floor=lr / 100, start=r.run_id, source=source, looks=0,
@@ -223,8 +306,9 @@ def transfer_stages(results: Sequence[Result], source: str) -> tuple:
                 for r in results if r.recipe.seed == seed and r.recipe.net == "ds_resnet"
                 and r.recipe.arm in (SUPERNET, "Plain")]
 
-    def gates(scale: str, seed: int, data, mine: Sequence[Result] = (), store=None) -> list[Recipe]:
-        supernet = [r.run_id for r in mine if r.recipe.arm == SUPERNET]
+    def gates(context: Context) -> list[Recipe]:
+        scale, seed = context.scale, context.seed
+        supernet = [r.run_id for r in context.results if r.recipe.arm == SUPERNET]
         old = [r for r in results if (r.recipe.net, r.recipe.arm, r.recipe.seed) == ("ds_resnet", "DS-Net-L", seed)]
         if not supernet or not old:
             return []

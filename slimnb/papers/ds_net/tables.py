@@ -20,7 +20,7 @@ from slimnb.papers.ds_net.dynamic import OVERHEAD, DynamicNet, pack_
 from slimnb.papers.ds_net.method import unpacked_bits
 from slimnb.runs.store import RunStore, code_fingerprint
 from slimnb.subnet import Subnet
-from slimnb.train.experiment import Result, net_name, once, trained
+from slimnb.train.experiment import Result, once, trained
 from slimnb.train.measure import plain_batches
 
 COLLAPSED = 0.99
@@ -224,7 +224,7 @@ def throughput(routed: Result, supernet: Result, data: ImageData, store: RunStor
         return {"rows": rows, "difference": difference, "static": name, "overhead": round(overhead, 2),
                 "about": conditions(x[:1])}
 
-    code = code_fingerprint([measured_overhead, execution_ways, net_name(routed.recipe)])
+    code = code_fingerprint([measured_overhead, execution_ways, routed.recipe.net_type()])
     return once(store, settings, code, take)
 
 
@@ -242,6 +242,6 @@ def execution_ways(net: GatedNet, static: Subnet, lowest: int | None = None, ove
     """Callables of x (B, 3, H, W), by mode: see `throughput`."""
     net = net.eval()
     return {"Grouped": DynamicNet(net, lowest, overhead=overhead), "Sliced": DynamicNet(net, lowest, packed=False),
-            "Masked": lambda x: net(x, Gated(lowest)),
+            "Masked": lambda x: net(x, Gated(lowest)).logits,
             "Widest": pack_(net.extract(net.widest if lowest is None else net.path(lowest - 1))),
             "Static": pack_(net.extract(static))}

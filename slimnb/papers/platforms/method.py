@@ -11,17 +11,16 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from slimnb.cost.table import CostTable
 from slimnb.errors import ParameterError, SearchError
 from slimnb.nets.base import SlimmableNet
 from slimnb.papers.platforms.market import check_weights
 from slimnb.papers.platforms.windows import Windows
-from slimnb.papers.slimmable.method import InplaceDistillation, Stateless, Switches
+from slimnb.papers.slimmable.method import Stateless
 from slimnb.rng import rng_at
 from slimnb.search.random_paths import cumulative, inverse_cdf
 from slimnb.search.trellis import Found, Trellis, best_under, marginals
 from slimnb.subnet import SearchSpace, Subnet
-from slimnb.train.protocols import Labels, Objective, Outcome, Pass, Sampler
+from slimnb.train.protocols import Outcome, Pass
 
 WINDOW = 100_000
 """Losses kept of every (channel unit, choice), as in AOWS."""
@@ -61,7 +60,7 @@ class WidthSearch:
 
     def subnets(self) -> list[Subnet]:
         """The two ends of the space."""
-        return [made.route for made in self.ends]
+        return [a_pass.route for a_pass in self.ends]
 
     def draw(self, step: int) -> np.ndarray:
         """(batch_size, units) indices of choices, each uniform."""
@@ -80,7 +79,7 @@ class WidthSearch:
         """Enter -(ce of the random widths - ce of the largest) / units of every image into its windows."""
         largest, random = outcomes[0], outcomes[-1]
         gain = (largest.ce - random.ce) / len(self.units)
-        self.windows.add(random.made.tag[: len(gain)], gain)
+        self.windows.add(random.a_pass.tag[: len(gain)], gain)
 
     def unary(self) -> np.ndarray:
         """(units, choices) window means, what Viterbi adds up, nats; -inf where a unit has fewer choices.
@@ -237,7 +236,7 @@ class PlatformSandwich(Stateless):
 
     def subnets(self) -> list[Subnet]:
         """All platforms' in order of budget; platforms with one and the same subnet share its statistics."""
-        return [made.route for made in self.passes]
+        return [a_pass.route for a_pass in self.passes]
 
     def plan(self, step: int) -> list[Pass]:
         """Last, first, one between: a pure function of (seed, step)."""
@@ -246,34 +245,3 @@ class PlatformSandwich(Stateless):
             return ends
         rng = rng_at(self.seed, "platforms", step)
         return [*ends, self.middle[rng.choice(len(self.middle), p=self.p)]]
-
-
-# -- from a recipe ---------------------------------------------------------------------------------------
-
-
-def plan(recipe, net: SlimmableNet, steps: int) -> tuple[Sampler, Objective]:
-    """Sampler and objective of a `slimnb.papers.platforms.recipes.PlatformRecipe`."""
-    if recipe.method == "platforms":
-        sampler = PlatformSandwich(recipe.named(net), recipe.weights, dropout=recipe.dropout, seed=recipe.seed,
-                                   target="teacher" if recipe.distil else "labels")
-        return sampler, InplaceDistillation(recipe.temperature, smoothing=recipe.smoothing)
-    if recipe.method == "alone":
-        return Switches(recipe.named(net)), Labels(recipe.smoothing)
-    space = net.space(recipe.train_mults)
-    if recipe.method == "ows":
-        sampler = WidthSearch(net, space, recipe.batch_size, seed=recipe.seed, window=recipe.window)
-    elif recipe.method == "aows":
-        trellis = Trellis.of(CostTable.macs(net, space).chain())
-        sampler = SmoothedViterbi(net, space, recipe.batch_size, trellis, recipe.budgets, recipe.weights, steps,
-                                  seed=recipe.seed, window=recipe.window, refresh=recipe.refresh)
-    else:
-        raise ParameterError(f"method = {recipe.method!r}", "it is ows, aows, platforms or alone",
-                             "Set method='ows'.")
-    return sampler, InplaceDistillation(recipe.temperature, smoothing=recipe.smoothing)
-
-
-def found(recipe, net: SlimmableNet, sampler: Sampler) -> dict:
-    """`unary` of a search: window means (units, choices) in nats, None where a unit has fewer choices."""
-    if not isinstance(sampler, WidthSearch):
-        return {}
-    return {"unary": [[None if value == -np.inf else float(value) for value in row] for row in sampler.unary()]}

@@ -10,17 +10,22 @@ import torch
 
 from slimnb.cost.macs import count_macs
 from slimnb.cost.table import CostTable
+from slimnb.nets.base import SlimmableNet
 from slimnb.papers.platforms.market import WEIGHTS
-from slimnb.papers.platforms.method import WidthSearch, platform_subnets
+from slimnb.papers.platforms.method import PlatformSandwich, SmoothedViterbi, WidthSearch, platform_subnets
+from slimnb.papers.slimmable.method import InplaceDistillation, Switches
 from slimnb.papers.slimmable.recipes import SMALL, SMOKE
 from slimnb.rng import rng_at
+from slimnb.runs.store import RunStore
 from slimnb.search.random_paths import random_under
 from slimnb.search.trellis import Trellis
 from slimnb.subnet import SearchSpace, Subnet
-from slimnb.train.experiment import Result, build
-from slimnb.train.protocols import Outcome, Pass
-from slimnb.train.recipe import Recipe, check_scale
+from slimnb.train.experiment import Context, Result
+from slimnb.train.protocols import Labels, Objective, Outcome, Pass, Sampler
+from slimnb.train.recipe import Recipe, check_scale, unknown_method
 
+CHAPTER = "03_platforms"
+METHODS = ("ows", "aows", "platforms", "alone")
 MULTS = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)  # section 4.1: the platforms' targets
 PLATFORMS = tuple(f"#{k + 1}" for k in range(len(MULTS)))
 SEARCH_MULTS = tuple(round(0.2 + 0.1 * i, 1) for i in range(14))  # section 4.1: [.2, 1.5], up to 14 choices
@@ -41,6 +46,32 @@ class PlatformRecipe(Recipe):
     refresh: int | None = None  # steps between two runs of smoothed Viterbi
     distil: bool | None = None  # retraining: all but the largest learn from it instead of the labels
 
+    def sampler_and_objective(self, net: SlimmableNet, steps: int,
+                              store: RunStore | None = None) -> tuple[Sampler, Objective]:
+        """See the class."""
+        if self.method == "alone":
+            return Switches(self.named(net)), Labels(self.smoothing)
+        return self._sampler(net, steps), InplaceDistillation(self.temperature, smoothing=self.smoothing)
+
+    def _sampler(self, net: SlimmableNet, steps: int) -> Sampler:
+        if self.method == "platforms":
+            return PlatformSandwich(self.named(net), self.weights, dropout=self.dropout, seed=self.seed,
+                                    target="teacher" if self.distil else "labels")
+        if self.method not in METHODS:
+            raise unknown_method(self, METHODS)
+        space = net.space(self.train_mults)
+        if self.method == "ows":
+            return WidthSearch(net, space, self.batch_size, seed=self.seed, window=self.window)
+        trellis = Trellis.of(CostTable.macs(net, space).chain())
+        return SmoothedViterbi(net, space, self.batch_size, trellis, self.budgets, self.weights, steps,
+                               seed=self.seed, window=self.window, refresh=self.refresh)
+
+    def found(self, net: SlimmableNet, sampler: Sampler) -> dict:
+        """`unary` of a search: window means (units, choices) in nats, None where a unit has fewer choices."""
+        if not isinstance(sampler, WidthSearch):
+            return {}
+        return {"unary": [[None if value == -np.inf else float(value) for value in row] for row in sampler.unary()]}
+
 
 # Section 4.1 and, where it is silent, what chapter 01 does: crop and flip, private batch norm per platform.
 FULL = replace(SMOKE, epochs=300, batch_size=128, lr=0.1, schedule="exponential", gamma=0.985, weight_decay=5e-4,
@@ -51,8 +82,7 @@ WINDOWS = {"smoke": 1_000, "small": 10_000, "full": 100_000}  # of 14 choices th
 
 
 def _base(scale: str, seed: int) -> PlatformRecipe:
-    fields = {**vars(RETRAINING[check_scale(scale)]), "paper": "platforms", "scale": scale, "seed": seed, "mults": ()}
-    return PlatformRecipe(**fields)
+    return RETRAINING[check_scale(scale)].into(PlatformRecipe, paper="platforms", scale=scale, seed=seed, mults=())
 
 
 def _search(scale: str, seed: int) -> PlatformRecipe:
@@ -74,14 +104,15 @@ class Problem:
 def problem(scale: str, num_classes: int) -> Problem:
     """The search problem of a scale: the budgets are the MACs of the uniform subnets at `MULTS` (Table 1)."""
     with torch.device("meta"):  # shapes are enough
-        net = build(_search(scale, 0), num_classes)
+        net = _search(scale, 0).build(num_classes)
     space, uniform = net.space(SEARCH_MULTS), [net.uniform(mult) for mult in MULTS]
     trellis = Trellis.of(CostTable.macs(net, space).chain())
     return Problem(space, trellis, uniform, tuple(count_macs(net, subnet) for subnet in uniform))
 
 
-def searches(scale: str, seed: int, data, results: Sequence[Result] = (), store=None) -> list[Recipe]:
+def searches(context: Context) -> list[Recipe]:
     """One OWS search, which serves all markets, and an AOWS search for each of `MARKETS`."""
+    scale, seed, data = context.scale, context.seed, context.data
     ows, budgets = _search(scale, seed), problem(scale, data.num_classes).budgets
     return [ows] + [replace(ows, arm=f"{market}-AOWS search", source="AOWS", method="aows", searched_for=market,
                             weights=WEIGHTS[market], budgets=budgets, refresh=5 if scale == "smoke" else 20)
@@ -102,18 +133,19 @@ def search_sums(sampler: WidthSearch, scores: np.ndarray, steps: int, seed: int)
     for step in range(steps):
         index = sampler.draw(step)
         loss = torch.from_numpy(rng.normal(size=len(index)) - scores[units, index].sum(1))
-        made = Pass(None, tag=torch.from_numpy(index))
-        sampler.observe(step, [Outcome(made, None, torch.zeros_like(loss)), Outcome(made, None, loss)])
+        a_pass = Pass(None, tag=torch.from_numpy(index))
+        sampler.observe(step, [Outcome(a_pass, None, torch.zeros_like(loss)), Outcome(a_pass, None, loss)])
     return sampler.unary()
 
 
-def retrainings(scale: str, seed: int, data, results: Sequence[Result], store=None) -> list[Recipe]:
+def retrainings(context: Context) -> list[Recipe]:
     """Retrained nets with platforms drawn uniformly (-U) or by a market's weights, and stand-alone nets (Table 3).
 
     The paper's names: Slim-U, OWS-RS, RS-AOWS-U (searched for RS, sampled for U); Random-U has random widths at
     within the same budgets. Sources whose search is not among `results` are left out.
     """
-    asked = problem(scale, data.num_classes)
+    scale, seed = context.scale, context.seed
+    asked = problem(scale, context.data.num_classes)
     chosen = MARKETS[scale]
     every = ("U", *chosen) if scale == "smoke" else tuple(WEIGHTS)
     rng = rng_at(seed, "random widths", 0)
@@ -121,7 +153,7 @@ def retrainings(scale: str, seed: int, data, results: Sequence[Result], store=No
     recipes = [_retraining(scale, seed, "Random", random, "U")]
     recipes += [_retraining(scale, seed, "Slim", asked.uniform, market) for market in dict.fromkeys(("U", *chosen))]
     recipes += _alone(scale, seed, "Slim", asked.uniform)
-    for result in results:
+    for result in context.results:
         source, market = result.recipe.source, result.recipe.searched_for
         subnets, _ = platform_subnets(unary_of(result), asked.space, asked.trellis, asked.budgets)
         sampled = every if source == "OWS" else dict.fromkeys(("U", market))

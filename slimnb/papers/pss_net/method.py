@@ -11,16 +11,14 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from slimnb.errors import ParameterError, SearchError, StoreError
+from slimnb.errors import SearchError, StoreError
 from slimnb.nets.base import SlimmableNet
-from slimnb.papers.pss_net.pools import Listed, Pool, Target, entries_of, fill_, pack_entries, unpack_entries
-from slimnb.papers.pss_net.samplers import ExactDistribution, StructureDistribution
-from slimnb.papers.pss_net.structures import Buckets, Resource, StructureCosts, Structures, structure_space
-from slimnb.papers.slimmable.method import Draw, InplaceDistillation, Sandwich, Switches, any_of, any_width
+from slimnb.papers.pss_net.pools import Pool, Target, entries_of, fill_, pack_entries, unpack_entries
+from slimnb.papers.slimmable.method import Draw, Sandwich, any_of
 from slimnb.rng import rng_at
 from slimnb.subnet import Subnet
 from slimnb.train.loop import average_
-from slimnb.train.protocols import Labels, Objective, Outcome, Pass, Sampler
+from slimnb.train.protocols import Outcome, Pass
 
 # -- prioritized subnet sampling -------------------------------------------------------------------------
 
@@ -85,13 +83,13 @@ class PrioritizedSubnetSampling:
         """Enter the last step's metric, and set this one's on its way."""
         self.settle()
         middle = outcomes[1]
-        number, fresh = middle.made.tag
+        number, fresh = middle.a_pass.tag
         self.trained[number] += 1
         self.reused[number] += not fresh
         ce = middle.ce.mean()
         if dist.is_available() and dist.is_initialized() and dist.get_world_size() > 1:
             average_([ce], dist.group.WORLD)
-        self.pending = number, middle.made.route, towards_host(ce), step
+        self.pending = number, middle.a_pass.route, towards_host(ce), step
 
     def settle(self) -> None:
         """Enter the metric that is on its way, if there is one: `observe` does it, and who reads the pools."""
@@ -154,104 +152,3 @@ class ReducedSandwich(Sandwich):
     def plan(self, step: int) -> list[Pass]:
         """Largest, smallest, random ones: a pure function of (seed, step)."""
         return super().plan(step) if step < self.since else self.reduced.plan(step)
-
-
-# -- from a recipe ---------------------------------------------------------------------------------------
-
-
-def structures_of(recipe, net: SlimmableNet) -> Structures:
-    """The structure space of a recipe: widths down to the least of `train_mults`, and its resolutions."""
-    return structure_space(net, min(recipe.train_mults), recipe.resolutions)
-
-
-def targets_of(recipe, net: SlimmableNet, tables: Sequence[dict] = ()) -> list[Target]:
-    """Every bucket of a recipe that has structures, resource by resource; `tables` are stored latencies.
-
-    Raises SearchError if a latency is missing, or if no bucket has any.
-    """
-    structures, targets = structures_of(recipe, net), []
-    known = {resource.name: resource for resource in map(Resource.from_json, tables)}
-    known["MACs"] = Resource.macs(net, structures)
-    for name, *bounds in recipe.buckets:
-        if name not in known:
-            raise SearchError(f"resource {name!r}", f"there are tables of {', '.join(known)}",
-                              "Measure it, and name its run in `tables`.")
-        resource, buckets = known[name], Buckets(*bounds)
-        if recipe.source == "uniform":
-            uniform = [net.uniform(mult, side) for side in recipe.resolutions for mult in recipe.train_mults]
-            source = Listed(uniform, resource, buckets)
-        elif recipe.source == "chain":
-            source = ExactDistribution(StructureCosts.of(structures, resource), buckets)
-        else:
-            costs, rng = StructureCosts.of(structures, resource), rng_at(recipe.seed, f"structures by {name}", 0)
-            source = StructureDistribution.fit(costs, buckets, rng, recipe.samples)
-        targets += [Target(resource, source, bucket) for bucket in np.flatnonzero(source.support).tolist()]
-    if not targets:
-        raise SearchError(f"buckets = {recipe.buckets}"[:100], "none of them has structures",
-                          "Set targets within what structures cost, e.g. by Buckets.spanning.")
-    return targets
-
-
-def plan(recipe, net: SlimmableNet, steps: int, tables: Sequence[dict] = ()) -> tuple[Sampler, Objective]:
-    """Sampler and objective of a `slimnb.papers.pss_net.recipes.StructureRecipe`."""
-    if recipe.method == "alone":
-        return Switches(recipe.named(net)), Labels()
-    space = structures_of(recipe, net)
-    ends, seed = (net.largest, space.space.smallest), recipe.seed
-    if recipe.method == "prioritized":
-        sampler = PrioritizedSubnetSampling(
-            net, targets_of(recipe, net, tables), ends[1], steps, recipe.epochs, pool_size=recipe.pool_size,
-            p_end=recipe.p_end, eta_end=recipe.eta_end, seed=seed)
-    elif recipe.method == "random":
-        sampler = Sandwich(*ends, lambda rng: space.subnets(space.draw(rng, 1))[0], recipe.n_random, seed)
-    elif recipe.method == "sandwich":
-        given = (*ends, any_width(net, recipe.train_mults, recipe.resolutions), recipe.n_random, seed)
-        kept, since = list(recipe.named(net).values()), recipe.kept_from * steps // recipe.epochs
-        sampler = ReducedSandwich(*given, kept=kept, since=since) if kept else Sandwich(*given)
-    else:
-        raise ParameterError(f"method = {recipe.method!r}", "it is prioritized, random, sandwich or alone",
-                             "Set method='prioritized'.")
-    return sampler, InplaceDistillation(recipe.temperature)
-
-
-def candidates(recipe, net: SlimmableNet, sampler: Sampler) -> dict[str, list[Subnet]]:
-    """By target, most promising first, at most `top_k` subnets to choose from; also "max" and "min".
-
-    Prioritized: the best of each pool, fewer if it holds fewer, none of a pool that is empty. Random: random
-    structures of the target. Uniform widths: those of its bucket, dearest first; targets in whose bucket there is
-    none are left out. A sandwich of given subnets alone: those. {} of a net that is trained for one subnet.
-    """
-    if recipe.method == "alone":
-        return {}
-    space = structures_of(recipe, net).space
-    named = {"max": [space.largest], "min": [space.smallest]}
-    if isinstance(sampler, PrioritizedSubnetSampling):
-        sampler.settle()
-        ranked = {target.name: pool.ranked() for target, pool in zip(sampler.targets, sampler.pools, strict=True)}
-    elif recipe.kept and not recipe.kept_from:
-        ranked = {name: [subnet] for name, subnet in recipe.named(net).items()}
-    else:
-        ranked = {}
-        for number, target in enumerate(targets_of(recipe, net)):
-            rng, uniform = rng_at(recipe.seed, "candidates", number), isinstance(target.source, Listed)
-            ranked[target.name] = target.source.members[target.bucket] if uniform else target.sample(rng, recipe.top_k)
-    return named | {name: subnets[: recipe.top_k] for name, subnets in ranked.items() if subnets}
-
-
-def found(recipe, net: SlimmableNet, sampler: Sampler) -> dict:
-    """`pools`: for each target its name, cost, unit, how often it was trained, and from the pool (`reused`).
-
-    With them the pool's `structures` (widths, and last the resolution), best first, their `metrics`, nats, the step
-    they came at (`since`), and how many metrics were `refused`.
-    """
-    if not isinstance(sampler, PrioritizedSubnetSampling):
-        return {}
-    sampler.settle()
-    return {"pools": [
-        {"name": target.name, "cost": target.cost, "unit": target.resource.unit, "trained": int(trained),
-         "reused": int(reused), "refused": pool.refused,
-         "structures": [[*subnet.widths, subnet.resolution] for subnet in pool.ranked()],
-         "metrics": [pool.metrics[subnet] for subnet in pool.ranked()],
-         "since": [pool.since[subnet] for subnet in pool.ranked()]}
-        for target, pool, trained, reused in zip(sampler.targets, sampler.pools, sampler.trained, sampler.reused,
-                                                 strict=True)]}

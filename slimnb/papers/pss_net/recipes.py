@@ -13,20 +13,30 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slimnb import plugins
 from slimnb.cost.latency import conditions
 from slimnb.cost.latency_model import compare_predicted
 from slimnb.cost.table import macs_function
 from slimnb.data.datasets import Batches, ImageData
-from slimnb.papers.pss_net.method import structures_of
-from slimnb.papers.pss_net.structures import RESOLUTIONS, Buckets, Resource, StructureCosts
+from slimnb.errors import SearchError
+from slimnb.nets.base import SlimmableNet
+from slimnb.papers.pss_net.method import PrioritizedSubnetSampling, ReducedSandwich
+from slimnb.papers.pss_net.pools import Listed, Source, Target
+from slimnb.papers.pss_net.samplers import ExactDistribution, StructureDistribution
+from slimnb.papers.pss_net.structures import RESOLUTIONS, Buckets, Resource, StructureCosts, Structures, structure_space
 from slimnb.papers.pss_net.switcher import Choice, SubnetSwitcher, storage
+from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich, Switches, any_width
 from slimnb.papers.slimmable.recipes import FULL, SMALL, SMOKE
 from slimnb.rng import rng_at
 from slimnb.runs.store import RunStore, code_fingerprint
 from slimnb.subnet import Subnet
-from slimnb.train.experiment import Result, build, net_name, once, trained
-from slimnb.train.recipe import Recipe, check_scale
+from slimnb.train.experiment import Context, Result, once, trained
+from slimnb.train.measure import choose, chosen
+from slimnb.train.protocols import Labels, Objective, Sampler
+from slimnb.train.recipe import Recipe, check_scale, unknown_method
 
+CHAPTER = "04_pss_net"
+METHODS = ("prioritized", "random", "sandwich", "alone")
 PSS = "PSS-F"
 """The arm, held to MACs, that later ones take structures and weights from; PSS-C, -G, -M: other resources, several."""
 
@@ -55,9 +65,117 @@ class StructureRecipe(Recipe):
         """The supernet's width multiplier; of a subnet trained alone, its channels."""
         return self.kept[0][1] if self.method == "alone" else super().largest
 
-    def named(self, net) -> dict[str | float, Subnet]:
+    def named(self, net: SlimmableNet) -> dict[str | float, Subnet]:
         """The subnets that are given, by name."""
         return {name: Subnet(tuple(widths), resolution=side) for name, widths, side in self.kept}
+
+    def structures(self, net: SlimmableNet) -> Structures:
+        """The space of structures: widths down to the least of `train_mults`, and `resolutions`."""
+        return structure_space(net, min(self.train_mults), self.resolutions)
+
+    def targets(self, net: SlimmableNet, store: RunStore | None = None) -> list[Target]:
+        """Every bucket that has structures, resource by resource; `store` holds the latencies that `tables` name.
+
+        Raises SearchError if a latency is missing, or if no bucket has any.
+        """
+        structures, targets = self.structures(net), []
+        measured = [Resource.from_json(store.record_of(run_id)["result"]) for run_id in self.tables]
+        known = {resource.name: resource for resource in measured}
+        for name, *bounds in self.buckets:
+            resource = known[name] if name in known else self._resource(name, net, structures)
+            source = self._source(net, structures, resource, Buckets(*bounds))
+            targets += [Target(resource, source, bucket) for bucket in np.flatnonzero(source.support).tolist()]
+        if not targets:
+            raise SearchError(f"buckets = {self.buckets}"[:100], "none of them has structures",
+                              "Set targets within what structures cost, e.g. by Buckets.spanning.")
+        return targets
+
+    def _resource(self, name: str, net: SlimmableNet, structures: Structures) -> Resource:
+        if name not in plugins.names("resources"):
+            raise SearchError(f"resource {name!r}", f"there are {', '.join(plugins.names('resources'))}",
+                              "Measure it, and name its run in `tables`.")
+        return plugins.find("resources", name)(net, structures)
+
+    def _source(self, net: SlimmableNet, structures: Structures, resource: Resource, buckets: Buckets) -> Source:
+        if self.source == "uniform":
+            uniform = [net.uniform(mult, side) for side in self.resolutions for mult in self.train_mults]
+            return Listed(uniform, resource, buckets)
+        costs = StructureCosts.of(structures, resource)
+        if self.source == "chain":
+            return ExactDistribution(costs, buckets)
+        rng = rng_at(self.seed, f"structures by {resource.name}", 0)
+        return StructureDistribution.fit(costs, buckets, rng, self.samples)
+
+    def sampler_and_objective(self, net: SlimmableNet, steps: int,
+                              store: RunStore | None = None) -> tuple[Sampler, Objective]:
+        """See the class."""
+        if self.method == "alone":
+            return Switches(self.named(net)), Labels()
+        if self.method not in METHODS:
+            raise unknown_method(self, METHODS)
+        return self._sampler(net, steps, store), InplaceDistillation(self.temperature)
+
+    def _sampler(self, net: SlimmableNet, steps: int, store: RunStore | None) -> Sampler:
+        space = self.structures(net)
+        ends = (net.largest, space.space.smallest)
+        if self.method == "prioritized":
+            return PrioritizedSubnetSampling(
+                net, self.targets(net, store), ends[1], steps, self.epochs, pool_size=self.pool_size,
+                p_end=self.p_end, eta_end=self.eta_end, seed=self.seed)
+        if self.method == "random":
+            return Sandwich(*ends, lambda rng: space.subnets(space.draw(rng, 1))[0], self.n_random, self.seed)
+        given = (*ends, any_width(net, self.train_mults, self.resolutions), self.n_random, self.seed)
+        kept, since = list(self.named(net).values()), self.kept_from * steps // self.epochs
+        return ReducedSandwich(*given, kept=kept, since=since) if kept else Sandwich(*given)
+
+    def candidates(self, net: SlimmableNet, sampler: Sampler) -> dict[str, list[Subnet]]:
+        """By target, most promising first, at most `top_k` subnets to choose from; also "max" and "min".
+
+        Prioritized: the best of each pool, fewer if it holds fewer, none of a pool that is empty. Random: random
+        structures of the target. Uniform widths: those of its bucket, dearest first; targets in whose bucket there is
+        none are left out. A sandwich of given subnets alone: those.
+        """
+        space = self.structures(net).space
+        ends = {"max": [space.largest], "min": [space.smallest]}
+        if isinstance(sampler, PrioritizedSubnetSampling):
+            sampler.settle()
+            ranked = {target.name: pool.ranked() for target, pool in zip(sampler.targets, sampler.pools, strict=True)}
+        elif self.kept and not self.kept_from:
+            ranked = {name: [subnet] for name, subnet in self.named(net).items()}
+        else:
+            ranked = {}
+            for number, target in enumerate(self.targets(net)):
+                rng, uniform = rng_at(self.seed, "candidates", number), isinstance(target.source, Listed)
+                ranked[target.name] = (target.source.members[target.bucket] if uniform
+                                       else target.sample(rng, self.top_k))
+        return ends | {name: subnets[: self.top_k] for name, subnets in ranked.items() if subnets}
+
+    def measure(self, net: SlimmableNet, sampler: Sampler, data: ImageData, *, device: str = "cpu",
+                group=None) -> tuple[list[dict], dict]:
+        """All `candidates` are validated, and those that are chosen tested; of a net for one subnet that subnet is."""
+        if self.method == "alone":
+            return super().measure(net, sampler, data, device=device, group=group)
+        rows = choose(net, data, self.candidates(net, sampler), images=self.calibration_images, device=device,
+                      group=group)
+        return chosen(rows, self.top_k), {"candidates": rows}
+
+    def found(self, net: SlimmableNet, sampler: Sampler) -> dict:
+        """`pools`: for each target its name, cost, unit, how often it was trained, and from the pool (`reused`).
+
+        With them the pool's `structures` (widths, and last the resolution), best first, their `metrics`, nats, the
+        step they came at (`since`), and how many metrics were `refused`.
+        """
+        if not isinstance(sampler, PrioritizedSubnetSampling):
+            return {}
+        sampler.settle()
+        rows = zip(sampler.targets, sampler.pools, sampler.trained, sampler.reused, strict=True)
+        return {"pools": [
+            {"name": target.name, "cost": target.cost, "unit": target.resource.unit, "trained": int(trained),
+             "reused": int(reused), "refused": pool.refused,
+             "structures": [[*subnet.widths, subnet.resolution] for subnet in pool.ranked()],
+             "metrics": [pool.metrics[subnet] for subnet in pool.ranked()],
+             "since": [pool.since[subnet] for subnet in pool.ranked()]}
+            for target, pool, trained, reused in rows]}
 
 
 def mults_from(lower: float) -> tuple[float, ...]:
@@ -82,14 +200,14 @@ class Family:
 
 
 # Section 4.1 and the released code; US-Net's width and steps are its own.
-_FULL = StructureRecipe(**{
-    **vars(FULL), "paper": "pss_net", "method": "prioritized", "bn": "calibrated", "mults": (), "n_random": 1,
-    "lr": 0.3, "schedule": "cosine", "calibration_images": 8 * 1024, "train_mults": mults_from(0.75),
-    "resolutions": RESOLUTIONS[224], "jitter": (0.4, 0.4, 0.4), "lighting": 0.1})
-_SMALL = replace(_FULL, **{**{name: getattr(SMALL, name) for name in (
-    "scale", "batch_size", "lr", "augment", "input_size", "layout", "dtype")},
-    "jitter": None, "lighting": None, "epochs": 4, "calibration_images": 2048, "pool_size": 25,
-    "resolutions": RESOLUTIONS[32]})
+_FULL = FULL.into(
+    StructureRecipe, paper="pss_net", method="prioritized", bn="calibrated", mults=(), n_random=1, lr=0.3,
+    schedule="cosine", calibration_images=8 * 1024, train_mults=mults_from(0.75), resolutions=RESOLUTIONS[224],
+    jitter=(0.4, 0.4, 0.4), lighting=0.1)
+_SMALL = replace(
+    _FULL, scale="small", batch_size=SMALL.batch_size, lr=SMALL.lr, augment=SMALL.augment, input_size=SMALL.input_size,
+    layout=SMALL.layout, dtype=SMALL.dtype, jitter=None, lighting=None, epochs=4, calibration_images=2048, pool_size=25,
+    resolutions=RESOLUTIONS[32])
 _SMOKE = replace(_SMALL, scale="smoke", epochs=2, batch_size=256, lr=SMOKE.lr, augment=SMOKE.augment,
                  layout=((16, 4), (32, 1), (64, 2), (64, 1)), dtype=SMOKE.dtype, calibration_images=256, pool_size=3,
                  top_k=2)
@@ -110,15 +228,15 @@ At small eight images are timed: one takes .8 ms whatever its structure, most of
 # -- stage 1: what needs no other run --------------------------------------------------------------------
 
 
-def arms(scale: str, seed: int, data, results: Sequence[Result] = (), store: RunStore | None = None) -> list[Recipe]:
+def arms(context: Context) -> list[Recipe]:
     """US-Net, MutualNet and random structures; prioritized sampling, by resource and with other structures.
 
     All make three passes per step. The latencies of this machine are measured first, once.
     """
-    recipes = []
-    for family in FAMILIES[check_scale(scale)]:
-        base = replace(family.base, seed=seed)
-        base = replace(base, buckets=(macs_buckets(base, data.num_classes, family.step),))
+    recipes, scale, classes = [], check_scale(context.scale), context.data.num_classes
+    for family in FAMILIES[scale]:
+        base = replace(family.base, seed=context.seed)
+        base = replace(base, buckets=(macs_buckets(base, classes, family.step),))
         mutual = replace(base, arm="MutualNet", method="sandwich", source="uniform")
         recipes += [
             replace(mutual, arm="US-Net", train_mults=mults_from(family.us_net), resolutions=base.resolutions[-1:]),
@@ -127,10 +245,10 @@ def arms(scale: str, seed: int, data, results: Sequence[Result] = (), store: Run
             recipes += [replace(base, arm="Random", method="random"),
                         replace(base, arm="Uniform pools", source="uniform"),
                         replace(base, arm="Exact sampling", source="chain")]
-        recipes += latency_arms(family, base, data.num_classes, store)
+        recipes += latency_arms(family, base, classes, context.store)
         for lower in family.lowers:
             ends = {"train_mults": mults_from(lower)}
-            ends["buckets"] = (macs_buckets(replace(base, **ends), data.num_classes, family.step),)
+            ends["buckets"] = (macs_buckets(replace(base, **ends), classes, family.step),)
             recipes += [replace(each, arm=f"{each.arm} from {lower:g}x", **ends)
                         for each in (mutual, replace(base, arm=PSS))]
     return recipes
@@ -139,9 +257,9 @@ def arms(scale: str, seed: int, data, results: Sequence[Result] = (), store: Run
 def macs_buckets(recipe: StructureRecipe, num_classes: int, step: float) -> tuple[str, float, float, float]:
     """The resource "MACs" with targets over all that structures cost."""
     with torch.device("meta"):  # shapes are enough
-        net = build(recipe, num_classes)
+        net = recipe.build(num_classes)
     sides = recipe.resolutions  # the ends are enough: MACs grow with the resolution
-    space = structures_of(replace(recipe, resolutions=(sides[0], sides[-1])), net)
+    space = replace(recipe, resolutions=(sides[0], sides[-1])).structures(net)
     made = Buckets.spanning(StructureCosts.of(space, Resource.macs(net, space)), step)
     return "MACs", made.start, made.stop, made.step
 
@@ -168,7 +286,7 @@ def latency_arms(family: Family, base: StructureRecipe, num_classes: int, store:
         stored = latency(base, num_classes, store, device, family.batch)
         resource = Resource.from_json(stored)
         with torch.device("meta"):
-            costs = StructureCosts.of(structures_of(base, build(base, num_classes)), resource)
+            costs = StructureCosts.of(base.structures(base.build(num_classes)), resource)
         made.append(replace(base, arm=arm, buckets=(latency_buckets(costs, family.targets),),
                             tables=(stored["run_id"],)))
     several = {name: tuple(part for each in made for part in getattr(each, name)) for name in ("buckets", "tables")}
@@ -183,10 +301,10 @@ def latency(recipe: StructureRecipe, num_classes: int, store: RunStore, device: 
                 "resolutions": recipe.resolutions}
 
     def take() -> dict:
-        net = build(recipe, num_classes).to(device).eval()
-        return Resource.latency(net, structures_of(recipe, net), batch, rounds=7).to_json()
+        net = recipe.build(num_classes).to(device).eval()
+        return Resource.latency(net, recipe.structures(net), batch, rounds=7).to_json()
 
-    return once(store, settings, code_fingerprint([Resource, structures_of, net_name(recipe)]), take)
+    return once(store, settings, code_fingerprint([Resource, structure_space, recipe.net_type()]), take)
 
 
 def predictions(recipe: StructureRecipe, num_classes: int, store: RunStore, device: str = "cpu",
@@ -198,13 +316,13 @@ def predictions(recipe: StructureRecipe, num_classes: int, store: RunStore, devi
                 "subnets": many, "rounds": rounds, "seed": recipe.seed}
 
     def take() -> dict:
-        net = build(recipe, num_classes).to(device).eval()
-        space = structures_of(recipe, net)
+        net = recipe.build(num_classes).to(device).eval()
+        space = recipe.structures(net)
         index = space.draw(rng_at(recipe.seed, "predicted latency", 0), many)
         predicted = Resource.from_json(tables).predict(space.widths(index), space.resolutions(index))
         return compare_predicted(net, space.subnets(index), predicted, batch, rounds=rounds)
 
-    return once(store, settings, code_fingerprint([compare_predicted, net_name(recipe)]), take)
+    return once(store, settings, code_fingerprint([compare_predicted, recipe.net_type()]), take)
 
 
 def switching(result: Result, data: ImageData, budgets: Sequence[float], store: RunStore, images: int = 50,
@@ -225,7 +343,7 @@ def switching(result: Result, data: ImageData, budgets: Sequence[float], store: 
                        device=device)
         return serve(SubnetSwitcher(net, choices), [feed.batch(step) for step in range(len(budgets))], budgets)
 
-    return once(store, settings, code_fingerprint([serve, SubnetSwitcher, net_name(result.recipe)]), take)
+    return once(store, settings, code_fingerprint([serve, SubnetSwitcher, result.recipe.net_type()]), take)
 
 
 def serve(switcher: SubnetSwitcher, batches: Sequence[tuple[Tensor, Tensor]], budgets: Sequence[float]) -> dict:
@@ -252,7 +370,7 @@ def serve(switcher: SubnetSwitcher, batches: Sequence[tuple[Tensor, Tensor]], bu
 # -- stage 2: what looks at the subnets that were found --------------------------------------------------
 
 
-def followers(scale: str, seed: int, data, results: Sequence[Result], store: RunStore | None = None) -> list[Recipe]:
+def followers(context: Context) -> list[Recipe]:
     """MutualNet reduced to its best subnets halfway, given subnets of other and of uniform widths, fine-tuning.
 
     Arms whose run is not among `results` are left out. The reduced space is what validated best in MutualNet's run,
@@ -260,8 +378,8 @@ def followers(scale: str, seed: int, data, results: Sequence[Result], store: Run
     for each target; beside them the uniform widths of the nearest MACs at the same resolution (Fig. 1, left).
     """
     recipes = []
-    for family in FAMILIES[check_scale(scale)]:
-        by_arm = {result.recipe.arm: result for result in results if result.recipe.net == family.base.net}
+    for family in FAMILIES[check_scale(context.scale)]:
+        by_arm = {result.recipe.arm: result for result in context.results if result.recipe.net == family.base.net}
         if not family.more:
             continue
         if "MutualNet" in by_arm:
@@ -269,7 +387,7 @@ def followers(scale: str, seed: int, data, results: Sequence[Result], store: Run
             recipes.append(replace(mutual.recipe, arm="MutualNet, reduced", kept=best(mutual),
                                    kept_from=mutual.recipe.epochs // 2))
         if PSS in by_arm:
-            recipes += _after(family, by_arm[PSS], data.num_classes)
+            recipes += _after(family, by_arm[PSS], context.data.num_classes)
     return recipes
 
 
@@ -293,7 +411,7 @@ def uniform_twins(recipe: StructureRecipe, found: Sequence[tuple[str, tuple[int,
                   num_classes: int) -> tuple[tuple[str, tuple[int, ...], int], ...]:
     """For each of `found` the uniform width whose MACs are nearest to its own, at the same resolution."""
     with torch.device("meta"):
-        net = build(recipe, num_classes)
+        net = recipe.build(num_classes)
     fine = range(round(1000 * min(recipe.train_mults)), 1001)
     uniform = dict.fromkeys(net.widths_at(mult / 1000) for mult in fine)
     macs = {side: macs_function(net, resolution=side) for side in recipe.resolutions}

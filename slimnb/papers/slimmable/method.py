@@ -12,7 +12,7 @@ from slimnb.errors import ParameterError
 from slimnb.nets.base import SlimmableNet
 from slimnb.rng import rng_at
 from slimnb.subnet import Subnet
-from slimnb.train.protocols import Labels, Objective, Outcome, Pass, Sampler
+from slimnb.train.protocols import Outcome, Pass
 
 Draw = Callable[[np.random.Generator], Subnet]
 """Gives a random subnet, e.g. `space.sample` or `any_width(net, mults)`."""
@@ -48,7 +48,7 @@ class Switches(Stateless):
 
     def subnets(self) -> list[Subnet]:
         """The switches, largest first."""
-        return [made.route for made in self.passes]
+        return [a_pass.route for a_pass in self.passes]
 
     def plan(self, step: int) -> list[Pass]:
         """The same passes in every step."""
@@ -120,10 +120,10 @@ class InplaceDistillation:
         """Forget the last step's teacher."""
         self.teacher = None
 
-    def __call__(self, made: Pass, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
+    def __call__(self, a_pass: Pass, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
         """Per-sample loss and cross-entropy with the labels, each (B,)."""
         ce = F.cross_entropy(logits, y, reduction="none")
-        if made.target == "labels":
+        if a_pass.target == "labels":
             if self.teacher is None:
                 self.teacher = (logits.detach() / self.temperature).softmax(1)
             if not self.smoothing:
@@ -131,29 +131,8 @@ class InplaceDistillation:
             smoothed = F.cross_entropy(logits, y, reduction="none", label_smoothing=self.smoothing)
             return smoothed, ce.detach()
         if self.teacher is None:
-            raise ParameterError(f"pass {made.name or made.target!r} before any teacher",
+            raise ParameterError(f"pass {a_pass.name or a_pass.target!r} before any teacher",
                                  "the largest subnet's pass comes first",
                                  "Plan a pass with target='labels' first.")
         kd = F.cross_entropy(logits / self.temperature, self.teacher, reduction="none") * self.temperature**2
         return kd if self.alpha == 1 else self.alpha * kd + (1 - self.alpha) * ce, ce.detach()
-
-
-def plan(recipe, net: SlimmableNet, steps: int) -> tuple[Sampler, Objective]:
-    """Sampler and objective of a `slimnb.train.recipe.Recipe` whose method is "switches", "sandwich" or "uniform"."""
-    if recipe.method == "switches":
-        return Switches({name if isinstance(name, str) else f"{name}x": subnet
-                         for name, subnet in recipe.named(net).items()}), Labels(recipe.smoothing)
-    draw = any_width(net, recipe.train_mults)
-    if recipe.method == "sandwich":
-        smallest = net.uniform(min(recipe.train_mults))
-        return (Sandwich(net.largest, smallest, draw, recipe.n_random, recipe.seed),
-                InplaceDistillation(recipe.temperature, smoothing=recipe.smoothing))
-    if recipe.method == "uniform":
-        return Uniform(net.largest, draw, recipe.seed), Labels(recipe.smoothing)
-    raise ParameterError(f"method = {recipe.method!r}", "it is switches, sandwich or uniform",
-                         "Set method='sandwich'.")
-
-
-def found(recipe, net: SlimmableNet, sampler: Sampler) -> dict:
-    """Nothing beside the rows that every run measures."""
-    return {}

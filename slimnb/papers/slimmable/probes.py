@@ -9,11 +9,10 @@ from torch import Tensor
 from slimnb.data.datasets import ImageData
 from slimnb.nets.base import SlimmableNet
 from slimnb.nn.blocks import ConvNormAct
-from slimnb.papers.slimmable import probes
 from slimnb.runs.store import RunStore, code_fingerprint
 from slimnb.subnet import Subnet
 from slimnb.train.calibrate import calibrate_bn, evaluate
-from slimnb.train.experiment import Result, build, net_name, once, weights_of
+from slimnb.train.experiment import Result, once
 from slimnb.train.measure import plain_batches
 from slimnb.train.state import load_net
 
@@ -70,7 +69,8 @@ PROBES = {"statistics": statistics, "borrowed": borrowed, "calibration": calibra
 """By name; those that leave other statistics behind come last."""
 
 
-def take(net: SlimmableNet, data: ImageData, mults: Sequence[float], *, images: int, device: str = "cpu") -> dict:
+def take_probes(net: SlimmableNet, data: ImageData, mults: Sequence[float], *, images: int,
+                device: str = "cpu") -> dict:
     """The rows of every probe by name at the uniform widths `mults`, calibrated on `images`; test is not used."""
     named = {mult: net.uniform(mult) for mult in mults}
     first = plain_batches(data, data.train, net.input_size, device).images
@@ -86,9 +86,9 @@ def probe(result: Result, data: ImageData, mults: Sequence[float], store: RunSto
                 "mults": list(mults), "images": recipe.calibration_images}
 
     def take() -> dict:
-        net = build(recipe, data.num_classes)
+        net = recipe.build(data.num_classes)
         net.reserve([net.uniform(mult) for mult in recipe.mults])
-        load_net(net, weights_of(store, result.run_id), net.get_extra_state())
-        return probes.take(net.to(device), data, mults, images=recipe.calibration_images, device=device)
+        load_net(net, store.weights_of(result.run_id), net.get_extra_state())
+        return take_probes(net.to(device), data, mults, images=recipe.calibration_images, device=device)
 
-    return once(store, settings, code_fingerprint([probes.take, net_name(recipe)]), take)
+    return once(store, settings, code_fingerprint([take_probes, recipe.net_type()]), take)

@@ -1,30 +1,43 @@
-"""Chapter 01: plain nets, one batch norm for all widths, S-Net, US-Net."""
+"""Chapter 01: plain nets, one batch norm for all widths, S-Net, US-Net; and the values that all papers start from."""
 
 from __future__ import annotations
 
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
-from slimnb.train.recipe import Recipe, check_scale
+from slimnb.nets.base import SlimmableNet
+from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich, Switches, Uniform, any_width
+from slimnb.runs.store import RunStore
+from slimnb.train.experiment import Context
+from slimnb.train.protocols import Labels, Objective, Sampler
+from slimnb.train.recipe import Recipe, check_scale, unknown_method
 
-SANDWICH_MULTS = tuple(round(0.25 + 0.025 * i, 3) for i in range(31))  # US-Net: any width in [.25, 1]
-
-
-def arms(scale: str, seed: int, data, results=(), store=None) -> list[Recipe]:
-    """The arms of chapter 01: plain nets of each width, one batch norm for all, S-Net, US-Net."""
-    full = FULL if data.size > 32 else FULL_32
-    base = replace({"smoke": SMOKE, "small": SMALL, "full": full}[check_scale(scale)], seed=seed)
-    plain = [replace(base, arm="Individual", mults=(mult,)) for mult in WIDTHS]
-    evaluated = tuple(round(0.25 + 0.125 * i, 3) for i in range(7))
-    us_net = replace(base, arm="US-Net", method="sandwich", bn="calibrated", mults=evaluated,
-                     train_mults=SANDWICH_MULTS)
-    return [*plain, replace(base, arm="One BN", bn="one"), replace(base, arm="S-Net"), us_net]
+CHAPTER = "01_slimmable_networks"
+METHODS = ("switches", "sandwich", "uniform")
 
 
-STAGES = (arms,)
+@dataclass(frozen=True)
+class SlimmableRecipe(Recipe):
+    """Fixed subnets (method "switches"), the sandwich rule ("sandwich"), or random subnets alone ("uniform")."""
+
+    def sampler_and_objective(self, net: SlimmableNet, steps: int,
+                              store: RunStore | None = None) -> tuple[Sampler, Objective]:
+        """See `METHODS`; the sandwich rule comes with in-place distillation."""
+        if self.method == "switches":
+            return Switches({name if isinstance(name, str) else f"{name}x": subnet
+                             for name, subnet in self.named(net).items()}), Labels(self.smoothing)
+        draw = any_width(net, self.train_mults)
+        if self.method == "sandwich":
+            smallest = net.uniform(min(self.train_mults))
+            return (Sandwich(net.largest, smallest, draw, self.n_random, self.seed),
+                    InplaceDistillation(self.temperature, smoothing=self.smoothing))
+        if self.method == "uniform":
+            return Uniform(net.largest, draw, self.seed), Labels(self.smoothing)
+        raise unknown_method(self, METHODS)
+
 
 WIDTHS = (0.25, 0.5, 0.75, 1.0)  # S-Net, section 4: the four switches
 
-SMOKE = Recipe(  # sized so that all arms together train in about half a minute on two cores
+SMOKE = SlimmableRecipe(  # sized so that all arms together train in about half a minute on two cores
     paper="slimmable", arm="", scale="smoke", seed=0, net="mobilenet_v1", method="switches", bn="private",
     mults=WIDTHS, train_mults=(), n_random=2, epochs=2, batch_size=64, lr=0.1, schedule="cosine", momentum=0.9,
     weight_decay=1e-4, decay="weights", augment="none", calibration_images=1024,
@@ -39,3 +52,19 @@ FULL = replace(  # US-Net: MobileNetV1, lr .5 linear to 0, batch 1024, 250 epoch
     calibration_images=5 * 1024, input_size=224, layout=None, dtype="bfloat16")
 
 FULL_32 = replace(FULL, augment="crop_flip", input_size=32, lr=0.1, batch_size=128)  # the same on CIFAR
+
+SANDWICH_MULTS = tuple(round(0.25 + 0.025 * i, 3) for i in range(31))  # US-Net: any width in [.25, 1]
+
+
+def arms(context: Context) -> list[Recipe]:
+    """The arms of chapter 01: plain nets of each width, one batch norm for all, S-Net, US-Net."""
+    full = FULL if context.data.size > 32 else FULL_32
+    base = replace({"smoke": SMOKE, "small": SMALL, "full": full}[check_scale(context.scale)], seed=context.seed)
+    plain = [replace(base, arm="Individual", mults=(mult,)) for mult in WIDTHS]
+    evaluated = tuple(round(0.25 + 0.125 * i, 3) for i in range(7))
+    us_net = replace(base, arm="US-Net", method="sandwich", bn="calibrated", mults=evaluated,
+                     train_mults=SANDWICH_MULTS)
+    return [*plain, replace(base, arm="One BN", bn="one"), replace(base, arm="S-Net"), us_net]
+
+
+STAGES = (arms,)

@@ -10,12 +10,10 @@ from dataclasses import replace
 
 import torch
 
-from slimnb.cost.macs import count_macs
 from slimnb.errors import ParameterError
 from slimnb.nets.base import SlimmableNet
-from slimnb.papers.slimmable.method import InplaceDistillation, Switches
+from slimnb.papers.slimmable.method import Switches
 from slimnb.subnet import Subnet
-from slimnb.train.protocols import Labels, Objective, Penalty, Sampler
 
 
 class Sparsity:
@@ -52,39 +50,4 @@ class EmbeddedSwitches(Switches):
     def __init__(self, largest: Subnet, embedded: dict[str, Subnet]):
         super().__init__({"largest": largest} | embedded)
         teacher, *pupils = self.passes
-        self.passes = [teacher, *(replace(made, target="teacher") for made in pupils)]
-
-
-# -- from a recipe ---------------------------------------------------------------------------------------
-
-
-def prepare(recipe, net: SlimmableNet) -> None:
-    """Weights drawn anew if the recipe is `fresh`, and the gammas that it starts from."""
-    if recipe.fresh:
-        net.reset_parameters(recipe.seed)
-    if recipe.first_gamma is not None:
-        with torch.no_grad():
-            for norm in net.norms():
-                norm.weight.fill_(recipe.first_gamma)
-
-
-def penalty(recipe) -> Penalty | None:
-    """Network slimming's, of a recipe that has a `sparsity`."""
-    return Sparsity(recipe.sparsity) if recipe.sparsity else None
-
-
-def plan(recipe, net: SlimmableNet, steps: int) -> tuple[Sampler, Objective]:
-    """Sampler and objective of a `slimnb.papers.sp_net.recipes.PrunedRecipe`."""
-    named = {f"{mult:g}x": subnet for mult, subnet in recipe.named(net).items()}
-    if recipe.method == "switches":
-        return Switches(named), Labels(recipe.smoothing)
-    if recipe.method == "embedded":
-        pupils = {name: subnet for name, subnet in named.items() if subnet != net.largest}
-        return (EmbeddedSwitches(net.largest, pupils),
-                InplaceDistillation(recipe.temperature, recipe.alpha, recipe.smoothing))
-    raise ParameterError(f"method = {recipe.method!r}", "it is switches or embedded", "Set method='switches'.")
-
-
-def found(recipe, net: SlimmableNet, sampler: Sampler) -> dict:
-    """`printed_macs` of every subnet, as SP-Net counts them: a join costs what its paths have between them."""
-    return {"printed_macs": [count_macs(net, subnet, fused=True) for subnet in recipe.named(net).values()]}
+        self.passes = [teacher, *(replace(a_pass, target="teacher") for a_pass in pupils)]

@@ -2,20 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from itertools import pairwise
 
 import torch
 
 from slimnb.cost.macs import count_macs
+from slimnb.nets.base import SlimmableNet
+from slimnb.papers.slimmable.method import InplaceDistillation, Switches
 from slimnb.papers.slimmable.recipes import SMALL, SMOKE
-from slimnb.papers.sp_net.pruning import SCORES, prune
+from slimnb.papers.sp_net.method import EmbeddedSwitches, Sparsity
+from slimnb.papers.sp_net.pruning import SCORES, embed_counts_, prune
 from slimnb.runs.store import RunStore, code_fingerprint
 from slimnb.subnet import Subnet
-from slimnb.train.experiment import Result, build, net_name, once, trained
-from slimnb.train.recipe import Recipe, check_scale
+from slimnb.train.experiment import Context, Result, once, trained
+from slimnb.train.protocols import Labels, Objective, Penalty, Sampler
+from slimnb.train.recipe import Recipe, check_scale, unknown_method
+from slimnb.train.state import load_net
 
+CHAPTER = "02_sp_net"
 BASE, TUNED = "Base", "Slimming alone"
 """Arms that others are pruned from: a sparse net of uniform width, and a pruned one trained further on its own."""
 
@@ -36,6 +42,48 @@ class PrunedRecipe(Recipe):
     def largest(self) -> float | tuple[int, ...]:
         """Channels of the supernet, or its width multiplier."""
         return self.supernet or super().largest
+
+    def begin(self, num_classes: int, store: RunStore) -> SlimmableNet:
+        """With `start` that run's net, its channels sorted by `score` and `subnets` embedded in it.
+
+        Then weights are drawn anew if the recipe is `fresh`, and gammas set to `first_gamma`.
+        """
+        net = self._embedded(num_classes, store) if self.start and self.score else super().begin(num_classes, store)
+        if self.fresh:
+            net.reset_parameters(self.seed)
+        if self.first_gamma is not None:
+            with torch.no_grad():
+                for norm in net.norms():
+                    norm.weight.fill_(self.first_gamma)
+        return net
+
+    def _embedded(self, num_classes: int, store: RunStore) -> SlimmableNet:
+        net = replace(self, subnets=(("", self.largest),)).build(num_classes)
+        load_net(net, store.weights_of(self.start), net.get_extra_state())
+        net.mark_calibrated([net.largest])
+        counts = {name: subnet.widths for name, subnet in self.named(net).items() if subnet != net.largest}
+        embed_counts_(net, counts, self.padding, SCORES[self.score])
+        return net
+
+    def penalty(self) -> Penalty | None:
+        """Network slimming's, with a `sparsity`."""
+        return Sparsity(self.sparsity) if self.sparsity else None
+
+    def sampler_and_objective(self, net: SlimmableNet, steps: int,
+                              store: RunStore | None = None) -> tuple[Sampler, Objective]:
+        """See the class."""
+        named = {f"{mult:g}x": subnet for mult, subnet in self.named(net).items()}
+        if self.method == "switches":
+            return Switches(named), Labels(self.smoothing)
+        if self.method == "embedded":
+            pupils = {name: subnet for name, subnet in named.items() if subnet != net.largest}
+            return (EmbeddedSwitches(net.largest, pupils),
+                    InplaceDistillation(self.temperature, self.alpha, self.smoothing))
+        raise unknown_method(self, ("switches", "embedded"))
+
+    def found(self, net: SlimmableNet, sampler: Sampler) -> dict:
+        """`printed_macs` of every subnet, as SP-Net counts them: a join costs what its paths have between them."""
+        return {"printed_macs": [count_macs(net, subnet, fused=True) for subnet in self.named(net).values()]}
 
 
 @dataclass(frozen=True)
@@ -74,12 +122,11 @@ ARMS = ("Uniform counts", "One-shot", "Shortcut first", "Iterative", "L1 norms",
 
 ANEW, TUNE = {"fresh": True}, {"fresh": False}
 
-_PLAIN = {"smoothing": 0.0}  # zero and not None, as the ids of finished runs have it
-
+# Labels are smoothed by 0.0 and not by None, as the ids of finished runs have it.
 # SP-Net, section 4.1; table 2.2 of its code where the text contradicts itself: VGG is trained anew, not tuned.
-_HEAVY = PrunedRecipe(**{**vars(SMOKE), "paper": "sp_net", "scale": "full", "layout": None, "input_size": 224,
-                         "augment": "resized_crop", "dtype": "bfloat16", "decay": "all", "weight_decay": 1e-4,
-                         "lr": 0.1, "schedule": "multistep", "gamma": 0.2, "mults": (), **_PLAIN})
+_HEAVY = SMOKE.into(PrunedRecipe, paper="sp_net", scale="full", layout=None, input_size=224, augment="resized_crop",
+                    dtype="bfloat16", decay="all", weight_decay=1e-4, lr=0.1, schedule="multistep", gamma=0.2,
+                    mults=(), smoothing=0.0)
 _CIFAR = replace(_HEAVY, batch_size=128, epochs=120, milestones=(60, 90, 110))
 _IMAGENET = replace(_HEAVY, batch_size=256, epochs=90, milestones=(30, 50, 70))
 _MOBILE = replace(_IMAGENET, epochs=150, lr=0.05, warmup_epochs=5, schedule="cosine", gamma=None, milestones=None,
@@ -102,9 +149,8 @@ IMAGENET = (
 
 # A gamma that the loss leaves alone moves by sparsity x the sum of the learning rates / (1 - momentum): by .26 in
 # SP-Net's ResNet-50 on CIFAR-100. A short training needs a larger strength for that; at smoke it gets half.
-_SMALL = PrunedRecipe(**{**vars(SMALL), "paper": "sp_net", "epochs": 4, "mults": (), **_PLAIN})
-_SMOKE = PrunedRecipe(**{**vars(SMOKE), "paper": "sp_net", "epochs": 1, "batch_size": 128, "mults": (), **_PLAIN,
-                         "dtype": "bfloat16"})
+_SMALL = SMALL.into(PrunedRecipe, paper="sp_net", epochs=4, mults=(), smoothing=0.0)
+_SMOKE = SMOKE.into(PrunedRecipe, paper="sp_net", epochs=1, batch_size=128, mults=(), smoothing=0.0, dtype="bfloat16")
 LAPTOP = {
     "small": (
         Family("MobileNetV1", _SMALL, 2e-4, _RESNET, 1.0, ANEW, ARMS[:1], first_gamma=None),
@@ -131,11 +177,11 @@ def families(scale: str, data) -> tuple[Family, ...]:
 # -- stage 1: what needs no other run --------------------------------------------------------------------
 
 
-def bases(scale: str, seed: int, data, results: Sequence[Result] = (), store=None) -> list[Recipe]:
+def bases(context: Context) -> list[Recipe]:
     """Individual nets and S-Net, which SP-Net is compared with, and the sparse bases that it is pruned from."""
     recipes = []
-    for family in families(scale, data):
-        plain = replace(family.plain, seed=seed, method="switches")
+    for family in families(context.scale, context.data):
+        plain = replace(family.plain, seed=context.seed, method="switches")
         sparse = replace(plain, arm=BASE, bn="shared_affine", sparsity=family.sparsity,
                          first_gamma=family.first_gamma)
         tuned = () if family.fresh else (family.full,)
@@ -149,7 +195,7 @@ def bases(scale: str, seed: int, data, results: Sequence[Result] = (), store=Non
 # -- stage 2: pruned bases, trained jointly --------------------------------------------------------------
 
 
-def joint(scale: str, seed: int, data, results: Sequence[Result], store: RunStore) -> list[Recipe]:
+def joint(context: Context) -> list[Recipe]:
     """SP-Net of every net, and the arms that change one thing of it.
 
     An arm whose bases are not among `results` is left out. One-shot prunes every width from the widest base, and so
@@ -157,8 +203,8 @@ def joint(scale: str, seed: int, data, results: Sequence[Result], store: RunStor
     step and trained further on its own.
     """
     recipes = []
-    for family in families(scale, data):
-        made, plain = Pruning(family, seed, data, results, store), family.plain
+    for family in families(context.scale, context.data):
+        made, plain = Pruning(family, context), family.plain
         widest = dict.fromkeys(family.steps, family.full)
         recipes += made.arm("SP-Net", family.bases)
         recipes += made.unpruned("Uniform counts", family.bases)
@@ -172,12 +218,12 @@ def joint(scale: str, seed: int, data, results: Sequence[Result], store: RunStor
     return recipes
 
 
-def iterative(scale: str, seed: int, data, results: Sequence[Result], store: RunStore) -> list[Recipe]:
+def iterative(context: Context) -> list[Recipe]:
     """The next step of iterative pruning, or after the last one the joint training of its subnets.
 
     SP-Net draws the weights anew for it (section 4.2); here it starts from what all other arms start from.
     """
-    each = (Pruning(family, seed, data, results, store) for family in families(scale, data))
+    each = (Pruning(family, context) for family in families(context.scale, context.data))
     return [recipe for made in each for recipe in made.next_step()]
 
 
@@ -186,14 +232,11 @@ class Pruning:
     """The finished bases of one net and seed, and the recipes that can be made of them."""
 
     family: Family
-    seed: int
-    data: object
-    results: Sequence[Result]
-    store: RunStore
+    context: Context
 
     def of(self, arm: str, mult: float) -> Result | None:
         """The finished run of an arm that has one width."""
-        for result in self.results:
+        for result in self.context.results:
             recipe = result.recipe
             if (recipe.arm, recipe.net) == (arm, self.family.plain.net) and result.rows[0]["mult"] == mult:
                 return result
@@ -212,7 +255,7 @@ class Pruning:
         if name not in self.family.arms or (self.host is None and not self.family.fresh):
             return []
         with torch.device("meta"):
-            net = build(replace(self.family.plain, mults=(self.family.full,)), self.data.num_classes)
+            net = replace(self.family.plain, mults=(self.family.full,)).build(self.context.data.num_classes)
         return [self.joint(name, {mult: {"counts": net.uniform(mult).widths} for mult in mults})]
 
     @property
@@ -239,7 +282,7 @@ class Pruning:
             if base is None:
                 return [replace(self.joint(TUNED, {mult: prunings[mult]}), method="switches",
                                 subnets=((mult, tuple(prunings[mult]["counts"])),))]
-        if any(r.recipe.arm == "Iterative" and r.recipe.net == base.recipe.net for r in self.results):
+        if any(r.recipe.arm == "Iterative" and r.recipe.net == base.recipe.net for r in self.context.results):
             return []
         prunings[last] = self.prune(base, last)
         return [self.joint("Iterative", prunings)]
@@ -248,10 +291,10 @@ class Pruning:
               **changes) -> PrunedRecipe:
         """The recipe that trains what pruning left together with the supernet."""
         family, host = self.family, self.host
-        base = replace(family.plain, arm=name, seed=self.seed, method="embedded", bn="shared_affine",
+        base = replace(family.plain, arm=name, seed=self.context.seed, method="embedded", bn="shared_affine",
                        sparsity=family.sparsity, alpha=0.9, **family.joint)
         with torch.device("meta"):
-            full = build(replace(family.plain, mults=(family.full,)), self.data.num_classes).largest.widths
+            full = replace(family.plain, mults=(family.full,)).build(self.context.data.num_classes).largest.widths
         kept = sorted(prunings.items(), reverse=True)
         subnets = ((family.full, full), *((mult, tuple(pruned["counts"])) for mult, pruned in kept))
         start = {"start": host.run_id, "padding": padding, "score": score} if host else {}
@@ -260,23 +303,23 @@ class Pruning:
 
     def prune(self, base: Result, mult: float, padding: str = "match", score: str = "gammas") -> dict:
         """A `Pruned` of `base` at the MACs of the uniform width `mult`, found once and then loaded."""
-        recipe, classes, host = base.recipe, self.data.num_classes, self.host
+        recipe, classes, host = base.recipe, self.context.data.num_classes, self.host
         settings = {"paper": recipe.paper, "arm": "pruned", "scale": recipe.scale, "net": recipe.net,
-                    "seed": self.seed, "of": base.run_id, "into": host.run_id if host else None, "mult": mult,
+                    "seed": self.context.seed, "of": base.run_id, "into": host.run_id if host else None, "mult": mult,
                     "padding": padding, "score": score}
 
         def take() -> dict:
-            scores(base, self.data, self.store)  # while the weights are here
-            net, into = trained(base, classes, self.store), host and trained(host, classes, self.store)
+            scores(base, self.context.data, self.context.store)  # while the weights are here
+            net, into = trained(base, classes, self.context.store), host and trained(host, classes, self.context.store)
             with torch.device("meta"):
-                uniform = build(replace(self.family.plain, mults=(mult,)), classes)
+                uniform = replace(self.family.plain, mults=(mult,)).build(classes)
             within = Subnet(recipe.subnets[0][1]) if recipe.subnets else None
             found = prune(net, count_macs(uniform, uniform.largest), score=SCORES[score], within=within, into=into,
                           padding=padding)
             return asdict(found)
 
-        code = code_fingerprint([prune, "slimnb.papers.sp_net.pruning.SCORES", net_name(recipe)])
-        return once(self.store, settings, code, take)
+        code = code_fingerprint([prune, "slimnb.papers.sp_net.pruning.SCORES", recipe.net_type()])
+        return once(self.context.store, settings, code, take)
 
 
 def scores(result: Result, data, store: RunStore) -> dict:
@@ -288,7 +331,7 @@ def scores(result: Result, data, store: RunStore) -> dict:
         units = SCORES["gammas"](trained(result, data.num_classes, store))
         return {"gammas": [[[float(f"{value:.6g}") for value in layer] for layer in unit] for unit in units]}
 
-    return once(store, settings, code_fingerprint(["slimnb.papers.sp_net.pruning.SCORES", net_name(recipe)]), take)
+    return once(store, settings, code_fingerprint(["slimnb.papers.sp_net.pruning.SCORES", recipe.net_type()]), take)
 
 
 STAGES = (bases, joint, iterative, iterative)

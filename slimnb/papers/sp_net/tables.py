@@ -19,7 +19,7 @@ from slimnb.nets.base import Masks, SlimmableNet
 from slimnb.nn.zero_padding import leader, stream_order, streams
 from slimnb.papers.sp_net.recipes import PrunedRecipe
 from slimnb.subnet import Subnet
-from slimnb.train.experiment import Result, build
+from slimnb.train.experiment import Result
 
 PAPER_ARMS = {"individual": "Individual", "S-Net": "S-Net", "SP-Net": "SP-Net", "multi-base": "SP-Net",
               "one-shot": "One-shot", "iterative": "Iterative", "shortcut first": "Shortcut first"}
@@ -119,7 +119,7 @@ def macs_by_rule(results: Sequence[Result], num_classes: int) -> pd.DataFrame:
 
 def _uniform_macs(recipe: PrunedRecipe, mult: float, num_classes: int) -> int:
     with torch.device("meta"):
-        net = build(replace(recipe, supernet=None, subnets=None, mults=(mult,)), num_classes)
+        net = replace(recipe, supernet=None, subnets=None, mults=(mult,)).build(num_classes)
     return count_macs(net, net.largest)
 
 

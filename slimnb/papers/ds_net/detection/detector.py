@@ -21,7 +21,7 @@ from slimnb.errors import ParameterError
 from slimnb.nets.base import Masks, SlimmableNet
 from slimnb.nets.gated import GatedNet, routed_selection
 from slimnb.nn.blocks import ConvNormAct, resize
-from slimnb.nn.gate import Gated
+from slimnb.nn.gate import Gated, RoutedLogits
 from slimnb.nn.layers import Selection, SlimmableConv2d
 from slimnb.nn.norm import GROUP, normalisation
 from slimnb.papers.ds_net.detection.batches import Targets
@@ -126,13 +126,14 @@ class Detector(SlimmableNet):
 
     def forward(self, x: Tensor, route: Subnet | Masks | Gated | None = None, *, dropout: float = 0.0,
                 generator: torch.Generator | None = None, momentum: float | None = None,
-                statistics: str = "auto") -> Tensor:
+                statistics: str = "auto") -> Tensor | RoutedLogits:
         """See the class, and `SlimmableNet.forward` for the keywords; there is no dropout."""
         route = self.largest if route is None else route
         self._touched = self._touched or torch.is_grad_enabled()
         s = self.select(route, momentum, statistics)
         found = self.ssd.head(self.maps(resize(x, route.resolution), s))
-        return torch.cat((found["bbox_regression"], found["cls_logits"]), dim=2).float()
+        out = torch.cat((found["bbox_regression"], found["cls_logits"]), dim=2).float()
+        return out if s.routing is None else RoutedLogits(out, tuple(s.decisions))
 
     def maps(self, x: Tensor, s: Selection) -> list[Tensor]:
         """The maps that predict, largest first, each (B, C, h, w), in the head's precision."""
@@ -177,6 +178,7 @@ class Detector(SlimmableNet):
         The net's own mode decides which statistics are used: call `eval` first.
         """
         out, anchors = self(x, route), self.anchors(x)
+        out = out.logits if isinstance(out, RoutedLogits) else out
         predicted = {"bbox_regression": out[..., :4], "cls_logits": out[..., 4:]}
         found = self.ssd.postprocess_detections(predicted, [anchors] * len(x), [tuple(x.shape[-2:])] * len(x))
         return [each | {"labels": each["labels"] - 1} for each in found]  # SSD's label 0 is the background
@@ -234,7 +236,7 @@ class DetectionLoss:
         """Take the default boxes for this batch."""
         self.anchors, self.coder = net.anchors(x), net.ssd.box_coder
 
-    def __call__(self, made: Pass, out: Tensor, y: Targets) -> tuple[Tensor, Tensor]:
+    def __call__(self, a_pass: Pass, out: Tensor, y: Targets) -> tuple[Tensor, Tensor]:
         """(loss (B,), its part of the classes (B,), detached)."""
         if self._matched[0] is not y:  # all passes of a step share it
             self._matched = (y, *match(self.anchors, y, self.coder, self.overlap))

@@ -1,4 +1,4 @@
-"""Detection runs (DS-Net, Table 4): from a recipe to stored rows, loaded if finished and resumed if interrupted.
+"""Detectors to train (DS-Net, Table 4).
 
 A detector is trained on all paths that its row of the table is about in every step, and is evaluated at each: one net
 serves all of them, as DS-Net means it; the paper does not say how its three were trained.
@@ -7,10 +7,12 @@ serves all of them, as DS-Net means it; the paper does not say how its three wer
 from __future__ import annotations
 
 import os
-import time
 from dataclasses import dataclass, replace
 
+import torch
+
 from slimnb.errors import ParameterError
+from slimnb.nets.base import SlimmableNet
 from slimnb.nn.norm import CALIBRATED
 from slimnb.papers.ds_net.detection import detector
 from slimnb.papers.ds_net.detection.batches import SceneBatches
@@ -20,24 +22,11 @@ from slimnb.papers.ds_net.detection.scenes import Scenes, generated
 from slimnb.papers.ds_net.detection.voc import load_voc
 from slimnb.papers.slimmable.method import Switches
 from slimnb.papers.slimmable.recipes import SMALL, SMOKE
-from slimnb.runs.fingerprint import code_fingerprint, machine_fingerprint
-from slimnb.runs.store import Run, RunStore
+from slimnb.runs.store import RunStore
+from slimnb.subnet import Subnet
 from slimnb.train.calibrate import calibrate_bn
-from slimnb.train.experiment import (
-    Result,
-    as_result,
-    build,
-    finished,
-    label,
-    made_in,
-    net_name,
-    training_dtype,
-    weights_of,
-)
-from slimnb.train.loop import train
-from slimnb.train.optim import Schedule, make_optimizer
-from slimnb.train.recipe import Recipe, check_scale
-from slimnb.train.state import net_state
+from slimnb.train.protocols import Objective, Sampler
+from slimnb.train.recipe import Recipe, check_scale, training_dtype
 
 BASELINE, DYNAMIC = "MobileNetV1 + FSSD", "DS-MBNet + FSSD"
 """The two detectors of Table 4."""
@@ -70,18 +59,56 @@ class DetectionRecipe(Recipe):
         """As of any recipe; of a gated backbone its own."""
         return 1.0 if self.paths else super().largest
 
-    def named(self, net) -> dict:
-        """The subnets of the backbone `net` that are trained and evaluated, by name."""
-        return {name: net.path(k) for name, k in self.paths} if self.paths else super().named(net)
+    def named(self, net: SlimmableNet) -> dict[str, Subnet]:
+        """The subnets that are trained and evaluated, by name; they are those of the backbone of `net`."""
+        if isinstance(net, Detector):
+            with torch.device("meta"):  # shapes are enough
+                net = super().build(net.num_classes)
+        if self.paths:
+            return {name: net.path(k) for name, k in self.paths}
+        return {name if isinstance(name, str) else f"{name}x": subnet for name, subnet in super().named(net).items()}
+
+    def build(self, num_classes: int) -> Detector:
+        """The untrained detector."""
+        return Detector(super().build(num_classes), num_classes, self.side, taps=self.taps, channels=self.channels,
+                        pyramid=self.pyramid, scales=self.scales, ratios=self.ratios, seed=self.seed,
+                        score_thresh=self.threshold)
+
+    def load(self, net: Detector, store: RunStore) -> None:
+        """The blocks begin with those of the classification run `start`."""
+        net.load_backbone_(store.weights_of(self.start))
+
+    def sampler_and_objective(self, net: Detector, steps: int,
+                              store: RunStore | None = None) -> tuple[Sampler, Objective]:
+        """All subnets in every step, with SSD's loss."""
+        return Switches(self.named(net)), DetectionLoss()
+
+    def batches(self, data: Scenes, device: str, group=None) -> SceneBatches:
+        """Shuffled, augmented scenes and their boxes. Raises ParameterError for scenes of another side."""
+        if data.side != self.side:
+            raise ParameterError(f"scenes of {data.side} pixels", f"the recipe is for {self.side}",
+                                 "Load them at that size.")
+        return SceneBatches(data.train, self.batch_size, mean=data.mean, std=data.std, seed=self.seed, crop=self.crop,
+                            dtype=training_dtype(self.dtype, device), device=device)
+
+    def measure(self, net: Detector, sampler: Sampler, data: Scenes, *, device: str = "cpu",
+                group=None) -> tuple[list[dict], dict]:
+        """Rows: name, macs (of the whole detector, convention A), what `average_precision` gives, and n."""
+        named = self.named(net)
+        subnets = list(named.values())
+        if net.bn == CALIBRATED or self.calibrate:
+            calibrate_bn(net, subnets, self.batches(data, device).images(self.calibration_images))
+        return [{"name": name, "macs": detector_macs(net, subnet)} | row for (name, subnet), row in
+                zip(named.items(), evaluate_detector(net, subnets, data), strict=True)], {}
 
 
 # Section 4.1: batch 128, 300 epochs, lr .004, a tenth of it from epochs 200 and 250 on. Weight decay, default boxes and
 # head are those of the FSSD for MobileNet that its author released. The paths are those of Table 2's S, M and L: with
 # them the detectors have the paper's 2.3, 2.7 and 3.2 G MACs. MobileNetV1 has 3.2 G, not the 4.3 G printed.
-_FULL = DetectionRecipe(**{**vars(SMOKE), "paper": "ds_net", "arm": BASELINE, "scale": "full", "net": "mobilenet_v1",
-                           "bn": "shared_affine", "mults": (1.0,), "epochs": 300, "batch_size": 128, "lr": 0.004,
-                           "schedule": "multistep", "milestones": (200, 250), "weight_decay": 5e-4, "decay": "all",
-                           "input_size": 224, "layout": None, "warmup_epochs": 6, "dtype": "bfloat16"}, crop=True)
+_FULL = SMOKE.into(
+    DetectionRecipe, paper="ds_net", arm=BASELINE, scale="full", net="mobilenet_v1", bn="shared_affine", mults=(1.0,),
+    epochs=300, batch_size=128, lr=0.004, schedule="multistep", milestones=(200, 250), weight_decay=5e-4, decay="all",
+    input_size=224, layout=None, warmup_epochs=6, dtype="bfloat16", crop=True)
 _PATHS = {"net": "ds_mbnet", "arm": DYNAMIC, "mults": (), "layout": None}
 _SMALL = replace(  # ours, for two CPU cores: scenes of 96 pixels, and the nets of chapter 06 at small
     _FULL, scale="small", epochs=5, batch_size=16, lr=0.02, milestones=(3, 4), warmup_epochs=1, crop=False, side=96,
@@ -110,55 +137,3 @@ def recipes(scale: str, seed: int = 0, starts: dict[str, str] | None = None) -> 
 def load_scenes(scale: str, root: str | os.PathLike | None = None, download: bool = False) -> Scenes:
     """The set of a scale: VOC at full, see `load_voc`, else generated scenes."""
     return load_voc(root, download=download) if check_scale(scale) == "full" else generated(**GENERATED[scale])
-
-
-def run_detection(recipe: DetectionRecipe, scenes: Scenes, store: RunStore | None = None, *, device: str = "cpu",
-                  quiet: bool = False, allow_drift: bool = False) -> Result:
-    """The result of `recipe` on `scenes`: loaded if it is finished, resumed if interrupted, else trained.
-
-    Rows, one per subnet: name, macs (of the whole detector, convention A), what `average_precision` gives, and n. With
-    SLIMNB_NO_TRAINING set in the environment an unfinished run is error StoreError. Raises ParameterError for scenes of
-    another side.
-    """
-    if scenes.side != recipe.side:
-        raise ParameterError(f"scenes of {scenes.side} pixels", f"the recipe is for {recipe.side}",
-                             "Load them at that size.")
-    store = store or RunStore()
-    code = code_fingerprint(["slimnb.train.loop.train", make_optimizer, Schedule, Switches, DetectionLoss, Detector,
-                             SceneBatches, net_name(recipe)])
-    stored = store.open(recipe.to_json(), code, scenes.fingerprint, machine_fingerprint(device), allow_drift)
-    return as_result(recipe, finished(stored, lambda: _train(recipe, scenes, store, stored, device, quiet)))
-
-
-def build_detector(recipe: DetectionRecipe, num_classes: int, store: RunStore | None = None) -> tuple[Detector, dict]:
-    """The detector as its training finds it, and its subnets by name.
-
-    Raises StoreError without the weights of `start`.
-    """
-    backbone = build(recipe, num_classes)
-    net = Detector(backbone, num_classes, recipe.side, taps=recipe.taps, channels=recipe.channels,
-                   pyramid=recipe.pyramid, scales=recipe.scales, ratios=recipe.ratios, seed=recipe.seed,
-                   score_thresh=recipe.threshold)
-    if recipe.start:
-        net.load_backbone_(weights_of(store or RunStore(), recipe.start))
-    return net, {name if isinstance(name, str) else f"{name}x": s for name, s in recipe.named(backbone).items()}
-
-
-def _train(recipe: DetectionRecipe, scenes: Scenes, store: RunStore, stored: Run, device: str, quiet: bool) -> None:
-    net, named = build_detector(recipe, scenes.num_classes, store)
-    net = net.to(device)
-    feed = SceneBatches(scenes.train, recipe.batch_size, mean=scenes.mean, std=scenes.std, seed=recipe.seed,
-                        crop=recipe.crop, dtype=training_dtype(recipe.dtype, device), device=device)
-    rates = Schedule.of(recipe, feed.steps_per_epoch)
-    optimizer = make_optimizer(net, recipe.momentum, recipe.weight_decay, recipe.decay)
-    began = time.perf_counter()
-    history = train(net, feed, Switches(named), DetectionLoss(), rates, optimizer, seed=recipe.seed, run=stored,
-                    label=label(recipe), stop=lambda: stored.preempted, quiet=quiet)
-    seconds = time.perf_counter() - began
-    subnets = list(named.values())
-    if net.bn == CALIBRATED or recipe.calibrate:
-        calibrate_bn(net, subnets, feed.images(recipe.calibration_images))
-    rows = [{"name": name, "macs": detector_macs(net, subnet)} | row for (name, subnet), row in
-            zip(named.items(), evaluate_detector(net, subnets, scenes), strict=True)]
-    found = {"rows": rows, "history": history, "seconds": round(seconds, 1), **made_in(recipe, device)}
-    stored.finish(found, net_state(net)[0])

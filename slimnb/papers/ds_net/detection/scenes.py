@@ -72,6 +72,10 @@ class Scenes:
     std: tuple[float, float, float]
     fingerprint: str
 
+    def at_least(self, size: int) -> Scenes:
+        """These scenes: a detector's recipe says itself how large they are."""
+        return self
+
     @property
     def num_classes(self) -> int:
         """Number of classes, background not counted."""

@@ -1,0 +1,64 @@
+"""What is found by a name: papers, nets, resources. Ours are named here, other packages' by their entry points.
+
+A package of your own adds to them in its pyproject.toml, with no change in this repository:
+
+    [project.entry-points."slimnb.papers"]
+    seventh = "seventh_paper.recipes"
+    [project.entry-points."slimnb.nets"]
+    tiny_net = "seventh_paper.net:TinyNet"
+
+Names stand in recipes and so in the ids of runs: they are keys, and stay as they are when code moves.
+"""
+
+from __future__ import annotations
+
+import importlib
+from importlib.metadata import entry_points
+from typing import Any
+
+from slimnb.errors import ParameterError
+
+OURS = {
+    # a module with STAGES (see `slimnb.train.experiment.Stage`), CHAPTER and, where it has any, CLAIMS
+    "papers": {
+        "slimmable": "slimnb.papers.slimmable.recipes",
+        "sp_net": "slimnb.papers.sp_net.recipes",
+        "platforms": "slimnb.papers.platforms.recipes",
+        "pss_net": "slimnb.papers.pss_net.recipes",
+        "deps": "slimnb.papers.deps.recipes",
+        "ds_net": "slimnb.papers.ds_net.recipes",
+    },
+    # a `SlimmableNet`
+    "nets": {
+        "mobilenet_v1": "slimnb.nets.mobilenet_v1:MobileNetV1",
+        "mobilenet_v2": "slimnb.nets.mobilenet_v2:MobileNetV2",
+        "mobilenet_v3": "slimnb.nets.mobilenet_v3:MobileNetV3",
+        "proxyless_nas": "slimnb.nets.proxyless_nas:ProxylessNAS",
+        "resnet": "slimnb.nets.resnet:ResNet50",
+        "vgg": "slimnb.nets.vgg:VGG",
+        "ds_mbnet": "slimnb.papers.ds_net.nets:DSMobileNet",
+        "ds_resnet": "slimnb.papers.ds_net.nets:DSResNet50",
+        "ds_effnet": "slimnb.papers.ds_net.nets:DSEfficientNet",
+    },
+    # (net, structures) -> `slimnb.papers.pss_net.structures.Resource`, for targets that structures are held to
+    "resources": {"MACs": "slimnb.papers.pss_net.structures:Resource.macs"},
+}
+
+
+def names(kind: str) -> list[str]:
+    """The names of all there are of a kind: "papers", "nets" or "resources"; ours first."""
+    return list(dict.fromkeys([*OURS[kind], *sorted(entry.name for entry in entry_points(group=f"slimnb.{kind}"))]))
+
+
+def find(kind: str, name: str) -> Any:
+    """The module, class or function of that name. Raises ParameterError if there is none."""
+    if name in OURS[kind]:
+        module, _, attribute = OURS[kind][name].partition(":")
+        found = importlib.import_module(module)
+        for part in attribute.split(".") if attribute else ():
+            found = getattr(found, part)
+        return found
+    for entry in entry_points(group=f"slimnb.{kind}", name=name):
+        return entry.load()
+    raise ParameterError(f"{kind.removesuffix('s')} = {str(name)[:40]!r}", f"it is one of {', '.join(names(kind))}",
+                         f"Correct the name, or install a package that has it as an entry point of slimnb.{kind}.")
