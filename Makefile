@@ -41,6 +41,7 @@ figures: setup  ## Draw the figures again from finished runs; trains nothing
 
 lint: setup  ## Check the style of the code
 	@$(PY) -m ruff check .
+	@$(VENV)/bin/lint-imports
 
 clean:  ## Delete what was built (environment, data sets and runs stay)
 	@rm -rf build .snakemake .pytest_cache .ruff_cache .hypothesis *.egg-info

@@ -106,6 +106,18 @@ def test_continuous_integration_runs_the_command_of_the_readme():
     subprocess.run(["bash", "-n", script], check=True)
 
 
+def test_imports_go_one_way_without_circles():
+    done = subprocess.run([Path(sys.executable).with_name("lint-imports"), "--no-cache"], cwd=ROOT, capture_output=True,
+                          text=True, check=False)
+    assert done.returncode == 0, done.stdout[-2000:]
+
+
+@pytest.mark.parametrize("room", [path for path in (ROOT / "slimnb").rglob("*") if path.is_dir()
+                                  and path.name != "__pycache__"], ids=lambda path: path.name)
+def test_a_room_has_at_most_ten_files(room):
+    assert len([path for path in room.glob("*.py") if path.stem != "__init__"]) <= 10
+
+
 # slimnb/__init__.py and plugins.py look a module up in a fixed table; nothing else picks code by its name.
 BY_NAME = {"__init__.py", "plugins.py"}
 FORBIDDEN_CALLS = {"eval", "exec", "compile", "__import__"}

@@ -133,8 +133,11 @@ class StructureRecipe(Recipe):
 
         Prioritized: the best of each pool, fewer if it holds fewer, none of a pool that is empty. Random: random
         structures of the target. Uniform widths: those of its bucket, dearest first; targets in whose bucket there is
-        none are left out. A sandwich of given subnets alone: those.
+        none are left out. A sandwich of given subnets alone: those. {} of a net that is
+        trained for one subnet.
         """
+        if self.method == "alone":
+            return {}
         space = self.structures(net).space
         ends = {"max": [space.largest], "min": [space.smallest]}
         if isinstance(sampler, PrioritizedSubnetSampling):
@@ -153,10 +156,10 @@ class StructureRecipe(Recipe):
     def measure(self, net: SlimmableNet, sampler: Sampler, data: ImageData, *, device: str = "cpu",
                 group=None) -> tuple[list[dict], dict]:
         """All `candidates` are validated, and those that are chosen tested; of a net for one subnet that subnet is."""
-        if self.method == "alone":
+        candidates = self.candidates(net, sampler)
+        if not candidates:
             return super().measure(net, sampler, data, device=device, group=group)
-        rows = choose(net, data, self.candidates(net, sampler), images=self.calibration_images, device=device,
-                      group=group)
+        rows = choose(net, data, candidates, images=self.calibration_images, device=device, group=group)
         return chosen(rows, self.top_k), {"candidates": rows}
 
     def found(self, net: SlimmableNet, sampler: Sampler) -> dict:
