@@ -22,7 +22,16 @@ from filelock import FileLock, Timeout
 from nbformat import NotebookNode
 
 from slimnb.book.chapter import find_root
-from slimnb.book.notebook import check_whole, cleaned, code_hash, content_key, declared_by, heading, read_chapter
+from slimnb.book.notebook import (
+    check_whole,
+    cleaned,
+    code_hash,
+    content_key,
+    declared_by,
+    heading,
+    read_chapter,
+    with_prose,
+)
 from slimnb.errors import BookError, BusyError, SlimnbError
 
 KERNEL = "slimnb"  # the name of the temporary kernel specification that starts this very interpreter
@@ -77,6 +86,19 @@ def execute(
         finally:
             temporary.unlink(missing_ok=True)
     return out_path
+
+
+def refresh_prose(notebook: str | Path, executed: str | Path) -> None:
+    """Give `executed`, a run of the code that `notebook` has, the prose that `notebook` has: nothing is run.
+
+    The file is written only if that changes it. Raises BookError if its code is another.
+    """
+    book, ran = read_chapter(notebook), nbformat.read(executed, as_version=4)
+    if code_hash(book) != code_hash(ran):
+        raise BookError(Path(executed).name, "it is a run of other code", f"Run {Path(notebook).stem} again.")
+    before = nbformat.writes(ran)
+    if nbformat.writes(with_prose(ran, book)) != before:
+        _write(ran, Path(executed))
 
 
 def _run(source: Path, target: Path, notebook: Path, given: dict, echo: bool, timeout: int | None):
