@@ -21,7 +21,6 @@ from slimnb.book.parameters import Declaration, declaration
 from slimnb.errors import BookError, SlimnbError
 from slimnb.runs.definitions import Reader, mentioned
 
-OUR_LINE = re.compile(r"slimnb: (\w+): (.*?) — (.*?)\. (.*)", re.S)
 PACKAGE = Path(__file__).resolve().parents[1]
 RECIPES = re.compile(r"slimnb\.papers\.\w+(\.\w+)*\.recipes:")
 PRINTERS = ("source", "getsource")  # functions by which a chapter prints a definition as its file has it
@@ -165,9 +164,11 @@ def check_whole(book: NotebookNode, name: str) -> None:
 
 
 def _cell_error(name: str, index: int, ename: str, evalue: str) -> SlimnbError:
-    ours = OUR_LINE.match(evalue)
-    if ours and issubclass(getattr(errors, ename, object), SlimnbError):
-        return getattr(errors, ename)(ours[2], ours[3], ours[4])
+    kind = vars(errors).get(ename)
+    if isinstance(kind, type) and issubclass(kind, SlimnbError) and evalue.startswith(f"slimnb: {ename}: "):
+        error = kind(evalue, "", "")
+        error.args = (evalue,)  # the line as the kernel's error said it
+        return error
     why = f"{ename}: {' '.join(evalue.split())[:90]}"
     return BookError(f"{name[:60]}, cell {index + 1}", why, SEE, KEPT)
 
@@ -188,7 +189,6 @@ def cleaned(book: NotebookNode, root: Path) -> NotebookNode:
         kernelspec={"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
         language_info=book.metadata.get("language_info", {"name": "python"}),
     )
-    book.cells = [c for c in book.cells if "papermill-error-cell-tag" not in c.metadata.get("tags", [])]
     for cell in book.cells:
         _plain(cell)
         if "outputs" in cell:
