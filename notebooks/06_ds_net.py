@@ -47,11 +47,11 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from slimnb import CostTable, DynamicNet, SlimnbError
+from slimnb import CostTable, DynamicNet, SlimnbError, load_data
 from slimnb.book.chapter import Chapter
 from slimnb.book.claims import Claim, paired
 from slimnb.book.parameters import Int
-from slimnb.data.datasets import load_data, load_or_absent
+from slimnb.data.datasets import load_or_absent
 from slimnb.nn.gate import Gate, Gated
 from slimnb.papers.ds_net import figures as ds_net_figures
 from slimnb.papers.ds_net import method, tables

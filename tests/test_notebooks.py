@@ -71,7 +71,7 @@ def test_a_chapter_keeps_its_cells_short_and_its_imports_together(path):
         lines = [line for line in cell.source.splitlines() if line.strip()]
         if cell.cell_type != "code":
             continue
-        assert len(lines) <= (28 if cell is code(book)[1] else 20), f"cell {number} has {len(lines)} lines"
+        assert len(lines) <= (23 if cell is code(book)[1] else 20), f"cell {number} has {len(lines)} lines"
         assert not any(line.startswith(("%", "!")) and line != "%matplotlib inline" for line in lines), number
         tree = ast.parse("\n".join(line for line in lines if line != "%matplotlib inline"))
         has_imports = any(isinstance(node, ast.Import | ast.ImportFrom) for node in ast.walk(tree))
