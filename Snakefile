@@ -12,7 +12,10 @@ SITE = [p for p in Path("book").rglob("*") if p.is_file() and "__pycache__" not 
 
 
 def key(wildcards):
-    """What the chapter's output follows from, by content: its text, the library, Python and torch."""
+    """What the chapter's outputs follow from, by content: its code, what that reaches, Python and torch.
+
+    Its prose does not count: tools/book.py puts it into what is executed already.
+    """
     return content_key(f"notebooks/{wildcards.name}.py", SMOKE)
 
 

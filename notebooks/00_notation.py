@@ -39,23 +39,20 @@ out = ""  # folder for figures; "" is build/ at smoke and figures/ above
 samples = 100_000  # random subnets to price
 
 # %%
+from slimnb import CostTable, MobileNetV1, MobileNetV2, SlimnbError, Subnet, count_macs, count_params, load_data
 from slimnb.book.chapter import Chapter
 from slimnb.book.claims import Claim, judge
 from slimnb.book.parameters import Int
 from slimnb.cost import macs as cost
-from slimnb.cost.macs import count_macs, count_params, trace_macs
-from slimnb.cost.table import CostTable
+from slimnb.cost.macs import trace_macs
 from slimnb.data import synthetic
-from slimnb.data.datasets import load_data, load_or_absent
-from slimnb.errors import SlimnbError
-from slimnb.nets.mobilenet_v1 import MobileNetV1
-from slimnb.nets.mobilenet_v2 import MobileNetV2
+from slimnb.data.datasets import load_or_absent
 from slimnb.nn.layers import Selection, SlimmableConv2d, narrow
 from slimnb.papers.slimmable import figures, tables
 from slimnb.papers.slimmable.recipes import arms
 from slimnb.rng import rng_at
 from slimnb.runs.store import RunStore
-from slimnb.subnet import Subnet, scaled
+from slimnb.subnet import scaled
 from slimnb.train.experiment import Context, code_of
 
 chapter = Chapter.begin("00_notation", globals(), samples=Int(1_000, 1_000_000))

@@ -46,7 +46,7 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from slimnb import MobileNetV1, Pass, SlimnbError, count_params
+from slimnb import InplaceDistillation, MobileNetV1, Pass, Sandwich, SlimnbError, calibrate_bn, count_params, evaluate
 from slimnb.book.chapter import Chapter
 from slimnb.book.claims import Claim, paired
 from slimnb.book.parameters import Float, Int
@@ -54,13 +54,11 @@ from slimnb.data.datasets import load_or_absent
 from slimnb.nn.layers import Selection, SlimmableConv2d
 from slimnb.nn.norm import SwitchableBatchNorm2d
 from slimnb.papers.slimmable import figures, recipes
-from slimnb.papers.slimmable import recipes as slimmable_networks
 from slimnb.papers.slimmable.latency import latencies
-from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich, any_width
+from slimnb.papers.slimmable.method import any_width
 from slimnb.papers.slimmable.probes import probe
 from slimnb.runs.results import results_frame
 from slimnb.runs.store import RunStore
-from slimnb.train.calibrate import calibrate_bn, evaluate
 from slimnb.train.experiment import study
 
 chapter = Chapter.begin("01_slimmable_networks", globals(),
@@ -139,7 +137,7 @@ images = load_or_absent(chapter.data_name, chapter.data_root, chapter.device,
                         chapter.root / "data/cache")
 print(images)
 store = RunStore(chapter.root / "data/runs", chapter.root / "data/results")
-results = study(slimmable_networks.STAGES, chapter.scale, chapter.all_seeds, images, store,
+results = study(recipes.STAGES, chapter.scale, chapter.all_seeds, images, store,
                 device=chapter.device)
 frame = results_frame(results)
 minutes = sum(result.seconds for result in results) / 60
@@ -398,7 +396,7 @@ print("2.", 32 * 64 * 8 * 8, "MACs: half the inputs and half the outputs, a quar
       64 * 128 * 8 * 8)
 
 # %% tags=["hide-cell"]
-draw = any_width(full, slimmable_networks.SANDWICH_MULTS)
+draw = any_width(full, recipes.SANDWICH_MULTS)
 sandwich = Sandwich(full.largest, full.uniform(0.25), draw, n_random=2, seed=1)
 pairs = [sandwich.plan(step)[2:] for step in range(10_000)]
 same = np.mean([a.route == b.route for a, b in pairs])

@@ -48,19 +48,16 @@ import pandas as pd
 import torch
 from IPython.display import Markdown, display
 
-from slimnb import VGG, MobileNetV1, MobileNetV2, ResNet50, SlimnbError, count_macs
+from slimnb import VGG, MobileNetV1, MobileNetV2, ResNet50, SlimnbError, calibrate_bn, count_macs, embed_, prune
 from slimnb.book import claims
 from slimnb.book.chapter import Chapter
 from slimnb.book.parameters import Float, Int
 from slimnb.data.datasets import load_or_absent
-from slimnb.nets.sorting import embed_
-from slimnb.papers.sp_net import figures, recipes
-from slimnb.papers.sp_net import tables as pruned
+from slimnb.papers.sp_net import figures, recipes, tables
 from slimnb.papers.sp_net.gathered import random_gammas_, sorting_latencies
 from slimnb.papers.sp_net.method import EmbeddedSwitches, Sparsity
-from slimnb.papers.sp_net.pruning import gammas, importance_order, prune
+from slimnb.papers.sp_net.pruning import gammas, importance_order
 from slimnb.runs.store import RunStore, results_frame
-from slimnb.train.calibrate import calibrate_bn
 from slimnb.train.experiment import study
 
 chapter = Chapter.begin("02_sp_net", globals(), toy_share=Float(0, 1), latency_rounds=Int(1, 1000))
@@ -89,7 +86,7 @@ print("order", order.tolist(), "| before", run(first, gamma, second), "| sorted"
 assert np.allclose(run(*ours), run(first, gamma, second))
 thin = [part[:2] for part in ours[:2]] + [ours[2][:, :2]]
 print("two most important channels, as a slice:", run(*thin))
-masks = {f"{n} of 3": pruned.kept(order, n) for n in (1, 2, 3)}
+masks = {f"{n} of 3": tables.kept(order, n) for n in (1, 2, 3)}
 ax = figures.survivors(masks, order, "Sorted by importance, every subnet is a slice")
 chapter.save(ax, "three-channels")
 
@@ -229,7 +226,7 @@ images = load_or_absent(chapter.data_name, chapter.data_root, chapter.device,
 print(images)
 store = RunStore(chapter.root / "data/runs", chapter.root / "data/results")
 results = study(recipes.STAGES, chapter.scale, chapter.all_seeds, images, store, device=chapter.device)
-frame = pruned.errors_of(results_frame(results))
+frame = tables.errors_of(results_frame(results))
 minutes = sum(result.seconds for result in results) / 60
 print(f"{len(results)} runs, {minutes:.1f} minutes of training")
 
@@ -260,7 +257,7 @@ net = "resnet"
 family, pruning = nets[net], made[net]
 base = pruning.of("Base", 1.0)
 looked = recipes.scores(base, images, store)["gammas"]
-table, threshold = pruned.gamma_table(looked, found[net][0.75]["counts"], found[net][0.75]["keep"])
+table, threshold = tables.gamma_table(looked, found[net][0.75]["counts"], found[net][0.75]["keep"])
 share = found[net][0.75]["keep"]
 axes = figures.gamma_histogram(table, f"One threshold for all layers leaves {share:.0%} of the gammas", threshold)
 chapter.save(axes, "gammas")
@@ -276,7 +273,7 @@ cut.round({"unused %": 2, "keep": 3})
 # nets that were trained, in every arm and seed? *Uniform counts* is no pruned net; in it, too, paths join.
 
 # %%
-rule = pruned.macs_by_rule(results, images.num_classes)
+rule = tables.macs_by_rule(results, images.num_classes)
 judged = rule[rule["arm"].ne("Uniform counts")]
 chapter.claim(macs_within_target, np.maximum(judged["union"] - judged["target"], 0), np.zeros(len(judged)),
               [r.run_id for r in results if r.recipe.supernet and r.recipe.arm != "Uniform counts"])
@@ -313,7 +310,7 @@ full = base.recipe.build(images.num_classes)
 macs = {mult: count_macs(full, full.uniform(mult)) for mult in (0.5, 0.75, 1.0)}
 schemes = {"One-shot": {0.75: "base 1×", 0.5: "base 1×"}, "Iterative": {0.75: "base 1×", 0.5: "0.75×"},
            "SP-Net": {0.75: "base 1×", 0.5: "base 0.75×"}}
-drawn = pd.DataFrame([(arm, source_of, pruned.width_name(mult), macs[0.75 if "0.75" in source_of else 1.0], macs[mult])
+drawn = pd.DataFrame([(arm, source_of, tables.width_name(mult), macs[0.75 if "0.75" in source_of else 1.0], macs[mult])
                       for arm, steps in schemes.items() for mult, source_of in steps.items()],
                      columns=["arm", "base", "name", "base_macs", "macs"])
 axes = figures.multi_base(drawn, "Multi-base pruning cuts every base once, by one step")
@@ -326,13 +323,13 @@ chapter.save(axes, "multi-base")
 
 # %%
 for name, prunings in found.items():
-    for (thin, wide), units in pruned.crossings({mult: p["counts"] for mult, p in prunings.items()}).items():
+    for (thin, wide), units in tables.crossings({mult: p["counts"] for mult, p in prunings.items()}).items():
         print(f"{nets[name].name}: {thin:g}x is wider than {wide:g}x in units", units or "none")
 
 # %%
-counts = {pruned.width_name(mult): p["counts"] for mult, p in found[net].items()}
-uniform = {pruned.width_name(mult): full.uniform(mult).widths for mult in found[net]}
-table = pruned.counts_table({"Uniform": uniform, "SP-Net": counts}, full.largest.widths)
+counts = {tables.width_name(mult): p["counts"] for mult, p in found[net].items()}
+uniform = {tables.width_name(mult): full.uniform(mult).widths for mult in found[net]}
+table = tables.counts_table({"Uniform": uniform, "SP-Net": counts}, full.largest.widths)
 axes = figures.widths_by_layer(table, "At the same MACs by the paper's count, pruning spends channels unevenly")
 chapter.save(axes, "widths-by-layer")
 
@@ -342,10 +339,10 @@ chapter.save(axes, "widths-by-layer")
 # channels that each subnet keeps, below where sorting puts them.
 
 # %%
-importance = pruned.order_of(looked)
+importance = tables.order_of(looked)
 small_units = [u for u, most in enumerate(full.largest.widths) if 8 <= most <= 64]
 unit = small_units[len(small_units) // 2]
-masks = {name: pruned.kept(importance[unit], widths[unit]) for name, widths in counts.items()}
+masks = {name: tables.kept(importance[unit], widths[unit]) for name, widths in counts.items()}
 ax = figures.survivors(masks, importance[unit], f"Scattered channels become slices: {full.unit_names[unit]}")
 chapter.save(ax, "survivors")
 
@@ -360,7 +357,7 @@ chapter.save(ax, "survivors")
 # scattered into it, readers slice.
 
 # %%
-paths, sequence = pruned.join_paths(full, importance, counts, pruned.width_name(min(found[net])))
+paths, sequence = tables.join_paths(full, importance, counts, tables.width_name(min(found[net])))
 ax = figures.padding(paths, sequence, "Body and shortcut keep channels of their own")
 chapter.save(ax, "padding")
 
@@ -372,7 +369,7 @@ chapter.save(ax, "padding")
 left = prune(toy, toy_share * count_macs(toy, toy.largest))
 order, small = importance_order(gammas(toy)), image[:, :, :32, :32].float()
 with torch.no_grad():
-    dense = toy(small, pruned.masks_of(order, left.counts), statistics="batch")
+    dense = toy(small, tables.masks_of(order, left.counts), statistics="batch")
     sliced = copy.deepcopy(toy)
     subnet = embed_(sliced, order, {"thin": left.counts})["thin"]
     difference = (sliced(small, subnet, statistics="batch") - dense).abs().max().item()
@@ -411,10 +408,10 @@ source(EmbeddedSwitches)
 
 # %%
 literature = chapter.root / "data/literature/sp_net.csv"
-dataset, tables = ("CIFAR-100", [2]) if scale == "full" and images.size == 32 else ("ImageNet", [6, 3, 8])
+dataset, numbers = ("CIFAR-100", [2]) if scale == "full" and images.size == 32 else ("ImageNet", [6, 3, 8])
 for name, family_of in nets.items():
     shown = frame[frame["net"].eq(name) & frame["arm"].ne("Base")]
-    paper = pruned.paper_errors(literature, tables, family_of.name, sorted(shown["mult"].unique()), dataset)
+    paper = tables.paper_errors(literature, numbers, family_of.name, sorted(shown["mult"].unique()), dataset)
     title = "one change at a time" if family_of.arms else "pruned and uniform subnets at equal MACs"
     axes = figures.errors(shown, f"{family_of.name}: {title}", paper)
     chapter.save(axes, f"errors-{name.replace('_', '-')}")

@@ -48,20 +48,19 @@ import numpy as np
 import pandas as pd
 from IPython.display import Markdown
 
-from slimnb import CostTable
+from slimnb import CostTable, PlatformSandwich, Trellis, WidthSearch, best_under, marginals
 from slimnb.book.chapter import Chapter
 from slimnb.book.claims import Claim
 from slimnb.book.parameters import Int
 from slimnb.cost.latency_model import fit_latency, time_random
 from slimnb.data.datasets import load_or_absent
-from slimnb.papers.platforms import figures as platforms_figures
-from slimnb.papers.platforms import market, recipes, search_figures, tables
-from slimnb.papers.platforms.method import PlatformSandwich, WidthSearch, platform_subnets
+from slimnb.papers.platforms import figures, market, recipes, search_figures, tables
+from slimnb.papers.platforms.method import platform_subnets
 from slimnb.papers.slimmable import figures as slimmable_figures
 from slimnb.rng import rng_at
 from slimnb.runs.store import RunStore, code_fingerprint, results_frame
 from slimnb.search import trellis as search
-from slimnb.search.trellis import Trellis, best_under, exact_under, marginals, viterbi
+from slimnb.search.trellis import exact_under, viterbi
 from slimnb.train.experiment import once, study
 
 chapter = Chapter.begin("03_platforms", globals(), realisations=Int(1000), random_subnets=Int(1),
@@ -127,7 +126,7 @@ for row, of in np.array(np.meshgrid(list(five), list(five))).T.reshape(-1, 2):
     print(f"ranks of row {row} outside the quantiles of {of}: {outside[row, of]}")
 bars = pd.DataFrame({"source": "Table 1, row S", "rank": range(1, 6), "share": ranked["S"]})
 title = "Row S: one large table, one middling, three small"
-chapter.save(platforms_figures.market_shares(five["S"], title, bars), "market")
+chapter.save(figures.market_shares(five["S"], title, bars), "market")
 chapter.claim(rows_usual, [outside[row, row] for row in five], np.zeros(2))
 
 # %% [markdown]
@@ -473,7 +472,7 @@ gain = accuracy.pivot_table("top1", "market", "arm")
 gain = gain["OWS-U"] - gain["Slim-U"]
 title = (f"OWS-U is ahead of Slim-U in {(gain > 0).sum()} of {len(gain)} markets, "
          f"on average by {minus(gain.mean())} points")
-chapter.save(platforms_figures.weighted_accuracy(accuracy, title, of_paper), "weighted-accuracy")
+chapter.save(figures.weighted_accuracy(accuracy, title, of_paper), "weighted-accuracy")
 all_arms = with_best(accuracy, "top1_val")
 verdicts = [chapter.claim(claim, *tables.over_markets(all_arms, claim.arms, rows),
                           ids("platforms", *claim.arms)) for claim, rows in in_table_2]
@@ -515,7 +514,7 @@ widths = tables.platform_widths(
 both = {name: tables.shared_units(*of_it[5:]) for name, of_it in here.items()}
 title = (f"#6 and #7 share {both['OWS']} of {trellis.units} units by OWS, "
          f"{both['Original']} originally")
-chapter.save(platforms_figures.channels(widths[widths["source"] != "RS-AOWS"], title), "widths-ows")
+chapter.save(figures.channels(widths[widths["source"] != "RS-AOWS"], title), "widths-ows")
 equal = np.array([tables.shared_units(*of_it[5:])
                   for (arm, _), of_it in chosen.items() if arm == "OWS search"]) / trellis.units
 original = np.full(len(equal), both["Original"] / trellis.units)
@@ -534,7 +533,7 @@ halves = [mean_mult("OWS search", last, units) for units in (slice(half), slice(
 print(chapter.claim(wide_early, *halves, ids("ows", "OWS")))
 deep = [mean_mult(arm, *late) for arm in ("RS-AOWS search", "OWS search")]
 title = "The last two units are {:.2f} wide by RS-AOWS, {:.2f} by OWS".format(*np.mean(deep, 1))
-chapter.save(platforms_figures.channels(widths[widths["source"] != "Original"], title), "widths-aows")
+chapter.save(figures.channels(widths[widths["source"] != "Original"], title), "widths-aows")
 chapter.claim(wide_late, *deep, ids("aows", "AOWS"))
 
 # %% [markdown]
@@ -577,7 +576,7 @@ regrets.assign(worst=regrets.max(axis=1)).sort_values("worst").round(2)
 costs = tables.forecast(frame)
 wrong = costs[costs["trained"] != costs["used"]]
 title = f"Wrong forecasts cost {minus(wrong['lost'].mean())} points on average"
-chapter.save(platforms_figures.forecast(costs, title), "forecast")
+chapter.save(figures.forecast(costs, title), "forecast")
 per_seed = wrong.groupby("seed")["lost"].mean()
 chapter.claim(forecast_matters, per_seed, np.zeros(len(per_seed)), ids("platforms", "OWS"))
 
@@ -615,7 +614,7 @@ held_out["error (%)"] = 100 * (held_out["predicted"] / held_out["measured"] - 1)
 errors = held_out.pivot_table("error (%)", "fold", "model").mean()
 title = "Held out: pairs of widths err by {:.1f} %, MACs by {:.1f} %".format(
     *errors[["pairs of widths", "MACs alone"]])
-chapter.save(platforms_figures.latency_fit(held_out, title), "latency-model")
+chapter.save(figures.latency_fit(held_out, title), "latency-model")
 
 # %% [markdown]
 # Now the budget is milliseconds: each platform gets the predicted time of its best subnet by MACs. By construction

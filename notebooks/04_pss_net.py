@@ -50,15 +50,13 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from slimnb import MobileNetV1, MobileNetV2, Subnet, count_macs
+from slimnb import MobileNetV1, MobileNetV2, SlimnbError, Subnet, count_macs
 from slimnb.book.chapter import Chapter
 from slimnb.book.claims import Claim
 from slimnb.book.parameters import Int
 from slimnb.data.datasets import load_or_absent
-from slimnb.errors import SlimnbError
 from slimnb.papers.platforms import figures as platforms_figures
-from slimnb.papers.pss_net import figures as pss_net_figures
-from slimnb.papers.pss_net import recipes, samplers, switcher, tables
+from slimnb.papers.pss_net import figures, recipes, samplers, switcher, tables
 from slimnb.papers.pss_net.method import PrioritizedSubnetSampling
 from slimnb.papers.pss_net.pools import Pool
 from slimnb.papers.pss_net.structures import Buckets, Resource, StructureCosts, structure_space
@@ -121,7 +119,7 @@ rates = pd.DataFrame({"epoch": 1 + np.arange(epochs), "p": p_end**gone, "eta": p
 print(f"as printed, a full pool has p = {p_end ** (0 * gone[-1])} in the last epoch, an empty one",
       f"{p_end ** gone[-1]:.4f}; as meant, the other way round")
 title = f"Of all draws from full pools {rates['p'].mean():.0%} are new, most of them early"
-chapter.save(pss_net_figures.exploration(rates, title), "exploration")
+chapter.save(figures.exploration(rates, title), "exploration")
 
 # %% [markdown]
 # ## The smallest code
@@ -191,7 +189,7 @@ reached = tried[eq4.support]
 median = reached[["naive", "eq4"]].median()
 title = (f"Eq. 4 never needs more than {reached['eq4'].max():.0f} tries, but misses "
          f"{(~eq4.support).sum()} of {len(buckets)} buckets")
-chapter.save(pss_net_figures.trials(long.rename(columns={"target": "cost"}), title), "trials")
+chapter.save(figures.trials(long.rename(columns={"target": "cost"}), title), "trials")
 chapter.claim(fewer_trials, np.log10(median), [6, 1])
 
 # %%
@@ -202,7 +200,7 @@ print(f"the bucket of {dearest['target'] / 1e6:.0f} M: one random structure in {
       f"exactly, {dearest['exact']:.1f} tries for each")
 shown = [1, len(buckets) // 2, int(np.flatnonzero(eq4.count >= 100)[-1])]
 title = "Dear buckets want wide layers, cheap ones thin ones, the middle layers most"
-chapter.save(pss_net_figures.bucket_marginals(tables.marginal_table(eq4, shown), title), "marginals")
+chapter.save(figures.bucket_marginals(tables.marginal_table(eq4, shown), title), "marginals")
 
 # %% [markdown]
 # So thousands of tries, let alone a million, are needed near the ends only: in most buckets trial and error is cheap. And
@@ -335,7 +333,7 @@ relations = tables.pool_relations(results)
 of_pss = relations[relations["arm"] == "PSS-F"]
 late, good = (f"{of_pss[of].mean():.2f}".replace("-", "−") for of in ("recency", "foresight"))
 title = f"Rank correlation of metric and step of entry: {late}; of metric and accuracy: {good}"
-chapter.save(pss_net_figures.pool_contents(tables.pool_table(pss, shown), title), "pools")
+chapter.save(figures.pool_contents(tables.pool_table(pss, shown), title), "pools")
 by_seed = of_pss.groupby("seed")["recency"].mean()
 print(f"{of_pss['reused'].sum() / of_pss['trained'].sum():.0%} of the draws came from the pools;",
       f"{sum(pool['refused'] for pool in pss.found['pools'])} metrics were not finite")
@@ -395,7 +393,7 @@ leads = {claim.arms: tables.over_targets(offers[offers["resource"] == resource],
          for resource, claim in in_table_1}
 title = f"PSS-F against MutualNet within three budgets of MACs: {ahead(*leads['PSS-F', 'MutualNet'])}"
 paper_curves = tables.paper_by_resource(printed_file, list(panels))
-chapter.save(pss_net_figures.accuracy_by_resource(prices, title, paper_curves), "resources")
+chapter.save(figures.accuracy_by_resource(prices, title, paper_curves), "resources")
 verdicts = [chapter.claim(claim, *leads[claim.arms], ids(*claim.arms)) for _, claim in in_table_1]
 print(*verdicts, sep="\n")
 verdicts[0]
@@ -460,7 +458,7 @@ tried_k = tables.by_k(of_f, shown, ks)
 assert tried_k.sort_values("k").groupby(["pool", "seed"])["top1_val"].diff().dropna().ge(0).all()
 best = tried_k.groupby(["seed", "k"])["top1"].mean().unstack()
 title = f"Five subnets against one: {ahead(best[5], best[1])}; twenty against five: {ahead(best[20], best[5])}"
-chapter.save(pss_net_figures.top_k(tried_k, title, tables.paper_by_k(printed_file)), "top-k")
+chapter.save(figures.top_k(tried_k, title, tables.paper_by_k(printed_file)), "top-k")
 print(chapter.claim(more_idle, best[20], best[5], ids("PSS-F")))
 chapter.claim(five_help, best[5], best[1], ids("PSS-F"))
 
@@ -474,7 +472,7 @@ chapter.claim(five_help, best[5], best[1], ids("PSS-F"))
 tuned = tables.tuned(results, "PSS-F")
 a, b = (tuned[tuned["arm"] == arm].groupby("seed")["top1"].mean() for arm in tuning_idle.arms)
 title = f"Fine-tuned against what the supernet gave: {ahead(a, b)}"
-chapter.save(pss_net_figures.fine_tuning(tuned, title), "fine-tuning")
+chapter.save(figures.fine_tuning(tuned, title), "fine-tuning")
 in_paper = tables.paper(printed_file, "6")[["macs_m", "top1", "top1_tuned"]]
 print("paper:", *(f"{row.macs_m:.0f} M {row.top1} to {row.top1_tuned}," for row in in_paper.itertuples()))
 chapter.claim(tuning_idle, a, b, ids("PSS-F", "Fine-tuned"))
@@ -509,7 +507,7 @@ measured = {"method": "PSS-Net", "training": np.mean(steps), "measured": True,
 # %%
 costs = pd.concat([bounds, pd.DataFrame([measured])], ignore_index=True)
 title = f"{subnets} subnets cost {measured['training']:.2f} trainings and {measured['storage']:.2f} nets of storage"
-chapter.save(pss_net_figures.costs(costs, title), "costs")
+chapter.save(figures.costs(costs, title), "costs")
 print(chapter.claim(three_passes, np.maximum(np.array(steps) - 3, 0), np.zeros(len(steps)), ids("PSS-F")))
 chapter.claim(two_percent, [200 * share for share in shares.values()], [2, 2])
 
@@ -544,7 +542,7 @@ print(f"{log['cost'].nunique()} subnets took turns; a pick takes {served['pick_u
 kept = served["storage"]
 print(f"supernet {kept['supernet'] / 1024:,.0f} KiB, statistics of all {kept['statistics'] / 1024:,.1f} KiB")
 title = f"The switcher spends {log['cost'].sum() / log['budget'].sum():.0%} of its budget, {(log['cost'] > log['budget']).mean():.0%} of batches cost more"
-chapter.save(pss_net_figures.switching(log, title), "switching")
+chapter.save(figures.switching(log, title), "switching")
 chapter.claim(never_over, np.maximum(log["cost"] - log["budget"], 0), np.zeros(len(log)), [pss.run_id])
 
 # %% [markdown]

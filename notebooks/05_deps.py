@@ -50,16 +50,13 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from slimnb import MobileNetV1, Sandwich, SlimnbError, count_macs
+from slimnb import MobileNetV1, Sandwich, SlimnbError, count_macs, load_data
 from slimnb.book.chapter import Chapter
 from slimnb.book.claims import Claim, paired
 from slimnb.book.parameters import Float, Int
 from slimnb.cost.elastic import ElasticTable, sample_structures
-from slimnb.data.datasets import load_data, load_or_absent
-from slimnb.papers.deps import deploy, gradients, method
-from slimnb.papers.deps import figures as deps_figures
-from slimnb.papers.deps import recipes as deps
-from slimnb.papers.deps import tables as shrunk
+from slimnb.data.datasets import load_or_absent
+from slimnb.papers.deps import deploy, figures, gradients, method, recipes, tables
 from slimnb.papers.platforms import figures as platforms_figures
 from slimnb.papers.slimmable import figures as slimmable_figures
 from slimnb.papers.slimmable.method import any_width
@@ -90,7 +87,7 @@ bars = pd.DataFrame([(arm, k, subnets, length) for arm, phases in pareto.PHASES.
                      for k, (subnets, length) in enumerate(phases)],
                     columns=["arm", "phase", "subnets", "length"])
 title = "By the paper's arithmetic DepS costs {DepS:g}, BigNAS {BigNAS:g}, OFA {OFA:g}".format(**passes)
-chapter.save(deps_figures.training_cost(bars, title), "cost-paper")
+chapter.save(figures.training_cost(bars, title), "cost-paper")
 chapter.claim(arithmetic, [passes[arm] for arm in printed.index], printed)
 
 # %% [markdown]
@@ -99,7 +96,7 @@ chapter.claim(arithmetic, [passes[arm] for arm in printed.index], printed)
 
 # %%
 with torch.device("meta"):
-    at_224, at_32 = deps.IMAGENET[0].full.build(1000), deps.CIFAR[0].full.build(100)
+    at_224, at_32 = recipes.IMAGENET[0].full.build(1000), recipes.CIFAR[0].full.build(100)
 macs = ElasticTable.macs(at_224)
 drawn = sample_structures(at_224.search_space, rng_at(chapter.seed, "costs", 0), 20_000)
 least, most = evolution.reach(macs)
@@ -166,7 +163,7 @@ source(method.DelayedShrinking.epsilon, method.DelayedShrinking.plan)
 # We hold the trainer's gradient against eq. 4: the weighted passes in one backward each, and the two gradients apart.
 
 # %%
-recipe = replace(deps.LAPTOP["smoke"][0].full, method="shrinking", warm_up=0.5, ramp="linear",
+recipe = replace(recipes.LAPTOP["smoke"][0].full, method="shrinking", warm_up=0.5, ramp="linear",
                  ramp_epochs=0.25)
 net = recipe.build(10).train()
 sampler, objective = recipe.sampler_and_objective(net, 80)
@@ -200,7 +197,7 @@ curves = pd.DataFrame([(arm, i, ramp(i)) for arm, ramp in ramps.items()
                        for i in [*range(0, 5 * epoch, 25), 5 * epoch - 1]], columns=["arm", "step", "epsilon"])
 ends = {arm: (ramp(0), ramp(5 * epoch - 1)) for arm, ramp in ramps.items()}
 title = "Both ramps are straight lines to the eye: the cosine hardly moves in five epochs"
-chapter.save(deps_figures.epsilon_ramps(curves, title), "epsilon")
+chapter.save(figures.epsilon_ramps(curves, title), "epsilon")
 print(*(f"{arm}: {first:.1e} to {last:.4f}" for arm, (first, last) in ends.items()), sep="; ")
 
 # %% [markdown]
@@ -239,11 +236,11 @@ for attempt in wrong:
 # subnet of each of six buckets* (section 5.1) is a fixed subnet.
 
 # %%
-exact = pd.DataFrame([[count_macs(net, net.elastic(*shown)) / 1e6 for shown in deps.SHOWN]
+exact = pd.DataFrame([[count_macs(net, net.elastic(*shown)) / 1e6 for shown in recipes.SHOWN]
                       for net in (at_224, at_32)], index=["224 pixels", "32 pixels"],
-                     columns=[f"D{d}E{e}" for d, e in deps.SHOWN]).round(1)
+                     columns=[f"D{d}E{e}" for d, e in recipes.SHOWN]).round(1)
 with torch.device("meta"):
-    elastic_kernels = replace(deps.IMAGENET[0].full, kernels=(3, 5, 7)).build(1000).search_space
+    elastic_kernels = replace(recipes.IMAGENET[0].full, kernels=(3, 5, 7)).build(1000).search_space
 print(f"{at_224.search_space.size:.3g} subnets with 7 x 7 kernels, {elastic_kernels.size:.3g} with 3, 5, 7")
 plotted = Claim("deps-plotted-macs", chapter.name, "Figure 5's points are six uniform subnets",
                 "DepS, Figure 5", "macs", "exact", ("traced", "plotted"), 0.06, seeds=1, unit="M MACs")
@@ -319,14 +316,14 @@ pays_to_search = Claim("evolution-beats-random", chapter.name, "Evolution finds 
 
 # %%
 if chapter.scale == "smoke" and chapter.data_name == "synthetic":
-    images = load_data("synthetic", device=chapter.device, **deps.SMOKE_IMAGES)
+    images = load_data("synthetic", device=chapter.device, **recipes.SMOKE_IMAGES)
 else:
     images = load_or_absent(chapter.data_name, chapter.data_root, chapter.device, chapter.root / "data/cache")
 store = RunStore(chapter.root / "data/runs", chapter.root / "data/results")
-all_nets = study(deps.STAGES, chapter.scale, chapter.all_seeds, images, store, device=chapter.device)
-family = deps.families(chapter.scale, images)[0]
+all_nets = study(recipes.STAGES, chapter.scale, chapter.all_seeds, images, store, device=chapter.device)
+family = recipes.families(chapter.scale, images)[0]
 results = [r for r in all_nets if r.recipe.net == family.full.net]
-frame, costs = shrunk.accuracies(results), shrunk.training_costs(results)
+frame, costs = tables.accuracies(results), tables.training_costs(results)
 start = family.full.epochs / 2
 print(f"{len(all_nets)} runs, {sum(r.seconds for r in all_nets) / 60:.1f} minutes of training;",
       f"arms: {', '.join(dict.fromkeys(costs['arm']))}")
@@ -350,7 +347,7 @@ def ids(*arms):
 legs = frame[(frame["method"] == "full") & frame["share"].notna()]
 smallest = legs.loc[legs.groupby(["share", "seed"])["macs"].idxmin()].groupby("share")["top1"].mean()
 title = f"Unshrunk, the smallest subnet has {smallest[0.5]:.1f} % after half of the training, {smallest[1]:.1f} % after all"
-chapter.save(deps_figures.by_share(legs, title), "initialisation")
+chapter.save(figures.by_share(legs, title), "initialisation")
 tiny = legs[legs["macs"] == legs["macs"].min()]
 chapter.claim(half_better, *paired(tiny, half_better), ids("Full 50%", "Full"))
 
@@ -365,12 +362,12 @@ chapter.claim(half_better, *paired(tiny, half_better), ids("Full 50%", "Full"))
 # tensors of convolutions and linear layers. $\varepsilon = .001$.
 
 # %%
-layers = shrunk.layers(results)
+layers = tables.layers(results)
 layers = layers[layers["arm"] == "DepS"]
 cosines = layers.groupby(["seed", "gradient"])["cosine"].mean().rename_axis(["seed", "arm"]).reset_index()
 there = cosines.groupby("arm")["cosine"].mean()
 title = f"Shrinking turns the gradient to a mean cosine of {there['shrinking']:.2f}; epsilon leaves it"
-chapter.save(deps_figures.layer_gradients(layers, title), "gradients")
+chapter.save(figures.layer_gradients(layers, title), "gradients")
 chapter.claim(keeps_direction, *paired(cosines, keeps_direction), ids("DepS"))
 
 # %% [markdown]
@@ -378,7 +375,7 @@ chapter.claim(keeps_direction, *paired(cosines, keeps_direction), ids("DepS"))
 # full net's gradient on the same batch; the paper's caption has that of the first step.
 
 # %%
-norms = shrunk.looks(results, "norms")
+norms = tables.looks(results, "norms")
 norms["step"] -= norms.groupby(["arm", "seed"])["step"].transform("min")
 norms = norms[norms["arm"] != "DepS, epsilon by rate"]
 along = norms[norms["epoch"] < start + family.ramp_epochs]
@@ -386,7 +383,7 @@ ratios = along.groupby(["arm", "seed"])["ratio"].mean().reset_index()
 there = ratios.groupby("arm")["ratio"].mean()
 title = "Along the ramp the gradient is {:.2f} times the full net's, without epsilon {:.2f} times".format(
     *there[["DepS", "DepS without epsilon"]])
-chapter.save(deps_figures.norm_ratio(norms, title), "norms")
+chapter.save(figures.norm_ratio(norms, title), "norms")
 chapter.claim(keeps_norm, *paired(ratios, keeps_norm), ids(*keeps_norm.arms))
 
 # %% [markdown]
@@ -399,13 +396,13 @@ chapter.claim(keeps_norm, *paired(ratios, keeps_norm), ids(*keeps_norm.arms))
 # The paper reports a drop of 2 points at epoch 150 (its figure shows about 4), and none with epsilon.
 
 # %%
-seen = shrunk.looks(results, "accuracy")
+seen = tables.looks(results, "accuracy")
 full_net = seen[(seen["name"] == "full") & seen["arm"].isin(softens.arms)]
-dropped = shrunk.drops(full_net)
+dropped = tables.drops(full_net)
 mean = dropped.groupby("arm")["drop"].mean()
 title = "The full net as shrinking starts: {:+.1f} points at its worst without epsilon, {:+.1f} with it".format(
     *-mean[list(softens.arms)])
-chapter.save(deps_figures.start_of_shrinking(full_net, title.replace("-", "−"), start), "start")
+chapter.save(figures.start_of_shrinking(full_net, title.replace("-", "−"), start), "start")
 chapter.claim(softens, *paired(dropped, softens), ids(*softens.arms))
 
 # %% [markdown]
@@ -461,11 +458,11 @@ in_paper.pivot_table("top1", ["dataset", "method"], "macs_m").map("{:.2f}".forma
 
 # %%
 table = costs.groupby("arm", sort=False).mean(numeric_only=True).drop(columns="seed").round(2)
-ours = pd.concat([shrunk.phases(r, results) for r in results
+ours = pd.concat([tables.phases(r, results) for r in results
                   if r.recipe.arm in ("OFA", "BigNAS", "DepS") and r.recipe.seed == chapter.seed])
 ours = ours.sort_values("arm", key=lambda arms: arms.map(["OFA", "BigNAS", "DepS"].index), kind="stable")
 title = "In passes here: DepS {:g}, BigNAS {:g}, OFA {:g}".format(*table.loc[["DepS", "BigNAS", "OFA"], "passes"])
-chapter.save(deps_figures.training_cost(ours, title), "cost-here")
+chapter.save(figures.training_cost(ours, title), "cost-here")
 table
 
 # %% [markdown]
@@ -490,7 +487,7 @@ waited = frame[frame["arm"].isin(["DepS", "DepS, P = 25%", "DepS, P = 75%", "Big
 by_arm = costs[costs["arm"].isin(waited["arm"])].groupby("arm")["mean_pareto"].mean()
 shares = waited.groupby("arm")["share"].first()
 title = f"A warm-up of {shares[by_arm.idxmax()]:.0%} ends best ({by_arm.max():.1f} %); shorter ones have more passes"
-chapter.save(deps_figures.by_share(waited, title), "warm-up")
+chapter.save(figures.by_share(waited, title), "warm-up")
 buckets = {}
 for arm, rows in waited[waited["seed"] == chapter.seed].groupby("arm"):
     best = rows.iloc[pareto.best_per_bucket(rows["macs"], rows["top1"])]
@@ -510,10 +507,10 @@ pd.DataFrame(buckets).map("{:.1f}".format, na_action="ignore").fillna("")
 # %%
 proxyless = [r for r in all_nets if r.recipe.net == "proxyless_nas"]
 if proxyless:
-    arms = shrunk.accuracies(proxyless).query("arm in ['DepS', 'OFA']")
+    arms = tables.accuracies(proxyless).query("arm in ['DepS', 'OFA']")
     chapter.save(slimmable_figures.accuracy(arms, "DepS and OFA on ProxylessNAS"), "proxyless")
-recipes = {r.arm: r for r in deps.wanted(deps.IMAGENET[1], 0)}
-print({name: getattr(recipes["DepS"], name) for name in ("net", "epochs", "lr", "weight_decay", "warm_up", "ramp_epochs")})
+wanted = {r.arm: r for r in recipes.wanted(recipes.IMAGENET[1], 0)}
+print({name: getattr(wanted["DepS"], name) for name in ("net", "epochs", "lr", "weight_decay", "warm_up", "ramp_epochs")})
 literature[literature["table"] == "fig6"][["method", "macs_m", "top1", "gpu_hours"]]
 
 # %% [markdown]
@@ -540,9 +537,9 @@ print(f"{about['device']}, {about['threads']} threads, batch {about['batch']}")
 # target.
 
 # %%
-tables = {"MACs": ElasticTable.macs(trained[chapter.seed].recipe.build(images.num_classes)), "ms": timed}
+prices = {"MACs": ElasticTable.macs(trained[chapter.seed].recipe.build(images.num_classes)), "ms": timed}
 found = {(unit, s): deploy.deploy(r, images, store, table, target_share, evaluations, device=chapter.device)
-         for unit, table in tables.items() for s, r in trained.items()}
+         for unit, table in prices.items() for s, r in trained.items()}
 winners = pd.DataFrame([{"unit": unit, "seed": s, "target": each["target"], **row}
                         for (unit, s), each in found.items() for row in each["winners"]])
 progress = pd.DataFrame([{"seed": s, **row} for (unit, s), each in found.items() if unit == "MACs"
@@ -550,7 +547,7 @@ progress = pd.DataFrame([{"seed": s, **row} for (unit, s), each in found.items()
 by_macs = winners[winners["unit"] == "MACs"].pivot_table("top1", "seed", "arm")
 title = "By MACs evolution's subnet has {Evolution:.1f} % on test images, random search's {Random search:.1f} %".format(
     **by_macs.mean())
-chapter.save(deps_figures.search_progress(progress, title), "search")
+chapter.save(figures.search_progress(progress, title), "search")
 print(chapter.claim(pays_to_search, by_macs["Evolution"], by_macs["Random search"], ids("DepS")))
 winners[["unit", "arm", "seed", "target", "cost", "macs", "top1_val", "top1"]].round(3)
 

@@ -47,22 +47,22 @@ import pandas as pd
 import torch
 from IPython.display import Markdown
 
-from slimnb import CostTable, DynamicNet, SlimnbError
+from slimnb import CostTable, DynamicNet, SlimnbError, load_data
 from slimnb.book.chapter import Chapter
 from slimnb.book.claims import Claim, paired
 from slimnb.book.parameters import Int
-from slimnb.data.datasets import load_data, load_or_absent
+from slimnb.data.datasets import load_or_absent
 from slimnb.nn.gate import Gate, Gated
 from slimnb.papers.ds_net import figures as ds_net_figures
 from slimnb.papers.ds_net import method, tables
 from slimnb.papers.ds_net import recipes as ds_net
-from slimnb.papers.ds_net.detection import recipes
+from slimnb.papers.ds_net.detection import detector, recipes
 from slimnb.papers.ds_net.dynamic import path_macs
 from slimnb.papers.ds_net.nets import DSMobileNet, DSResNet50
 from slimnb.papers.slimmable import figures as slimmable_figures
 from slimnb.papers.slimmable.latency import latencies
 from slimnb.runs.store import RunStore
-from slimnb.train.experiment import study
+from slimnb.train.experiment import run, study
 
 chapter = Chapter.begin("06_ds_net", globals(), schemes=Int(2), largest_batch=Int(), throughput_rounds=Int(),
                         latency_rounds=Int(1, 1000))
@@ -206,9 +206,8 @@ net = recipe.build(10)
 torch.nn.init.normal_(net.gates[0].slim_weight, generator=torch.Generator().manual_seed(chapter.seed))
 x = 2 * torch.randn(32, 3, 32, 32, generator=torch.Generator().manual_seed(1)) * torch.rand(32, 1, 1, 1)
 method.calibrate_bn(net, net.paths, [x])
-route = Gated()
 with torch.no_grad():
-    masked = net.eval()(x, route)
+    masked, decisions = net.eval()(x, Gated())
     grouped, choices = DynamicNet(net).route(x)
     alone = torch.cat([net(x[i:i + 1], net.path(*k)) for i, k in enumerate(choices.tolist())])
 print("images per path:", torch.bincount(choices[:, 0], minlength=net.choices[0]).tolist())
@@ -608,9 +607,9 @@ there.assign(macs=there["macs"] / 1e6).groupby(["arm", "name"], sort=False)[["ma
 
 # %%
 with torch.device("meta"):
-    at_full = {recipe.arm: recipes.build_detector(recipe, 20) for recipe in recipes.recipes("full")}
-counted = {f"{arm}, {name}": recipes.detector_macs(net, subnet) / 1e9
-           for arm, (net, subnets) in at_full.items() for name, subnet in subnets.items()}
+    at_full = [(recipe, recipe.build(20)) for recipe in recipes.recipes("full")]
+counted = {f"{recipe.arm}, {name}": detector.detector_macs(net, subnet) / 1e9
+           for recipe, net in at_full for name, subnet in recipe.named(net).items()}
 table_4 = literature[literature["table"] == "4"].set_index("method")
 billions = Claim("ds-detection-macs", chapter.name, "The four detectors cost 4.3, 2.3, 2.7 and 3.2 billion MACs",
                  "DS-Net, Table 4", "macs", "exact", ("traced", "printed"), 0.051, seeds=1, unit="G MACs")
@@ -626,7 +625,7 @@ pd.DataFrame({"traced, G": counted.values(), "printed, G": table_4["macs_m"].to_
 
 # %%
 scenes = recipes.load_scenes(chapter.scale, chapter.data_root)
-detectors = [recipes.run_detection(recipe, scenes, store, device=chapter.device, quiet=True)
+detectors = [run(recipe, scenes, store, device=chapter.device, quiet=True)
              for s in chapter.all_seeds for recipe in recipes.recipes(chapter.scale, s)]
 boxes = pd.DataFrame([{"detector": r.recipe.arm, "path": row["name"], "M MACs": row["macs"] / 1e6, "mAP .5": row["map_50"],
                        "mAP .5, 11 points": row["map_voc"], "mAP .5 to .95": row["map"]} for r in detectors for row in r.rows])

@@ -76,7 +76,7 @@ def test_executed_chapters_of_older_text_or_code_are_executed_again(tmp_path, mo
     for folder in ("notebooks", "build/smoke"):
         Path(folder).mkdir(parents=True)
     for name in ("00_current", "01_older", "02_never_executed"):
-        Path(f"notebooks/{name}.py").write_text("# %%\nprint(57)\n")
+        Path(f"notebooks/{name}.py").write_text("# %% [markdown]\n# Its prose.\n\n# %%\nchapter.end()\n")
     key = content_key("notebooks/00_current.py", {"scale": "smoke"})
     for name, of in (("00_current", key), ("01_older", key[::-1])):
         done = notebook()
@@ -85,6 +85,8 @@ def test_executed_chapters_of_older_text_or_code_are_executed_again(tmp_path, mo
         done.cells = [nbformat.v4.new_code_cell("chapter.end()", outputs=[ended], execution_count=1)]
         nbformat.write(done, f"build/smoke/{name}.ipynb")
     assert tool("book").outdated() == ["build/smoke/01_older.ipynb"]
+    shown = [nbformat.read(f"build/smoke/{name}.ipynb", as_version=4) for name in ("00_current", "01_older")]
+    assert [cell.source for cell in shown[0].cells] == ["Its prose.", "chapter.end()"] and len(shown[1].cells) == 1
 
 
 def test_unchanged_sources_keep_their_dates(website, tmp_path):

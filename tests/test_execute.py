@@ -15,7 +15,7 @@ import papermill
 import pytest
 from filelock import FileLock
 
-from slimnb.book.execute import KERNEL, _own_kernel, execute
+from slimnb.book.execute import KERNEL, _own_kernel, execute, refresh_prose
 from slimnb.book.notebook import check_whole, code_hash, content_key, declared_by, is_current, read_chapter
 from slimnb.errors import SlimnbError
 
@@ -114,6 +114,26 @@ def test_staleness_is_a_matter_of_content_not_of_dates(good, tmp_path):
     write(tmp_path, "print(seed, lr)")
     assert content_key(path, {"seed": 7}) != key
     assert not is_current(path, tmp_path / "absent.ipynb")
+
+
+def test_new_prose_is_put_into_what_was_executed_and_nothing_is_run(good, tmp_path):
+    out = tmp_path / "out.ipynb"
+    out.write_bytes((good / "out.ipynb").read_bytes())
+    refresh_prose(good / "01_tiny.py", out)
+    assert out.read_bytes() == (good / "out.ipynb").read_bytes()
+    text = TINY.replace("Does it run?", "Other words?")
+    text = text.replace("# %%\nprint", "# %% [markdown]\n# A new cell.\n\n# %%\nprint")
+    path = write(tmp_path, "print(lr, seed)", text=text)
+    assert is_current(path, out, {"seed": 7})
+    refresh_prose(path, out)
+    assert is_current(path, out, {"seed": 7}) and text_of(out) == text_of(good / "out.ipynb")
+    shown, injected = nbformat.read(out, as_version=4), "injected-parameters"
+    assert [c.source for c in shown.cells if injected not in c.metadata.get("tags", [])] == [
+        c.source for c in read_chapter(path).cells]
+    assert [injected in c.metadata.get("tags", []) for c in shown.cells[:4]] == [False, False, True, False]
+    write(tmp_path, "print(1)")
+    with pytest.raises(SlimnbError, match="other code"):
+        refresh_prose(path, out)
 
 
 def fails(folder: Path, middle: str, code: str, **options) -> str:

@@ -14,6 +14,7 @@ import sys
 import time
 from pathlib import Path
 
+from slimnb.book.execute import refresh_prose
 from slimnb.book.notebook import is_current
 
 SNAKEMAKE = [sys.executable, "-m", "snakemake", "--snakefile", "Snakefile"]
@@ -23,12 +24,18 @@ BUSY = "slimnb: BusyError: another process is building the book. Wait for it."
 
 
 def outdated() -> list[str]:
-    """Executed chapters that are not of today's text and code.
+    """Executed chapters that are not of today's code; the others are given today's prose.
 
     Of outputs that something else has made, such as the tests, snakemake has no record: it would take any for current.
     """
-    pairs = [(path, Path("build/smoke") / f"{path.stem}.ipynb") for path in Path("notebooks").glob("[0-9][0-9]_*.py")]
-    return [str(out) for path, out in pairs if out.exists() and not is_current(path, out, {"scale": "smoke"})]
+    found = []
+    for path in sorted(Path("notebooks").glob("[0-9][0-9]_*.py")):
+        out = Path("build/smoke") / f"{path.stem}.ipynb"
+        if is_current(path, out, {"scale": "smoke"}):
+            refresh_prose(path, out)
+        elif out.exists():
+            found.append(str(out))
+    return found
 
 
 def main() -> int:

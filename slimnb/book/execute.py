@@ -1,13 +1,14 @@
-"""Run a chapter through papermill and keep the result only when it is whole.
+"""Run a chapter, its parameters injected as papermill does it, and keep the result only when it is whole.
 
 papermill alone calls a killed kernel or a `sys.exit(0)` a success, only warns of an unknown parameter, and
 empties the last good output at its start. Here bad parameters are refused before a kernel starts; the chapter
-runs into a temporary file beside the target, is checked cell by cell, and replaces the target in one rename.
+runs in memory, is checked cell by cell, and replaces the target in one rename.
 """
 
 from __future__ import annotations
 
 import contextlib
+import itertools
 import json
 import os
 import sys
@@ -22,7 +23,17 @@ from filelock import FileLock, Timeout
 from nbformat import NotebookNode
 
 from slimnb.book.chapter import find_root
-from slimnb.book.notebook import check_whole, cleaned, code_hash, content_key, declared_by, heading, read_chapter
+from slimnb.book.notebook import (
+    KEPT,
+    check_whole,
+    cleaned,
+    code_hash,
+    content_key,
+    declared_by,
+    heading,
+    read_chapter,
+    with_prose,
+)
 from slimnb.errors import BookError, BusyError, SlimnbError
 
 KERNEL = "slimnb"  # the name of the temporary kernel specification that starts this very interpreter
@@ -46,106 +57,90 @@ def execute(
     notebook, out_path, given = Path(notebook), Path(out_path).resolve(), dict(parameters or {})
     book = read_chapter(notebook)
     declared_by(book).check(given)
+    import papermill  # only now: a misspelt parameter is refused without it
+
     key = content_key(notebook, given)
     out_path.parent.mkdir(parents=True, exist_ok=True)
-    with _only_one(out_path), _own_kernel() as scratch:
-        # Beside the target, not in the scratch folder: a rename across file systems is not atomic.
-        temporary = out_path.with_name(f".{out_path.stem}.running.ipynb")
+    with _only_one(out_path), _own_kernel():
         started = time.monotonic()
-        source = Path(scratch, "source.ipynb")
-        nbformat.write(book, source)
+        book = papermill.execute_notebook(
+            book, None, given, prepare_only=True, kernel_name=KERNEL, language="python")
+        failure = _run(book, notebook, echo, timeout)
+        done = cleaned(book, find_root(notebook.parent))
+        failed = out_path.with_name(f"{out_path.stem}.failed.ipynb")
         try:
-            failure = _run(source, temporary, notebook, given, echo, timeout)
-            done = cleaned(nbformat.read(temporary, as_version=4), find_root(notebook.parent))
-            try:
-                check_whole(done, notebook.stem)
-            except SlimnbError as error:
-                failure = failure or error  # what stopped it says more than what it left undone
-            if failure:
-                _write(done, out_path.with_name(f"{out_path.stem}.failed.ipynb"))
-                raise failure
-            done.metadata["slimnb"] = {
-                "key": key,
-                "code": code_hash(done),
-                "parameters": given,
-                "seconds": round(time.monotonic() - started, 1),
-            }
-            _write(done, out_path)
-            out_path.with_name(f"{out_path.stem}.failed.ipynb").unlink(missing_ok=True)
-            seconds = time.monotonic() - started
-            print(f"[{notebook.stem}] {seconds:4.0f} s  done: {os.path.relpath(out_path)}", flush=True)
-        finally:
-            temporary.unlink(missing_ok=True)
+            check_whole(done, notebook.stem)
+        except SlimnbError as error:
+            failure = failure or error  # what stopped it says more than what it left undone
+        if failure:
+            _write(done, failed)
+            raise failure
+        seconds = time.monotonic() - started
+        done.metadata["slimnb"] = {
+            "key": key, "code": code_hash(done), "parameters": given, "seconds": round(seconds, 1)}
+        _write(done, out_path)
+        failed.unlink(missing_ok=True)
+        print(f"[{notebook.stem}] {seconds:4.0f} s  done: {os.path.relpath(out_path)}", flush=True)
     return out_path
 
 
-def _run(source: Path, target: Path, notebook: Path, given: dict, echo: bool, timeout: int | None):
-    """Execute `source` into `target`; the error that stopped it short of its last cell, or None."""
-    import papermill
-    from jupyter_client.kernelspec import NoSuchKernel
-    from nbclient.exceptions import CellTimeoutError, DeadKernelError
+def refresh_prose(notebook: str | Path, executed: str | Path) -> None:
+    """Give `executed`, a run of the code that `notebook` has, the prose that `notebook` has: nothing is run.
 
-    engine = _engine(notebook.stem)
-    papermill.engines.papermill_engines.register(KERNEL, engine)
-    braces = str(target).replace("{", "{{").replace("}", "}}")  # papermill reads a path as a format string
+    The file is written only if that changes it. Raises BookError if its code is another.
+    """
+    book, ran = read_chapter(notebook), nbformat.read(executed, as_version=4)
+    if code_hash(book) != code_hash(ran):
+        raise BookError(Path(executed).name, "it is a run of other code", f"Run {Path(notebook).stem} again.")
+    before = nbformat.writes(ran)
+    if nbformat.writes(with_prose(ran, book)) != before:
+        _write(ran, Path(executed))
+
+
+def _run(book: NotebookNode, notebook: Path, echo: bool, timeout: int | None) -> BookError | None:
+    """Execute the cells of `book` in place; the error that stopped it short of its last cell, or None."""
+    from jupyter_client.kernelspec import NoSuchKernel
+    from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
+
+    place = {"metadata": {"path": str(notebook.resolve().parent)}}
+    client = _client(echo)(book, kernel_name=KERNEL, timeout=timeout, startup_timeout=120, coalesce_streams=True,
+                           raise_on_iopub_timeout=True, resources=place)
+    started, number = time.monotonic(), itertools.count(1)
+    titles = sum(1 for cell in book.cells if heading(cell))
     try:
-        papermill.execute_notebook(
-            str(source).replace("{", "{{").replace("}", "}}"),
-            braces,
-            given,
-            engine_name=KERNEL,
-            kernel_name=KERNEL,
-            language="python",
-            progress_bar=False,
-            cwd=str(notebook.resolve().parent),
-            stdout_file=sys.stdout if echo else None,
-            start_timeout=120,
-            execution_timeout=timeout,
-            coalesce_streams=True,
-            autosave_cell_every=0,
-        )
-    except papermill.PapermillExecutionError:
+        with client.setup_kernel():
+            for index, cell in enumerate(book.cells):
+                if title := heading(cell):
+                    at = f"{next(number)}/{titles}"
+                    print(f"[{notebook.stem}] {time.monotonic() - started:4.0f} s  {at} {title}", flush=True)
+                client.execute_cell(cell, index)
+            about = client.wait_for_reply(client.kc.kernel_info())
+            book.metadata["language_info"] = about["content"]["language_info"]
+    except CellExecutionError:
         return None  # the error is among the outputs, where check_whole finds it
     except CellTimeoutError:
         return BookError(notebook.stem, f"a cell ran longer than {timeout} s", "Raise the timeout.")
     except DeadKernelError:
-        return BookError(
-            notebook.stem,
-            "its kernel died in the middle of a cell (out of memory?)",
-            "Free memory or lower the batch size, then run again.",
-            "The last output is kept.",
-        )
+        return BookError(notebook.stem, "its kernel died in the middle of a cell (out of memory?)",
+                         "Free memory or lower the batch size, then run again.", KEPT)
     except (NoSuchKernel, RuntimeError) as error:
-        return BookError(
-            f"{sys.executable[-60:]} -m ipykernel",
-            f"no kernel: {str(error)[:60]}",
-            "Run `make setup`.",
-            "The last output is kept.",
-        )
+        return BookError(f"{sys.executable[-60:]} -m ipykernel", f"no kernel: {str(error)[:60]}", "Run `make setup`.",
+                         KEPT)
     return None
 
 
-def _engine(name: str):
-    """papermill's nbclient engine with a line of progress at each section heading."""
-    from papermill.engines import NBClientEngine
+def _client(echo: bool):
+    """The class of nbclient's clients, which with `echo` also print what the cells print."""
+    from nbclient import NotebookClient
 
-    class Engine(NBClientEngine):
-        @classmethod
-        def execute_managed_notebook(cls, nb_man, kernel_name, **options):
-            started, start = time.monotonic(), nb_man.cell_start
-            titles = [title for cell in nb_man.nb.cells if (title := heading(cell))]
+    class Client(NotebookClient):
+        def process_message(self, *message, **words):
+            output = super().process_message(*message, **words)
+            if echo and output and output.output_type == "stream" and output.name == "stdout":
+                print(output.text, end="", flush=True)
+            return output
 
-            def cell_start(cell, cell_index=None, **words):
-                title = heading(cell)
-                if title:
-                    at = f"{titles.index(title) + 1}/{len(titles)}"
-                    print(f"[{name}] {time.monotonic() - started:4.0f} s  {at} {title}", flush=True)
-                start(cell, cell_index, **words)
-
-            nb_man.cell_start = cell_start
-            super().execute_managed_notebook(nb_man, kernel_name, **options)
-
-    return Engine
+    return Client
 
 
 @contextlib.contextmanager
@@ -163,8 +158,8 @@ def _only_one(out_path: Path) -> Iterator[None]:
 
 
 @contextlib.contextmanager
-def _own_kernel() -> Iterator[str]:
-    """A folder with a kernel specification for this interpreter, and the variables that select it.
+def _own_kernel() -> Iterator[None]:
+    """A kernel specification for this interpreter in a folder of its own, and the variables that select it.
 
     So neither a registered kernel nor a home folder is needed, and a `python3` kernel of another environment,
     registered in the user's home, is not taken by mistake.
@@ -186,7 +181,7 @@ def _own_kernel() -> Iterator[str]:
         saved = {name: os.environ.get(name) for name in ours}
         os.environ.update(ours)
         try:
-            yield scratch
+            yield
         finally:
             for name, value in saved.items():
                 os.environ.pop(name, None) if value is None else os.environ.__setitem__(name, value)

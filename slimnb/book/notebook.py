@@ -19,8 +19,11 @@ from slimnb import errors
 from slimnb.book.chapter import END
 from slimnb.book.parameters import Declaration, declaration
 from slimnb.errors import BookError, SlimnbError
+from slimnb.runs.definitions import Reader, mentioned
 
-OUR_LINE = re.compile(r"slimnb: (\w+): (.*?) — (.*?)\. (.*)", re.S)
+PACKAGE = Path(__file__).resolve().parents[1]
+RECIPES = re.compile(r"slimnb\.papers\.\w+(\.\w+)*\.recipes:")
+PRINTERS = ("source", "getsource")  # functions by which a chapter prints a definition as its file has it
 PROGRESS = re.compile(r"(.+?): step \d+/\d+\b")  # as slimnb.train.loop prints it
 SEE = "Run that cell in JupyterLab, or read the .failed.ipynb."
 KEPT = "The last output is kept."
@@ -74,26 +77,43 @@ def declared_by(book: NotebookNode) -> Declaration:
         raise BookError(
             f"{len(tagged)} cells tagged 'parameters'", "a chapter has one", "Tag that cell."
         )
-    lines = "\n".join(cell.source for cell in code if not cell.source.lstrip().startswith(("%", "!")))
-    lines = re.sub(r"^(\s*)[%!].*$", r"\1pass", lines, flags=re.M)
-    return declaration(tagged[0].source, lines)
+    return declaration(tagged[0].source, _python(book))
+
+
+def _python(book: NotebookNode) -> str:
+    """The code cells as one script, without IPython's own commands."""
+    cells = [cell.source for cell in book.cells if cell.cell_type == "code" and not _injected(cell)]
+    lines = "\n".join(cell for cell in cells if not cell.lstrip().startswith("%%"))
+    return re.sub(r"^(\s*)[%!].*$", r"\1pass", lines, flags=re.M)
 
 
 def content_key(notebook: str | Path, parameters: Mapping[str, Any] | None = None) -> str:
-    """Hash of what decides a chapter's output: its text, the library's text, parameters, Python and torch.
+    """Hash of what decides a chapter's outputs: its code cells, what they reach, parameters, Python and torch.
 
-    Two checkouts of the same content agree whatever their files' dates are; nothing of torch is imported.
+    Counted are the statements of every definition that the code reaches, those that run and clean a chapter among
+    them. Neither prose counts nor the library's comments and docstrings, unless the chapter prints them, nor the words
+    of errors. What a recipe names by a text is counted whole: all nets, and the papers whose recipes are reached.
+    Nothing of torch is imported.
     """
-    notebook, package = Path(notebook), Path(__file__).resolve().parents[1]
-    parts = [notebook.read_bytes(), json.dumps(dict(parameters or {}), sort_keys=True).encode()]
-    for path in sorted(package.rglob("*.py")):
-        parts += [path.relative_to(package).as_posix().encode(), path.read_bytes()]
-    parts += [sys.version.encode(), importlib.metadata.version("torch").encode()]
-    return hashlib.sha256(b"".join(hashlib.sha256(part).digest() for part in parts)).hexdigest()[:32]
+    book, reader = read_chapter(notebook), Reader({"slimnb": PACKAGE})
+    code = _python(book)
+    found = reader.reached([*mentioned(code), "slimnb.book.execute.execute", *_modules("nets")], strict=False)
+    papers = {name.split(".")[2] for name in found if RECIPES.match(name)}
+    found = reader.reached([name for paper in papers for name in _modules(f"papers/{paper}")])
+    parts = [code_hash(book), dict(parameters or {}), sys.version, importlib.metadata.version("torch"),
+             sorted({f"{name.partition(':')[2]}={text}" for name, text in found.items()}),
+             [reader.source(name) for name in mentioned(code, PRINTERS)]]
+    return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
+
+
+def _modules(folder: str) -> list[str]:
+    paths = (PACKAGE / folder).rglob("*.py")
+    return sorted(".".join(path.relative_to(PACKAGE.parent).with_suffix("").parts) for path in paths
+                  if path.name != "__init__.py")
 
 
 def is_current(notebook: str | Path, output: str | Path, parameters: Mapping[str, Any] | None = None) -> bool:
-    """Whether `output` is a whole execution of `notebook` as it and the library now read."""
+    """Whether `output` is a whole execution of `notebook` as its code and the library's now read."""
     try:
         book = nbformat.read(output, as_version=4)
         check_whole(book, Path(output).name)
@@ -106,6 +126,17 @@ def code_hash(book: NotebookNode) -> str:
     """Hash of the notebook's code cells but the injected one: outputs that carry another are stale."""
     cells = [c.source for c in book.cells if c.cell_type == "code" and not _injected(c)]
     return hashlib.sha256(json.dumps(cells).encode()).hexdigest()[:32]
+
+
+def with_prose(ran: NotebookNode, book: NotebookNode) -> NotebookNode:
+    """The executed notebook `ran`, its Markdown cells those of `book`, which has the same code cells."""
+    code = [cell for cell in ran.cells if cell.cell_type == "code"]
+    ran.cells = []
+    for cell in book.cells:
+        ran.cells.append(code.pop(0) if cell.cell_type == "code" else _plain(cell))
+        while code and _injected(code[0]):
+            ran.cells.append(code.pop(0))
+    return _named(ran)
 
 
 def check_whole(book: NotebookNode, name: str) -> None:
@@ -133,9 +164,11 @@ def check_whole(book: NotebookNode, name: str) -> None:
 
 
 def _cell_error(name: str, index: int, ename: str, evalue: str) -> SlimnbError:
-    ours = OUR_LINE.match(evalue)
-    if ours and issubclass(getattr(errors, ename, object), SlimnbError):
-        return getattr(errors, ename)(ours[2], ours[3], ours[4])
+    kind = vars(errors).get(ename)
+    if isinstance(kind, type) and issubclass(kind, SlimnbError) and evalue.startswith(f"slimnb: {ename}: "):
+        error = kind(evalue, "", "")
+        error.args = (evalue,)  # the line as the kernel's error said it
+        return error
     why = f"{ename}: {' '.join(evalue.split())[:90]}"
     return BookError(f"{name[:60]}, cell {index + 1}", why, SEE, KEPT)
 
@@ -156,15 +189,17 @@ def cleaned(book: NotebookNode, root: Path) -> NotebookNode:
         kernelspec={"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
         language_info=book.metadata.get("language_info", {"name": "python"}),
     )
-    book.cells = [c for c in book.cells if "papermill-error-cell-tag" not in c.metadata.get("tags", [])]
     for cell in book.cells:
-        cell.metadata = NotebookNode(
-            {k: v for k, v in cell.metadata.items() if k in ("tags", "mystnb") and v}
-        )
-        cell.source = cell.source.rstrip("\n")
+        _plain(cell)
         if "outputs" in cell:
             cell.outputs = [_thinned(_without_paths(output, root)) for output in cell.outputs]
     return _named(book)
+
+
+def _plain(cell: NotebookNode) -> NotebookNode:
+    cell.metadata = NotebookNode({k: v for k, v in cell.metadata.items() if k in ("tags", "mystnb") and v})
+    cell.source = cell.source.rstrip("\n")
+    return cell
 
 
 def _without_paths(item: Any, root: Path) -> Any:

@@ -56,15 +56,16 @@ class Reader:
     def __init__(self, folders: Mapping[str, Path]):
         self.folders = {name: Path(folder) for name, folder in folders.items()}
         self.texts: dict[str, str] = {}
+        self.modules: dict[str, Module | None] = {}
 
-    def reached(self, roots: Sequence[str]) -> dict[str, str]:
-        """See the function of that name."""
-        waiting = [target for root in roots for target in self._targets(root, strict=True)]
+    def reached(self, roots: Sequence[str], strict: bool = True) -> dict[str, str]:
+        """See the function of that name; unless `strict`, a root that these packages do not define is left out."""
+        waiting = [target for root in roots for target in self._targets(root, strict)]
         while waiting:
             name = waiting.pop()
             if name not in self.texts:
                 nodes, module = self._nodes(name)
-                self.texts[name] = ";".join(form(node) for node in nodes)
+                self.texts[name] = ";".join(_form_of(node) for node in nodes)
                 for node in nodes:
                     waiting += self._mentioned(node, module, name)
                 waiting += [f"{module}:effects"] if self.module(module).effects else []
@@ -72,8 +73,17 @@ class Reader:
 
     def module(self, name: str) -> Module | None:
         """The module of that dotted name; None if there is none in these packages."""
-        path = self.path(name)
-        return None if path is None else _read(name, path.name == "__init__.py", path.read_bytes(), _stub(path))
+        if name not in self.modules:
+            path = self.path(name)
+            self.modules[name] = None if path is None else _read(name, path.name == "__init__.py", path.read_bytes(),
+                                                                 _stub(path))
+        return self.modules[name]
+
+    def source(self, name: str) -> str:
+        """The lines of a definition as its file has them, comments and docstrings too; "" of what is not found."""
+        nodes = [(node, self.path(home)) for target in self._targets(name, strict=True)
+                 for nodes, home in [self._nodes(target)] for node in nodes]
+        return "\n".join(ast.get_source_segment(path.read_text(encoding="utf-8"), node) or "" for node, path in nodes)
 
     def path(self, name: str) -> Path | None:
         """Its file."""
@@ -138,7 +148,7 @@ class Reader:
     def _mentioned(self, node: ast.stmt, home: str, target: str) -> list[str]:
         owner, _, method = target.partition(":")[2].partition(".")
         found = []
-        for chain in _chains(node):
+        for chain in _chains_of(node):
             if method and len(chain) > 1 and chain[0] in ("self", "cls"):
                 found += self._methods(home, owner, chain[1])
             elif method and chain[0] == "super()":
@@ -211,6 +221,33 @@ def _defined(node: ast.stmt) -> list[str]:
 
 def _is_typing(node: ast.stmt) -> bool:
     return isinstance(node, ast.If) and isinstance(node.test, ast.Name) and node.test.id == "TYPE_CHECKING"
+
+
+@lru_cache(maxsize=8192)  # nodes are `_read`'s, the same for all readers of a file that has not changed
+def _form_of(node: ast.stmt) -> str:
+    return form(node)
+
+
+@lru_cache(maxsize=8192)
+def _chains_of(node: ast.stmt) -> list[list[str]]:
+    return [list(chain) for chain in dict.fromkeys(map(tuple, _chains(node)))]
+
+
+def mentioned(script: str, within: Sequence[str] = ()) -> list[str]:
+    """The dotted names that a script's imports bring in and its code mentions: ["slimnb.nets.vgg.VGG"].
+
+    With `within` only those among the arguments of calls of functions so named.
+    """
+    tree = ast.parse(script)
+    imports: dict[str, str] = {}
+    for node in ast.walk(tree):
+        if isinstance(node, (ast.Import, ast.ImportFrom)):
+            imports |= _imported(node, "", False)
+    calls = [node for node in ast.walk(tree) if isinstance(node, ast.Call)]
+    calls = [node for node in calls if (_chain(node.func) or [""])[-1] in within]
+    nodes = [argument for call in calls for argument in call.args] if within else [tree]
+    chains = [chain for node in nodes for chain in _chains(node) if chain[0] in imports]
+    return [".".join([imports[first], *rest]) for first, *rest in chains]
 
 
 def _chain(node: ast.AST) -> list[str] | None:

@@ -1,0 +1,37 @@
+# The public names: slimnb/__init__.py imports them on first use, editors and type checkers read them here.
+
+from .cost.latency import measure_latency as measure_latency
+from .cost.macs import count_macs as count_macs
+from .cost.macs import count_params as count_params
+from .cost.table import CostTable as CostTable
+from .data.datasets import load_data as load_data
+from .errors import SlimnbError as SlimnbError
+from .nets.mobilenet_v1 import MobileNetV1 as MobileNetV1
+from .nets.mobilenet_v2 import MobileNetV2 as MobileNetV2
+from .nets.mobilenet_v3 import MobileNetV3 as MobileNetV3
+from .nets.proxyless_nas import ProxylessNAS as ProxylessNAS
+from .nets.resnet import ResNet50 as ResNet50
+from .nets.sorting import embed_ as embed_
+from .nets.vgg import VGG as VGG
+from .papers.ds_net.dynamic import DynamicNet as DynamicNet
+from .papers.ds_net.method import EnsembleBootstrapping as EnsembleBootstrapping
+from .papers.ds_net.method import SandwichGateSparsification as SandwichGateSparsification
+from .papers.platforms.market import chinese_restaurant_process as chinese_restaurant_process
+from .papers.platforms.method import PlatformSandwich as PlatformSandwich
+from .papers.platforms.method import SmoothedViterbi as SmoothedViterbi
+from .papers.platforms.method import WidthSearch as WidthSearch
+from .papers.slimmable.method import InplaceDistillation as InplaceDistillation
+from .papers.slimmable.method import Sandwich as Sandwich
+from .papers.slimmable.method import Switches as Switches
+from .papers.slimmable.method import Uniform as Uniform
+from .papers.sp_net.pruning import prune as prune
+from .search.trellis import Trellis as Trellis
+from .search.trellis import best_under as best_under
+from .search.trellis import marginals as marginals
+from .subnet import SearchSpace as SearchSpace
+from .subnet import Subnet as Subnet
+from .train.calibrate import calibrate_bn as calibrate_bn
+from .train.calibrate import evaluate as evaluate
+from .train.experiment import run as run
+from .train.protocols import Pass as Pass
+from .train.recipe import Recipe as Recipe
