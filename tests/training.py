@@ -74,8 +74,9 @@ def sampler_classes() -> dict[str, type]:
 
 def recipes_from_outside() -> list[Recipe]:
     """What the papers of other packages train first at scale smoke."""
-    outside = [plugins.find("papers", paper) for paper in plugins.names("papers") if paper not in plugins.OURS["papers"]]
-    return [recipe for paper in outside for recipe in paper.STAGES[0](Context("smoke", 0, ANY_DATA))]
+    papers = [paper for paper in plugins.names("papers") if paper not in plugins.OURS["papers"]]
+    return [recipe for paper in papers
+            for recipe in plugins.find("papers", paper).STAGES[0](Context("smoke", 0, ANY_DATA))]
 
 
 def factory_of(recipe: Recipe):
