@@ -48,8 +48,7 @@ from slimnb.cost.table import CostTable
 from slimnb.data import synthetic
 from slimnb.data.datasets import load_data, load_or_absent
 from slimnb.errors import SlimnbError
-from slimnb.nets.mobilenet_v1 import MobileNetV1
-from slimnb.nets.mobilenet_v2 import MobileNetV2
+from slimnb.nets.mobilenet import MobileNetV1, MobileNetV2
 from slimnb.nn.layers import Selection, SlimmableConv2d, narrow
 from slimnb.papers.slimmable import figures, tables
 from slimnb.papers.slimmable.recipes import arms

@@ -9,9 +9,9 @@ import importlib
 
 _HOME = {
     "Subnet": "subnet", "SearchSpace": "subnet",
-    "MobileNetV1": "nets.mobilenet_v1", "MobileNetV2": "nets.mobilenet_v2",
+    "MobileNetV1": "nets.mobilenet", "MobileNetV2": "nets.mobilenet",
     "ResNet50": "nets.resnet", "VGG": "nets.vgg",
-    "MobileNetV3": "nets.mobilenet_v3", "ProxylessNAS": "nets.proxyless_nas",
+    "MobileNetV3": "nets.mobilenet", "ProxylessNAS": "nets.proxyless_nas",
     "calibrate_bn": "train.calibrate", "evaluate": "train.calibrate",
     "count_macs": "cost.macs", "count_params": "cost.macs", "CostTable": "cost.macs", "measure_latency": "cost.latency",
     "Trellis": "search.trellis", "best_under": "search.trellis", "marginals": "search.trellis",

@@ -5,8 +5,7 @@ from __future__ import annotations
 import numpy as np
 import torch
 
-from slimnb.nets.mobilenet_v1 import MobileNetV1
-from slimnb.nets.mobilenet_v2 import MobileNetV2
+from slimnb.nets.mobilenet import MobileNetV1, MobileNetV2
 from slimnb.nets.resnet import ResNet50
 from slimnb.nets.vgg import VGG
 from slimnb.subnet import Subnet

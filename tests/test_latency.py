@@ -12,7 +12,7 @@ import slimnb.cost.latency as latency
 from slimnb.cost.execution import execution_modes
 from slimnb.cost.latency import compare_latency, latency_table, measure_latency
 from slimnb.errors import SlimnbError
-from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.nets.mobilenet import MobileNetV1
 from slimnb.nn.blocks import ConvNormAct, MaxPool, Residual
 from slimnb.subnet import Subnet
 

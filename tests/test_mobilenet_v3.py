@@ -15,7 +15,7 @@ from torch.testing import assert_close
 from slimnb.cost.macs import count_macs, count_params
 from slimnb.errors import SlimnbError
 from slimnb.nets.elastic import ElasticDepthwise
-from slimnb.nets.mobilenet_v3 import MobileNetV3
+from slimnb.nets.mobilenet import MobileNetV3
 from slimnb.nets.proxyless_nas import ProxylessNAS
 from slimnb.nets.sorting import embed_, expand_order
 from slimnb.subnet import Subnet, make_divisible

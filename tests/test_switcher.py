@@ -13,8 +13,7 @@ from nets import fill_statistics, images, tiny
 
 from slimnb.cost.macs import count_macs
 from slimnb.errors import SlimnbError
-from slimnb.nets.mobilenet_v1 import MobileNetV1
-from slimnb.nets.mobilenet_v2 import MobileNetV2
+from slimnb.nets.mobilenet import MobileNetV1, MobileNetV2
 from slimnb.papers.pss_net.recipes import serve
 from slimnb.papers.pss_net.switcher import Choice, SubnetSwitcher, storage
 from slimnb.subnet import Subnet

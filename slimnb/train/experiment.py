@@ -29,8 +29,8 @@ from slimnb.train.state import load_first_channels_, load_net, net_state
 
 PAPERS = ("slimmable", "sp_net", "platforms", "pss_net", "deps", "ds_net")  # folders of slimnb.papers
 CHAPTERS = {"slimmable_networks": "slimmable"}  # whose paper has another name
-NETS = {"mobilenet_v1": "nets.mobilenet_v1.MobileNetV1", "mobilenet_v2": "nets.mobilenet_v2.MobileNetV2",
-        "vgg": "nets.vgg.VGG", "resnet": "nets.resnet.ResNet50", "mobilenet_v3": "nets.mobilenet_v3.MobileNetV3",
+NETS = {"mobilenet_v1": "nets.mobilenet.MobileNetV1", "mobilenet_v2": "nets.mobilenet.MobileNetV2",
+        "vgg": "nets.vgg.VGG", "resnet": "nets.resnet.ResNet50", "mobilenet_v3": "nets.mobilenet.MobileNetV3",
         "proxyless_nas": "nets.proxyless_nas.ProxylessNAS", "ds_mbnet": "papers.ds_net.nets.DSMobileNet",
         "ds_resnet": "papers.ds_net.nets.DSResNet50", "ds_effnet": "papers.ds_net.nets.DSEfficientNet"}
 OPTIONS = ("layout", "stem", "first", "tail", "head", "rounding", "depths", "expands", "kernels", "variant", "strides",
