@@ -235,7 +235,7 @@ class SlimmableNet(Slots):
                                     "evaluation needs statistics for every sample",
                                     "Make them with net.masks(widths, subnets).")
             slot = 0 if batch else route.slot
-            return Selection(route.widths, route.depths, route.kernels, slot, batch, None)
+            return Selection(route.widths, route.depths, route.kernels, slot, batch, resolution=route.resolution)
         self.check(route)
         if not batch:
             slot = self.slot_of(route)
@@ -246,7 +246,7 @@ class SlimmableNet(Slots):
         else:
             slot, momentum = self._training_slot(route)
         return Selection(route.widths, route.depths, route.kernels, slot, batch, momentum, self.reach(route),
-                         self.padding == ENDS)
+                         self.padding == ENDS, resolution=route.resolution)
 
     def forward(self, x: Tensor, route: Subnet | Masks | None = None, *, dropout: float = 0.0,
                 generator: torch.Generator | None = None, momentum: float | None = None,
@@ -260,8 +260,11 @@ class SlimmableNet(Slots):
         """
         route = self.largest if route is None else route
         self._touched = self._touched or torch.is_grad_enabled()
-        s = self.select(route, momentum, statistics)
-        x = resize(x, route.resolution)
+        return self.run(x, self.select(route, momentum, statistics), dropout, generator)
+
+    def run(self, x: Tensor, s: Selection, dropout: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
+        """x (B, 3, H, W) -> logits (B, num_classes) float32, by what `select` returned; it checks nothing more."""
+        x = resize(x, s.resolution)
         x = F.adaptive_avg_pool2d(self.features(x, s), 1)
         x = (x if self.mix is None else self.mix(x, s)).flatten(1)
         if dropout:
@@ -270,8 +273,14 @@ class SlimmableNet(Slots):
         return self.classifier(x, s).float()
 
     def bind(self, subnet: Subnet) -> BoundNet:
-        """A module with plain `forward(x)` that shares this supernet's parameters."""
+        """A module with plain `forward(x)` that shares this supernet's parameters.
+
+        `torch.export` and `torch.compile` take it in one graph. Such a graph cannot check that statistics belong to
+        the weights, so a net in eval mode checks it here, and raises NumericsError; other calls check every time.
+        """
         self.check(subnet)
+        if not self.training:
+            self.slot_of(subnet)
         return BoundNet(self, subnet)
 
     def extract(self, subnet: Subnet) -> nn.Sequential:

@@ -90,7 +90,10 @@ class Slots(nn.Module):
             self._stamps[self.slots[subnet]] = None
 
     def slot_of(self, subnet: Subnet) -> int:
-        """Row of a subnet's statistics; raises if there are none or if they were taken from other weights."""
+        """Row of a subnet's statistics; raises NumericsError if there are none or if they are of other weights.
+
+        Inside `torch.compile` and `torch.export` the weights are not looked at: see `SlimmableNet.bind`.
+        """
         if self.bn == GROUP:
             return 0
         slot = self.slots.get(subnet)
@@ -98,7 +101,9 @@ class Slots(nn.Module):
             raise NumericsError(f"subnet {_short(subnet)} has no batch-norm statistics",
                                 "a subnet is evaluated with statistics of its own",
                                 "Call calibrate_bn(net, [subnet], images) first.")
-        if self.bn == CALIBRATED and self._stamps[slot] != self.weights_checksum():
+        # Tensors that are being traced have no values to sum, and a graph can raise no error of ours later.
+        traced = torch.compiler.is_compiling()
+        if self.bn == CALIBRATED and not traced and self._stamps[slot] != self.weights_checksum():
             raise NumericsError(f"statistics of subnet {_short(subnet)} are stale",
                                 "the weights changed after they were taken",
                                 "Call calibrate_bn(net, [subnet], images) again.")

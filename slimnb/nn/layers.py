@@ -17,8 +17,9 @@ from slimnb.subnet import Subnet, make_divisible
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": lambda x: F.relu(x, inplace=True),
-    # In place for inference only: while training, hardtanh_ keeps a copy of its input for the backward pass.
-    "relu6": lambda x: F.relu6(x, inplace=torch.is_inference_mode_enabled()),
+    # In place for inference only: while training, hardtanh_ keeps a copy of its input for the backward pass. A compiler
+    # places its results as it sees fit, and cannot ask for the mode.
+    "relu6": lambda x: F.relu6(x, inplace=not torch.compiler.is_compiling() and torch.is_inference_mode_enabled()),
     "swish": F.silu,
     "hswish": F.hardswish,
     "none": lambda x: x,
@@ -34,8 +35,9 @@ class Selection:
     `widths[u]` is an int or a (B, C) mask of zeros and ones. `slot` is the row of batch-norm statistics, a
     (B,) tensor with one row per sample, or a (B, slots) one of weights that mix the rows. `batch_statistics`
     normalises by the batch at hand; `momentum` is then its weight in the running statistics of `slot` (None
-    leaves them alone). `reach` is `net.reach` of the subnet and `ends` how its joins are padded with zeros: see
-    slimnb/nn/zero_padding.py. With a `routing` gates fill in widths and slot on the way: see slimnb/nn/gate.py.
+    leaves them alone). `reach` is `net.reach` of the subnet and `ends` says whether its joins are padded at their
+    ends: see slimnb/nn/zero_padding.py. With a `routing` gates fill in widths and slot on the way: see
+    slimnb/nn/gate.py. Images are brought to `resolution` pixels a side (None leaves them as they are).
     """
 
     widths: tuple | list
@@ -47,6 +49,7 @@ class Selection:
     reach: tuple[int, ...] = ()
     ends: bool = False
     routing: Any = None
+    resolution: int | None = None
 
     def reaching(self, units: tuple[int, ...], otherwise: int = 0) -> int:
         """Channels that a layer fed by channel units `units` reads, under int widths."""
