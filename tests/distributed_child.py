@@ -20,7 +20,7 @@ from safetensors.torch import save_file
 
 from slimnb.data.datasets import load_data
 from slimnb.errors import SlimnbError
-from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.nets.mobilenet import MobileNetV1
 from slimnb.nn.layers import Selection
 from slimnb.nn.norm import SwitchableBatchNorm2d
 from slimnb.papers.slimmable import recipes

@@ -85,7 +85,7 @@ class GatherForm:
             weight = conv.weight[taken][:, channels]
             mask = np.zeros(self.net.largest.widths[unit], dtype=bool)
             mask[self.order[unit][:n]] = True
-        x = F.conv2d(x, weight, None, conv.stride, conv.padding, 1, len(channels) if conv.depthwise else 1)
+        x = F.conv2d(x, weight, None, conv.stride, conv.kernel // 2, 1, len(channels) if conv.depthwise else 1)
         self.macs += x[0].numel() * weight[0].numel()
         x = F.batch_norm(x, None, None, layer.norm.weight[0, taken], layer.norm.bias[0, taken], True)
         return ACTIVATIONS[layer.activation](x), taken, mask

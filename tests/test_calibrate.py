@@ -9,7 +9,7 @@ from torch.testing import assert_close
 from training import METHODS, MULTS, Noise, everything, fit, same_bits, small, us_net
 
 from slimnb.errors import SlimnbError
-from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.nets.mobilenet import MobileNetV1
 from slimnb.train.calibrate import calibrate_bn, evaluate
 
 SIZES = (6, 6, 3)

@@ -42,7 +42,7 @@ def changes(copied, monkeypatch):
 
 
 @pytest.mark.parametrize("name", [
-    "train/loop.py", "train/experiment.py", "nets/mobilenet_v1.py", "papers/pss_net/method.py", "book/chapter.py",
+    "train/loop.py", "train/experiment.py", "nets/mobilenet.py", "papers/pss_net/method.py", "book/chapter.py",
     "runs/store.py", "__init__.py"])
 def test_a_docstring_or_a_comment_executes_nothing_again(changes, name):
     assert not changes(f"slimnb/{name}", '"""', '"""Other words: ')
@@ -54,7 +54,7 @@ def test_a_docstring_or_a_comment_executes_nothing_again(changes, name):
     ("slimnb/papers/pss_net/method.py", r"^(    def \w+\(.*?)(\n        return )", r"\1\n        print()\2"),
     ("slimnb/papers/pss_net/recipes.py", r"\Z", "\nMORE = 1\n"),
     ("slimnb/papers/slimmable/method.py", r"\Z", "\nMORE = 1\n"),  # the method of recipes that are reached
-    ("slimnb/nets/mobilenet_v1.py", r"\Z", "\nMORE = 1\n"),  # nets are named by a text
+    ("slimnb/nets/mobilenet.py", r"\Z", "\nMORE = 1\n"),  # nets are named by a text
     ("slimnb/book/execute.py", "coalesce_streams=True", "coalesce_streams=False"),
     (f"{CHAPTER}.py", r"\Z", "\n# %%\nprint(1)\n"),
 ])

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 
 from slimnb.cost.table import CostTable
 from slimnb.errors import SlimnbError
-from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.nets.mobilenet import MobileNetV1
 from slimnb.papers.platforms.market import (
     WEIGHTS,
     check_weights,

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from training import FACTORIES, Memory, Noise, everything, fit, same_bits, sandwich, small, us_net
 
 from slimnb.errors import SlimnbError
-from slimnb.nets.mobilenet_v3 import MobileNetV3
+from slimnb.nets.mobilenet import MobileNetV3
 from slimnb.papers.deps.method import (
     DelayedShrinking,
     Draws,

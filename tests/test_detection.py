@@ -9,7 +9,7 @@ from test_scenes import refused
 from torchvision.models.detection._utils import SSDMatcher
 from torchvision.ops import box_iou
 
-from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.nets.mobilenet import MobileNetV1
 from slimnb.nn.gate import Gated
 from slimnb.papers.ds_net.detection import recipes
 from slimnb.papers.ds_net.detection.batches import SceneBatches, Targets

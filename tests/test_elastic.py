@@ -14,7 +14,7 @@ from slimnb.cost.elastic import ElasticTable, kept_blocks, sample_structures, st
 from slimnb.cost.macs import CONVENTIONS, count_macs, count_params
 from slimnb.cost.table import CostTable, macs_function
 from slimnb.errors import SlimnbError
-from slimnb.nets.mobilenet_v3 import MobileNetV3
+from slimnb.nets.mobilenet import MobileNetV3
 from slimnb.nets.proxyless_nas import ProxylessNAS
 
 NETS = {kind: meta(kind, 10, 32, **options, depths=(1, 3), kernels=(3, 5)) for kind, options in TINY.items()}

@@ -14,7 +14,7 @@ from hypothesis import strategies as st
 from slimnb.cost.elastic import ElasticTable, sample_structures, structures_of, subnets_at
 from slimnb.cost.elastic_latency import check_latency, elastic_latency
 from slimnb.errors import SlimnbError
-from slimnb.nets.mobilenet_v3 import MobileNetV3
+from slimnb.nets.mobilenet import MobileNetV3
 from slimnb.papers.deps.deploy import Validated
 from slimnb.search.evolution import all_structures, canonical, evolve, random_search, reach
 from slimnb.subnet import Subnet

@@ -10,7 +10,7 @@ import torch
 import torch.nn.functional as F
 from training import Noise, sandwich, small
 
-from slimnb.nets.mobilenet_v3 import MobileNetV3
+from slimnb.nets.mobilenet import MobileNetV3
 from slimnb.papers.deps.gradients import LayerGradients, NormRatio, added, by_layer, gradients, norm
 from slimnb.papers.slimmable.method import InplaceDistillation
 from slimnb.train.loop import train, train_step

@@ -8,11 +8,13 @@ import torch
 from nets import NETS, fill_statistics, images, random_subnets, tiny
 from torch.testing import assert_close
 
+import slimnb.cost.execution as execution
 import slimnb.cost.latency as latency
-from slimnb.cost.execution import execution_modes
+from slimnb.cost.execution import execution_modes, in_faster_format
 from slimnb.cost.latency import compare_latency, latency_table, measure_latency
 from slimnb.errors import SlimnbError
-from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.nets.mobilenet import MobileNetV1
+from slimnb.nets.resnet import ResNet50
 from slimnb.nn.blocks import ConvNormAct, MaxPool, Residual
 from slimnb.subnet import Subnet
 
@@ -41,7 +43,7 @@ def test_mask_index_slice_and_ideal_give_the_same_logits(kind, bn):
     assert (logits["full"] - logits["slice"]).abs().max() > 1e-3
 
 
-def test_the_index_mode_gathers_at_every_call_and_the_ideal_net_is_nchw():
+def test_the_index_mode_gathers_at_every_call_and_the_ideal_net_has_its_own_weights():
     net = tiny(MobileNetV1)
     subnet, = random_subnets(net, 1)
     fill_statistics(net, [net.largest, subnet])
@@ -52,8 +54,29 @@ def test_the_index_mode_gathers_at_every_call_and_the_ideal_net_is_nchw():
     net.mark_calibrated([net.largest, subnet])
     assert not torch.equal(modes["index"](), before["index"])
     assert torch.equal(modes["ideal"](), before["ideal"])
-    plain = modes["ideal"].func
-    assert all(p.is_contiguous() for p in plain.parameters())
+
+
+@pytest.mark.parametrize("faster", (0, 1))
+@pytest.mark.parametrize("size", (32, 224))
+@torch.no_grad()
+def test_the_ideal_net_is_held_in_the_faster_memory_format(monkeypatch, faster, size):
+    net = tiny(ResNet50, size)
+    subnet, = random_subnets(net, 1)
+    fill_statistics(net, [net.largest, subnet])
+    form = (torch.contiguous_format, torch.channels_last)[faster]
+    monkeypatch.setattr(execution, "compare_latency",
+                        lambda ways, *_, **settings: {way: {"min_ms": 1.0 + (way != faster)} for way in ways})
+    for x in (images(3, 16), images(3, 16).contiguous()):
+        ideal = execution_modes(net, subnet, x)["ideal"]
+        for tensor in (*ideal.args, *(p for p in ideal.func.parameters() if p.dim() == 4)):
+            assert tensor.is_contiguous(memory_format=form)
+        assert_close(ideal().float(), net(x, subnet), rtol=1e-6, atol=1e-6)
+
+
+@torch.no_grad()
+def test_one_of_both_formats_is_timed_and_chosen():
+    plain, x = torch.nn.Conv2d(3, 4, 3).eval(), images(2, 8, dtype=torch.float32)
+    assert_close(in_faster_format(plain, x)(), plain(x))
 
 
 def test_statistics_are_needed():

@@ -15,7 +15,7 @@ import slimnb.cost.latency_model as latency_model
 from slimnb.cost.latency_model import compare_predicted, fit_latency, held_out_error, time_random, time_subnets
 from slimnb.cost.table import CostTable
 from slimnb.errors import SlimnbError
-from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.nets.mobilenet import MobileNetV1
 from slimnb.subnet import Subnet
 
 MULTS = tuple(round(mult, 1) for mult in np.linspace(0.2, 1.5, 14).tolist())

@@ -5,7 +5,7 @@ import pytest
 
 from slimnb.cost.macs import count_macs, count_params
 from slimnb.data.datasets import load_data
-from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.nets.mobilenet import MobileNetV1
 from slimnb.rng import rng_at
 from slimnb.subnet import Subnet
 from slimnb.train.calibrate import calibrate_bn, evaluate

@@ -8,7 +8,9 @@ from nets import NETS, POLICIES, TINY, fill_statistics, images, random_subnets, 
 from oracle import cut_parameters, run_thin, thin_net
 from torch.testing import assert_close
 
+from slimnb.errors import SlimnbError
 from slimnb.nets.base import Masks
+from slimnb.nets.mobilenet import MobileNetV1
 from slimnb.nets.resnet import ResNet50
 from slimnb.subnet import Subnet
 
@@ -190,6 +192,38 @@ def test_bind_shares_parameters_and_follows_them(kind):
         net.classifier.bias.add_(1)
         x = images(2, 16)
         assert_close(bound(x), net(x, subnet), rtol=0, atol=0)
+
+
+@every_net
+@torch.no_grad()
+def test_a_bound_net_is_exported_for_any_batch(kind):
+    net, (_, subnet, *_) = prepared(kind, bn="calibrated")
+    bound, x = net.bind(subnet), images(3, 16)
+    program = torch.export.export(bound, (x,), dynamic_shapes=({0: torch.export.Dim.AUTO},))
+    for batch in (x, images(5, 16, seed=1)):
+        assert_close(program.module()(batch), net(batch, subnet), rtol=0, atol=0)
+
+
+@pytest.mark.parametrize("mode", (torch.enable_grad, torch.inference_mode))
+@every_net
+def test_a_bound_net_compiles_to_one_graph(kind, mode):
+    net, (_, subnet, *_) = prepared(kind, bn="calibrated")
+    torch.compiler.reset()
+    compiled, x = torch.compile(net.bind(subnet), fullgraph=True, backend="eager"), images(3, 16)
+    with mode():
+        assert_close(compiled(x), net(x, subnet), rtol=0, atol=0)
+
+
+@torch.no_grad()
+def test_a_bound_net_still_checks_its_statistics_where_that_is_possible():
+    net, (_, subnet, *_) = prepared(MobileNetV1, bn="calibrated")
+    bound = net.bind(subnet)
+    net.classifier.weight.mul_(2)
+    other, = random_subnets(net, 1, 99)
+    for run in (lambda: bound(images(2, 16)), lambda: net.bind(subnet), lambda: net.bind(other)):
+        with pytest.raises(SlimnbError, match="NumericsError"):
+            run()
+    net.train().bind(subnet)  # training needs none
 
 
 @every_net

@@ -24,7 +24,7 @@ from training import (
 from slimnb.cost.macs import count_macs
 from slimnb.cost.table import CostTable
 from slimnb.errors import SlimnbError
-from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.nets.mobilenet import MobileNetV1
 from slimnb.papers.platforms.method import PlatformSandwich, SmoothedViterbi, WidthSearch, platform_subnets
 from slimnb.papers.platforms.windows import GRAIN
 from slimnb.papers.slimmable.method import InplaceDistillation

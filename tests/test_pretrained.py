@@ -11,8 +11,7 @@ from nets import images
 from torch.testing import assert_close
 
 from slimnb.errors import SlimnbError
-from slimnb.nets.mobilenet_v1 import MobileNetV1
-from slimnb.nets.mobilenet_v2 import MobileNetV2
+from slimnb.nets.mobilenet import MobileNetV1, MobileNetV2
 from slimnb.nets.pretrained import load_imagenet_, load_torchvision_
 from slimnb.nets.resnet import ResNet50
 

@@ -15,8 +15,7 @@ from nets import TINY, images
 from torch.testing import assert_close
 
 from slimnb.cost.macs import count_macs
-from slimnb.nets.mobilenet_v1 import MobileNetV1
-from slimnb.nets.mobilenet_v2 import MobileNetV2
+from slimnb.nets.mobilenet import MobileNetV1, MobileNetV2
 from slimnb.nets.resnet import ResNet50
 from slimnb.nets.sorting import embed_
 from slimnb.nn.zero_padding import leader, streams

@@ -11,7 +11,7 @@ from numpy.testing import assert_allclose
 from slimnb.cost.macs import count_macs
 from slimnb.cost.table import CostTable
 from slimnb.errors import SlimnbError
-from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.nets.mobilenet import MobileNetV1
 from slimnb.search.random_paths import cumulative, inverse_cdf, random_under
 from slimnb.search.trellis import Trellis
 from slimnb.subnet import SearchSpace

@@ -14,7 +14,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from slimnb.cost.table import CostTable
 from slimnb.errors import SlimnbError
-from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.nets.mobilenet import MobileNetV1
 from slimnb.search.trellis import Found, Trellis, best_under, exact_under, marginals, viterbi
 
 PLATFORMS = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)

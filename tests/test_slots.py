@@ -13,7 +13,7 @@ from nets import NETS, TINY, fill_statistics, images, random_subnets, tiny
 from torch.testing import assert_close
 
 from slimnb.errors import SlimnbError
-from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.nets.mobilenet import MobileNetV1
 from slimnb.subnet import Subnet
 
 X = images(2, 16)

@@ -18,8 +18,7 @@ from training import Noise, embedded, everything, fit, same_bits, small
 
 from slimnb.cost.macs import count_macs, count_params
 from slimnb.errors import SlimnbError
-from slimnb.nets.mobilenet_v1 import MobileNetV1
-from slimnb.nets.mobilenet_v2 import MobileNetV2
+from slimnb.nets.mobilenet import MobileNetV1, MobileNetV2
 from slimnb.nets.resnet import ResNet50
 from slimnb.nets.sorting import embed_
 from slimnb.nets.vgg import VGG

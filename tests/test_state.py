@@ -7,7 +7,7 @@ import torch
 from training import METHODS, Curious, Memory, Noise, everything, same_bits, small, switches
 
 from slimnb.errors import SlimnbError
-from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.nets.mobilenet import MobileNetV1
 from slimnb.papers.slimmable.method import Switches
 from slimnb.runs.checkpoint import pack, unpack
 from slimnb.runs.files import from_json, to_json

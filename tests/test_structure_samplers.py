@@ -13,8 +13,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import chisquare
 
 from slimnb.errors import SlimnbError
-from slimnb.nets.mobilenet_v1 import MobileNetV1
-from slimnb.nets.mobilenet_v2 import MobileNetV2
+from slimnb.nets.mobilenet import MobileNetV1, MobileNetV2
 from slimnb.papers.pss_net.samplers import ExactDistribution, StructureDistribution, trials
 from slimnb.papers.pss_net.structures import Buckets, Resource, StructureCosts, structure_space
 

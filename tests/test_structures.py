@@ -16,8 +16,7 @@ from numpy.testing import assert_allclose, assert_array_equal
 
 from slimnb.cost.macs import count_macs
 from slimnb.errors import SlimnbError
-from slimnb.nets.mobilenet_v1 import MobileNetV1
-from slimnb.nets.mobilenet_v2 import MobileNetV2
+from slimnb.nets.mobilenet import MobileNetV1, MobileNetV2
 from slimnb.papers.pss_net.structures import RESOLUTIONS, Buckets, Resource, StructureCosts, structure_space
 
 

@@ -2,22 +2,26 @@
 
 from __future__ import annotations
 
+import itertools
 import threading
 from concurrent.futures import ThreadPoolExecutor
+from dataclasses import replace
 
 import pytest
 import torch
+from gated_nets import KINDS as GATED
+from gated_nets import ready
 from hypothesis import given
 from hypothesis import strategies as st
-from nets import fill_statistics, images, tiny
+from nets import ELASTIC, NETS, elastic, fill_statistics, images, random_subnets, tiny
 
 from slimnb.cost.macs import count_macs
 from slimnb.errors import SlimnbError
-from slimnb.nets.mobilenet_v1 import MobileNetV1
-from slimnb.nets.mobilenet_v2 import MobileNetV2
+from slimnb.nets.mobilenet import MobileNetV1, MobileNetV2
 from slimnb.papers.pss_net.recipes import serve
 from slimnb.papers.pss_net.switcher import Choice, SubnetSwitcher, storage
 from slimnb.subnet import Subnet
+from slimnb.train.experiment import NETS as NAMED
 
 ENDS = ((0.25, 20), (0.5, 32), (0.75, 24), (1.0, 32))
 
@@ -47,6 +51,33 @@ def test_a_call_gives_what_the_extracted_subnet_gives_as_the_budget_changes(kind
         torch.testing.assert_close(switcher(x, choice.cost), expected, rtol=1e-5, atol=1e-6)
         torch.testing.assert_close(switcher(x, choice.cost + 1), expected, rtol=1e-5, atol=1e-6)
     assert len({tuple(switcher(x, choice.cost).flatten().tolist()) for choice in choices}) == len(choices)
+
+
+def with_statistics(kind):
+    """A net of `kind` in eval mode and three subnets that have statistics, one with a resolution of its own."""
+    if kind in GATED:
+        net, _ = ready(kind)
+        return net, [net.path(0), net.path(1), net.widest]
+    net = elastic(kind) if kind in ELASTIC else tiny(kind)
+    subnets = ([net.elastic(1, 3, 5), net.elastic(2, 4, 3)] if kind in ELASTIC else random_subnets(net, 2))
+    subnets.append(replace(net.largest, resolution=20))
+    fill_statistics(net, subnets)
+    return net, subnets
+
+
+@pytest.mark.parametrize("kind", [*NETS, *ELASTIC, *GATED], ids=lambda kind: kind.__name__)
+def test_of_every_net_a_call_gives_what_the_net_itself_gives(kind):
+    net, subnets = with_statistics(kind)
+    switcher = SubnetSwitcher(net, [Choice(subnet, 1.0 + i, 50.0 + i) for i, subnet in enumerate(subnets)])
+    x = images(3, 16)
+    logits = [net(x, subnet).detach() for subnet in subnets]
+    assert min((a - b).abs().max() for a, b in itertools.combinations(logits, 2)) > 1e-3
+    for i, expected in enumerate(logits):
+        assert torch.equal(switcher(x, 1.0 + i), expected)
+
+
+def test_every_net_a_recipe_can_name_is_among_them():
+    assert {name.rpartition(".")[2] for name in NAMED.values()} == {kind.__name__ for kind in (*NETS, *ELASTIC, *GATED)}
 
 
 @given(st.lists(st.tuples(st.integers(1, 12), st.integers(1, 9)), min_size=1, max_size=12), st.integers(1, 14))

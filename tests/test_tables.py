@@ -7,7 +7,7 @@ import torch
 
 from slimnb.cost.macs import count_macs
 from slimnb.data.datasets import Split
-from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.nets.mobilenet import MobileNetV1
 from slimnb.papers.slimmable import tables
 
 SMALL = ((8, 2), (16, 1), (24, 2))

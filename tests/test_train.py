@@ -27,7 +27,7 @@ from training import (
 
 from slimnb.errors import SlimnbError
 from slimnb.nets.base import Masks
-from slimnb.nets.mobilenet_v2 import MobileNetV2
+from slimnb.nets.mobilenet import MobileNetV2
 from slimnb.papers.ds_net.nets import DSMobileNet
 from slimnb.papers.slimmable.method import Switches
 from slimnb.rng import rng_at

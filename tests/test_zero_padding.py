@@ -18,7 +18,7 @@ from slimnb.cost.execution import execution_modes
 from slimnb.cost.latency import latency_table
 from slimnb.cost.macs import count_macs, count_params
 from slimnb.cost.table import CostTable
-from slimnb.nets.mobilenet_v2 import MobileNetV2
+from slimnb.nets.mobilenet import MobileNetV2
 from slimnb.nets.resnet import ResNet50
 from slimnb.nets.sorting import embed_
 from slimnb.nn.zero_padding import ENDS, MATCH, SHORTCUT, leader, stream_order, streams

@@ -12,7 +12,7 @@ from torch.utils._python_dispatch import TorchDispatchMode
 import slimnb.papers
 from slimnb.cost.macs import count_macs
 from slimnb.cost.table import CostTable
-from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.nets.mobilenet import MobileNetV1
 from slimnb.papers.deps.method import DelayedShrinking, Draws, LinearRamp
 from slimnb.papers.ds_net.method import Routed
 from slimnb.papers.platforms.method import PlatformSandwich, SmoothedViterbi, WidthSearch

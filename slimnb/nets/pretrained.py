@@ -10,7 +10,7 @@ from torch import Tensor
 
 from slimnb.errors import DataError, ParameterError, StoreError
 from slimnb.nets.base import SlimmableNet
-from slimnb.nets.mobilenet_v2 import MobileNetV2
+from slimnb.nets.mobilenet import MobileNetV2
 from slimnb.nets.resnet import ResNet50
 from slimnb.nn.blocks import ConvNormAct
 from slimnb.nn.norm import GROUP, PRIVATE

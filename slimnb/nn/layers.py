@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from slimnb.errors import ParameterError
-from slimnb.nn.depthwise import DepthwiseConv2d, backward_is_slow
+from slimnb.nn.repairs import conv2d, depthwise_conv2d, relu6
 from slimnb.subnet import Subnet, make_divisible
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": lambda x: F.relu(x, inplace=True),
-    # In place for inference only: while training, hardtanh_ keeps a copy of its input for the backward pass.
-    "relu6": lambda x: F.relu6(x, inplace=torch.is_inference_mode_enabled()),
+    "relu6": relu6,
     "swish": F.silu,
     "hswish": F.hardswish,
     "none": lambda x: x,
@@ -34,8 +33,9 @@ class Selection:
     `widths[u]` is an int or a (B, C) mask of zeros and ones. `slot` is the row of batch-norm statistics, a
     (B,) tensor with one row per sample, or a (B, slots) one of weights that mix the rows. `batch_statistics`
     normalises by the batch at hand; `momentum` is then its weight in the running statistics of `slot` (None
-    leaves them alone). `reach` is `net.reach` of the subnet and `ends` how its joins are padded with zeros: see
-    slimnb/nn/zero_padding.py. With a `routing` gates fill in widths and slot on the way: see slimnb/nn/gate.py.
+    leaves them alone). `reach` is `net.reach` of the subnet and `ends` says whether its joins are padded at their
+    ends: see slimnb/nn/zero_padding.py. With a `routing` gates fill in widths and slot on the way: see
+    slimnb/nn/gate.py. Images are brought to `resolution` pixels a side (None leaves them as they are).
     """
 
     widths: tuple | list
@@ -48,6 +48,7 @@ class Selection:
     ends: bool = False
     routing: Any = None
     decisions: list = field(default_factory=list)  # of the gates so far
+    resolution: int | None = None
 
     def reaching(self, units: tuple[int, ...], otherwise: int = 0) -> int:
         """Channels that a layer fed by channel units `units` reads, under int widths."""
@@ -93,7 +94,7 @@ class SlimmableConv2d(nn.Module):
                  sources: tuple[int, ...] = (), depthwise: bool = False):
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.kernel, self.stride, self.padding = kernel, stride, kernel // 2
+        self.kernel, self.stride = kernel, stride
         self.kernels = (kernel,)  # sides that it can have, ascending
         self.unit, self.sources, self.depthwise = unit, sources, depthwise
         shape = (out_channels, 1 if depthwise else in_channels, kernel, kernel)
@@ -107,18 +108,10 @@ class SlimmableConv2d(nn.Module):
                                  "a subnet is nowhere wider than its supernet", "Use widths within net.largest.")
         # Casting here, not by autocast: autocast caches casts of parameters but not of their slices.
         if self.depthwise:
-            weight = self.filters(s, inputs).to(x.dtype)
-            if backward_is_slow(x, weight.shape[-1], self.stride):
-                return DepthwiseConv2d.apply(x, weight, self.stride)
-            return F.conv2d(x, weight, None, self.stride, weight.shape[-1] // 2, 1, inputs)
+            return depthwise_conv2d(x, self.filters(s, inputs).to(x.dtype), self.stride)
         width = s.widths[self.unit]
         outputs = width if isinstance(width, int) else self.out_channels
-        weight = self.weight[:outputs, :inputs].to(x.dtype)
-        if self.kernel == 1 and self.stride > 1 and inputs < 8:
-            # oneDNN 3.x, where the processor has AVX2 but not AVX-512, writes beyond its buffers in the backward pass
-            # of a strided 1 x 1 convolution of so few channels. Taking the pixels that it reads first gives the same.
-            return F.conv2d(x[:, :, :: self.stride, :: self.stride], weight)
-        return F.conv2d(x, weight, None, self.stride, self.padding)
+        return conv2d(x, self.weight[:outputs, :inputs].to(x.dtype), self.stride)
 
     def kernel_at(self, s: Selection | Subnet) -> int:
         """Side of the selected kernel, pixels."""

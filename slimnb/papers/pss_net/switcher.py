@@ -8,12 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from slimnb.errors import SearchError
 from slimnb.nets.base import SlimmableNet
-from slimnb.nn.blocks import resize
 from slimnb.nn.layers import Selection
 from slimnb.search.pareto import pareto_front
 from slimnb.subnet import Subnet
@@ -89,10 +87,7 @@ class SubnetSwitcher:
     def __call__(self, x: Tensor, budget: float) -> Tensor:
         """(B, 3, H, W) -> logits (B, classes) float32 of `pick(budget)`, whose resolution x is brought to."""
         table = self._table
-        at = table.find(budget)
-        selection = table.selections[at]
-        x = self.net.features(resize(x, table.choices[at].subnet.resolution), selection)
-        return self.net.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1), selection).float()
+        return self.net.run(x, table.selections[table.find(budget)])
 
 
 def storage(net: SlimmableNet, subnets: Sequence[Subnet]) -> dict[str, float]:
