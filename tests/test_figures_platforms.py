@@ -7,11 +7,10 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
-from figure_checks import holds_for
+from figure_checks import holds_for, refuses
 from matplotlib.colors import to_hex
 
 from slimnb.book import style
-from slimnb.errors import SlimnbError
 from slimnb.papers.platforms import figures as platforms_figures
 from slimnb.papers.platforms import search_figures
 from slimnb.papers.slimmable import figures as slimmable_figures
@@ -106,18 +105,15 @@ test_every_figure_holds = holds_for(DRAW)
 
 def test_shares_are_ranked_and_tables_that_are_missing_count_as_none():
     ax = platforms_figures.market_shares(SIZES, "t", _reference(), ranks=3)
-    mean = next(line for line in ax.lines if line.get_label().startswith("mean of 3"))
-    assert mean.get_ydata() == pytest.approx([200 / 3, 50 / 3, 10])
-    assert [bar.get_height() for bar in ax.patches] == [62, 26, 59, 26]
-    bars = [(bar.get_x(), bar.get_x() + bar.get_width()) for bar in ax.patches]
-    assert all(x > b or x < a for x in mean.get_xdata() for a, b in bars)  # beside the bars, not over them
+    (means,) = [line.get_ydata() for line in ax.lines if line.get_marker() == "D"]
+    assert means == pytest.approx([200 / 3, 50 / 3, 10])
+    assert [bar.get_height() for bar in ax.patches if bar.get_height()] == [62, 26, 59, 26]
 
 
 def test_the_best_path_is_bold_and_the_description_has_its_score_and_cost():
     ax = _trellis()
     bold = [line for line in ax.lines if line.get_linewidth() == 3]
     assert [list(line.get_ydata()) for line in bold] == [[1, 1], [1, 0]]
-    assert {text.get_text() for text in ax.texts if text.get_fontweight() == "bold"} == {"8", "16", "4"}
     assert "The path 16, 16, 8 scores -2.8 and costs 12." in style.alt_text(ax)
 
 
@@ -137,69 +133,50 @@ def test_a_unit_that_platforms_share_is_filled_on_each_of_them():
     assert "Original: 1 of 3\nRS-AOWS: 2 of 3" in axes[0].texts[0].get_text()
 
 
-def test_sampling_by_weight_is_filled_and_a_market_is_a_row():
-    here, paper = platforms_figures.weighted_accuracy(_weighted(), "t", _weighted(1).query("market != 'U'"))
-    dots = [line for line in here.lines if line.get_markersize() == 6.5]
-    drawn = {(round(float(line.get_ydata()[0])), line.get_markerfacecolor() == "white", line.get_markeredgecolor()):
-             line.get_xdata()[0] for line in dots}
-    assert len(drawn) == 36
-    for (row, hollow, colour), value in drawn.items():
-        (family,) = {arm for arm in ARMS if style.look(arm).colour == colour and arm.endswith("-U") == hollow}
-        assert value == 60 + ARMS.index(family) + row / 4 + 0.5  # the mean of its two seeds
-    assert {line.get_color() for line in paper.lines} == {style.GREY}
-    assert len([line for line in paper.lines if line.get_markersize() == 6.5]) == 30
-
-
-def test_a_paper_with_more_markets_and_arms_than_were_run_shows_what_was_run():
-    few = _weighted().query("market in ['S', 'U'] and arm != 'AOWS-U' and arm != 'AOWS-W'")
-    axes = platforms_figures.weighted_accuracy(few, "t", _weighted(1))
-    assert [len([line for line in ax.lines if line.get_markersize() == 6.5]) for ax in axes] == [8, 8]
+def test_a_dot_is_the_mean_of_an_arm_in_a_market_and_the_paper_shows_what_was_run():
+    few = _weighted().query("market in ['S', 'U'] and arm not in ['AOWS-U', 'AOWS-W']")
+    for ax, shift in zip(platforms_figures.weighted_accuracy(few, "t", _weighted(1)), (0.5, 0), strict=True):
+        dots = [line for line in ax.lines if line.get_markersize() == 6.5]
+        drawn = {(line.get_marker(), line.get_markerfacecolor() == "white"): line.get_xdata() for line in dots}
+        assert len(dots) == 4 and (shift or {line.get_color() for line in dots} == {style.GREY})
+        for arm in few["arm"].unique():
+            values = drawn[style.look(arm).marker, arm.endswith("-U")]
+            assert values == pytest.approx([60 + ARMS.index(arm) + market / 4 + shift for market in (0, 2)])
 
 
 def test_rows_are_trained_for_and_columns_used_in():
     ax = platforms_figures.forecast(_forecast(), "t")
-    cells = {tuple(text.get_position()): text.get_text() for text in ax.texts}
-    assert cells[5, 0] == "5.00" and cells[0, 5] == "−0.50" and cells[2, 2] == "0"
+    texts = np.array([text.get_text() for text in ax.texts]).reshape(6, 6)
+    assert texts[0, 5] == "5.00" and texts[5, 0] == "−0.50" and texts[2, 2] == "0"
+    assert ax.collections[0].get_array()[0].tolist() == pytest.approx([0, 1, 2, 3, 4, 5])
     assert "trained for S and used in RL" in style.alt_text(ax)
-    colours = ax.collections[0].to_rgba(ax.collections[0].get_array()).reshape(6, 6, 4)
-    assert to_hex(colours[3, 3]) == "#ffffff" and colours[0, 5, 2] < colours[0, 1, 2] < 1
 
 
 def test_every_choice_is_a_cell_and_every_platform_a_path():
     ax = _unary()
-    best = to_hex(ax.patches[2].get_facecolor())
-    assert len(ax.patches) == 7 and best == to_hex(ax.patches[5].get_facecolor())
-    assert [p.get_y() for p in ax.patches[:3]] == [0.25, 0.75, 1.25] and ax.patches[2].get_height() == 0.5
+    assert [(cell.get_y(), cell.get_height()) for cell in ax.patches[:3]] == [(0.25, 0.5), (0.75, 0.5), (1.25, 0.5)]
+    assert len(ax.patches) == 7 and ax.patches[2].get_facecolor() == ax.patches[5].get_facecolor()  # each unit's best
     assert [line.get_ydata().round(1).tolist() for line in ax.lines] == [[0.5, 0.2], [1.5, 1.0]]
-    assert len({line.get_color() for line in ax.lines}) == 2
 
 
 def test_gaps_are_taken_at_the_same_budget():
-    left, right = search_figures.duality(_duality(), "t")
+    _, right = search_figures.duality(_duality(), "t")
     gap, lost = right.lines
     assert gap.get_ydata() == pytest.approx([0.15, 0]) and lost.get_ydata() == pytest.approx([0.1, 0])
-    assert gap.get_xdata().tolist() == [10, 20]
-    assert [len(line.get_xdata()) for line in left.lines] == [3, 2, 2]
 
 
 def test_each_latency_model_has_its_mean_error():
     ax = platforms_figures.latency_fit(_latency(), "t")
     assert [text.get_text() for text in ax.get_legend().get_texts()] == [
         "pairwise table: off by 2 %", "MACs alone: off by 10 %"]
-    assert ax.get_xlim() == ax.get_ylim()
-    (text,) = platforms_figures.latency_fit(_latency().query("predicted > measured").drop(columns="model"),
-                                  "t").get_legend().get_texts()
-    assert text.get_text() == "held-out subnets: off by 2 %"
+    assert np.array(ax.collections[0].get_offsets()) == pytest.approx(_latency()[["measured", "predicted"]].to_numpy())
 
 
 def test_probabilities_are_stacked_to_one_and_the_likely_widths_are_named():
     axes = search_figures.marginals(_marginals(), "t")
-    assert len(axes) == 2
     tops = [band.get_paths()[0].vertices[:, 1].max() for band in axes[0].collections]
     assert tops == pytest.approx([1 / 3, 1, 1])
     assert [text.get_text() for text in axes[0].texts] == ["1×"]
-    labels = [text.get_text() for text in axes[0].get_xticklabels()]
-    assert labels[0] == "0\n1" and labels[-1] == "20\n0.01"
 
 
 def test_a_platforms_mean_is_one_point_though_its_nets_differ_in_macs():
@@ -228,12 +205,8 @@ def test_a_word_that_begins_like_a_method_is_not_the_method():
     assert style.look("slimmest").label == "slimmest" and style.look("owsome").colour != style.METHODS["ows"].colour
 
 
-@pytest.mark.parametrize(("call", "missing"), [
+test_bad_input_is_one_line = refuses(
     (lambda: platforms_figures.channels(_channels().drop(columns="unit"), "t"), "unit"),
     (lambda: platforms_figures.forecast(_forecast().rename(columns={"lost": "regret"}), "t"), "lost"),
     (lambda: platforms_figures.market_shares(np.empty((0, 3)), "t"), "0 rows"),
-])
-def test_bad_input_is_one_line(call, missing):
-    with pytest.raises(SlimnbError) as caught:
-        call()
-    assert "ParameterError" in str(caught.value) and missing in str(caught.value) and len(str(caught.value)) <= 240
+)

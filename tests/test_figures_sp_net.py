@@ -7,18 +7,17 @@ import itertools
 import numpy as np
 import pandas as pd
 import pytest
-from figure_checks import holds_for
+from figure_checks import holds_for, refuses
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.patches import StepPatch
 from nets import tiny
 
 from slimnb.book import style
-from slimnb.errors import SlimnbError
 from slimnb.nets.resnet import ResNet50
 from slimnb.nets.sorting import embed_
 from slimnb.nn.zero_padding import places_of, streams
 from slimnb.papers.sp_net import figures
-from slimnb.papers.sp_net.figures import ABSENT, KEPT, PRUNED, ZERO
+from slimnb.papers.sp_net.figures import KEPT, PRUNED
 from slimnb.papers.sp_net.pruning import gammas, importance_order
 from slimnb.papers.sp_net.recipes import ARMS
 
@@ -97,12 +96,10 @@ def _areas(ax) -> list[tuple[str, float]]:
 
 def test_the_green_part_of_a_unit_is_the_share_it_keeps():
     together, by_unit = figures.gamma_histogram(_gammas(), "t", 0.65)
-    assert [line.get_ydata()[0] for ax in (together, by_unit) for line in ax.lines] == [0.65, 0.65]
     assert _areas(together) == [(KEPT.lower(), pytest.approx(100 * 16 / 34)),
                                 (PRUNED.lower(), pytest.approx(100 * 18 / 34))]
     kept = [width / 0.92 for colour, width in _areas(by_unit) if colour == KEPT.lower()]
     assert kept == pytest.approx([0.2, 0.4, 0.6])  # four depthwise gammas of unit 2 decide nothing
-    assert max(step.get_data()[0].max() for step in by_unit.patches if isinstance(step, StepPatch)) == 1
 
 
 def test_kept_channels_below_the_threshold_are_green():
@@ -114,11 +111,9 @@ def test_kept_channels_below_the_threshold_are_green():
 
 def test_shares_are_of_the_supernet_and_a_panel_is_a_subnet():
     axes = figures.widths_by_layer(_widths(), "t")
-    assert [ax.get_title(loc="left") for ax in axes] == WIDTHS
     uniform, pruned = ([step.get_data() for ax in axes for step in ax.patches][k::2] for k in (0, 1))
     assert [set(data[0]) for data in uniform] == [{25}, {50}, {100}]
     assert pruned[1][0][:2].tolist() == [50, pytest.approx(100 * 10 / 32)]
-    assert uniform[0].edges[[0, -1]].tolist() == [0.5, 14.5]
 
 
 def test_every_arm_is_in_the_legend_though_the_first_panel_lacks_it():
@@ -131,12 +126,11 @@ def _cells(ax) -> list[np.ndarray]:
     return [mesh.get_array().reshape(mesh.get_coordinates().shape[0] - 1, -1) for mesh in ax.collections]
 
 
-def test_sorted_survivors_are_prefixes_and_lines_lead_to_their_places():
+def test_sorted_survivors_are_prefixes():
     ax = figures.survivors(MASKS, ORDER, "t")
     trained, sorted_ = _cells(ax)
     assert trained.tolist() == [list(map(int, mask)) for mask in MASKS.values()]
     assert sorted_.tolist() == [[1] * n + [0] * (8 - n) for n in (2, 5, 8)]
-    assert [line.get_xdata().tolist() for line in ax.lines] == [[1, 1], [4, 0]]
     assert "0.25× keeps 2 of 8" in style.alt_text(ax)
 
 
@@ -145,21 +139,15 @@ def test_zeros_fill_what_other_paths_have_and_the_gaps_of_the_slice():
     base, stream = _cells(ax)
     assert base.tolist() == [[1, 1, 0, 1, 0, 2, 0, 0], [2, 1, 0, 2, 0, 1, 0, 0], [1, 1, 0, 1, 0, 1, 0, 0]]
     assert stream.tolist() == [[1, 1, 2, 1, 2, 0, 0, 0], [1, 2, 2, 2, 1, 0, 0, 0], [1, 1, 2, 1, 1, 0, 0, 0]]
-    assert [text.get_text() for text in ax.texts] == [
-        "In the base's order: a gather of 4", "3 + 1 zeros", "2 + 2 zeros", "4",
-        "In the stream's order: a slice of 5", "3 + 2 zeros", "2 + 3 zeros", "4 + 1 zeros"]
-    assert [to_hex(colour) for colour in ax.collections[0].get_cmap().colors] == [
-        colour.lower() for colour in (ABSENT, KEPT, ZERO)]
 
 
-@pytest.mark.parametrize("channels", [64, 256, 2048])
-def test_many_channels_are_not_hidden_by_the_edges_of_their_cells(channels):
-    every = np.ones(channels, dtype=bool)
-    ax = figures.padding({"Body": every, "Shortcut": every}, np.arange(channels), "t")
+def test_many_channels_are_not_hidden_by_the_edges_of_their_cells():
+    every = np.ones(2048, dtype=bool)
+    ax = figures.padding({"Body": every, "Shortcut": every}, np.arange(2048), "t")
     figure = style.figure_of(ax)
     figure.canvas.draw()
     pixels = np.asarray(figure.canvas.buffer_rgba())[..., :3]
-    (left, top), (right, bottom) = (ax.transData.transform(point) for point in ((0, -0.2), (channels - 1, 0.2)))
+    (left, top), (right, bottom) = (ax.transData.transform(point) for point in ((0, -0.2), (2047, 0.2)))
     strip = pixels[len(pixels) - int(top):len(pixels) - int(bottom), int(left):int(right)]
     assert (np.abs(strip - 255 * np.array(to_rgb(KEPT))).max(-1) < 8).mean() > 0.5
 
@@ -181,14 +169,11 @@ def test_the_slice_of_a_real_join_is_the_one_the_net_computes():
         assert (_cells(ax)[1][:, :reach] > 0).all() and not _cells(ax)[1][:, reach:].any()
 
 
-def test_iterative_pruning_is_a_chain_and_a_base_is_drawn_once():
+def test_iterative_pruning_is_a_chain():
     one_shot, iterative, multi_base = figures.multi_base(_bases(), "t")
     nodes = [[(*line.get_xdata(), *line.get_ydata()) for line in ax.lines if line.get_marker() != "s"]
              for ax in (one_shot, iterative, multi_base)]
     assert nodes == [[(1, 26), (1, 12), (1, 3)], [(1, 26), (2, 12), (3, 3)], [(1, 26), (1, 12), (1, 3)]]
-    bases = [[*line.get_ydata()] for ax in (one_shot, iterative, multi_base) for line in ax.lines
-             if line.get_marker() == "s"]
-    assert bases == [[46], [46], [46], [26], [12]]
     arrows = [(text.xyann, text.xy) for text in iterative.texts if text.arrow_patch]
     assert arrows == [((0, 46), (1, 26)), ((1, 26), (2, 12)), ((2, 12), (3, 3))]
 
@@ -208,8 +193,7 @@ def test_the_papers_latencies_are_scaled_to_our_widest_s_net_and_to_the_widths_t
 def test_errors_are_means_of_seeds_and_the_description_names_the_least():
     axes = figures.errors(_errors(), "t", _errors(seeds=1))
     large = [line for line in axes[0].lines if line.get_markersize() == 6.5]
-    assert sorted(line.get_xdata()[0] for line in large if line.get_marker() == "v") == [24.5, 26.5, 28.5]
-    assert {line.get_color() for line in axes[1].lines} == {style.GREY}
+    assert [line.get_xdata().tolist() for line in large if line.get_marker() == "v"] == [[28.5, 26.5, 24.5]]
     assert "0.25×: SP-Net, 28.5 %" in style.alt_text(axes)
 
 
@@ -231,15 +215,11 @@ def test_all_arms_of_the_study_but_the_control_are_greens_and_markers_tell_them_
     assert len({look.marker for look in looks}) == len(FAMILY)
 
 
-@pytest.mark.parametrize(("call", "missing"), [
+test_bad_input_is_one_line = refuses(
     (lambda: figures.gamma_histogram(_gammas().drop(columns="kept"), "t", 0.5), "kept"),
     (lambda: figures.widths_by_layer(_widths().drop(columns="full"), "t"), "full"),
     (lambda: figures.multi_base(_bases().drop(columns="base_macs"), "t"), "base_macs"),
     (lambda: figures.latency_pairs(_latency().drop(columns="way"), "t"), "way"),
     (lambda: figures.errors(_errors().iloc[:0], "t"), "0 rows"),
     (lambda: figures.survivors({}, [], "t"), "0 rows"),
-])
-def test_bad_input_is_one_line(call, missing):
-    with pytest.raises(SlimnbError) as caught:
-        call()
-    assert "ParameterError" in str(caught.value) and missing in str(caught.value) and len(str(caught.value)) <= 240
+)

@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from slimnb.book.marks import MACS, TOP1, curves, millions, paper_lines, told_ends
-from slimnb.book.style import GREY, INK, METHODS, described, label_ends, legible, look, new_axes, styled
+from slimnb.book.marks import MACS, TOP1, curves, line_chart, millions, told_ends
+from slimnb.book.style import GREY, INK, METHODS, Look, described, legible, look, new_axes, styled
 
-GRADIENTS = {"full": ("Full net", INK, "o"), "shrinking": ("Shrinking", METHODS["bignas"].colour, "s"),
-             "epsilon-shrinking": ("ε-shrinking", METHODS["deps"].colour, "p")}
+GRADIENTS = {"full": Look("Full net", INK), "shrinking": replace(METHODS["bignas"], label="Shrinking"),
+             "epsilon-shrinking": replace(METHODS["deps"], label="ε-shrinking")}
 
 
 @styled("arm", "phase", "subnets", "length")
@@ -46,24 +48,13 @@ def by_share(frame: pd.DataFrame, title: str, paper: pd.DataFrame | None = None)
 
     The share is that of the full net's training before the look or before shrinking; `paper` has the same columns.
     """
-    ax, frame = new_axes(title)[0], millions(frame)
-    ends, told = [], []
-    for share, rows in frame.groupby("share"):
-        mean, colour = rows.groupby("macs")["top1"].mean(), _share_colour(share)
-        ax.plot(rows["macs"], rows["top1"], "o", ms=5, mew=0, alpha=0.7, color=colour)
-        ax.plot(mean.index, mean, color=colour)
-        ends.append((mean.index[-1], mean.iloc[-1], f"{100 * share:.3g} %", colour))
-        told.append(f"{100 * share:.3g} %: {mean.iloc[0]:.3g} % at {mean.index[0]:.3g} M MACs, "
-                    f"{mean.iloc[-1]:.3g} % at {mean.index[-1]:.3g} M.")
-    if paper is not None:
-        ends += paper_lines(ax, millions(paper), "share", "macs", "top1")
-    ax.set(xlabel=MACS, ylabel=TOP1)
-    label_ends(ax, ends)
-    return described(ax, f"Line chart of top-1 accuracy against MACs by share of training. {title}. {' '.join(told)}")
+    ax, told = line_chart(millions(frame).sort_values("share"), title, "share", "macs", "top1", _share_look,
+                          ("M MACs", "%"), millions(paper), xlabel=MACS, ylabel=TOP1)
+    return described(ax, f"Line chart of top-1 accuracy against MACs by share of training. {title}. {told}")
 
 
-def _share_colour(share: float) -> tuple:
-    return mpl.colormaps["plasma"](0.8 * (1 - share))
+def _share_look(share: float) -> Look:
+    return Look(f"{100 * share:.3g} %", mpl.colormaps["plasma"](0.8 * (1 - share)))
 
 
 @styled("layer", "gradient", "norm", "cosine")
@@ -75,13 +66,13 @@ def layer_gradients(frame: pd.DataFrame, title: str) -> np.ndarray:
     axes = new_axes(title, 2)
     told = []
     for gradient, rows in frame.groupby("gradient", sort=False):
-        label, colour, marker = GRADIENTS[gradient]
+        style = GRADIENTS[gradient]
         mean = rows.astype({"cosine": float}).groupby("layer")[["norm", "cosine"]].mean()
-        axes[0].plot(mean.index, mean["norm"].where(mean["norm"] > 0), marker, ls="-", ms=3.5, mew=0, lw=1.2,
-                     color=colour, label=label)
+        axes[0].plot(mean.index, mean["norm"].where(mean["norm"] > 0), style.marker, ls="-", ms=3.5, mew=0,
+                     lw=1.2, color=style.colour, label=style.label)
         if gradient != "full":
-            axes[1].plot(mean.index, mean["cosine"], marker, ls="-", ms=3.5, mew=0, lw=1.2, color=colour)
-        told.append(f"{label}: median norm {mean['norm'].median():.2g}, cosine {mean['cosine'].median():.2g}.")
+            axes[1].plot(mean.index, mean["cosine"], style.marker, ls="-", ms=3.5, mew=0, lw=1.2, color=style.colour)
+        told.append(f"{style.label}: median norm {mean['norm'].median():.2g}, cosine {mean['cosine'].median():.2g}.")
     axes[0].set(yscale="log", ylabel="Gradient norm")
     axes[0].yaxis.set_major_formatter("{x:g}")
     axes[0].minorticks_off()
@@ -122,20 +113,8 @@ def start_of_shrinking(frame: pd.DataFrame, title: str, start: float, paper: pd.
 
 @styled("arm", "evaluation", "best")
 def search_progress(frame: pd.DataFrame, title: str) -> Axes:
-    """Best validation accuracy so far over the subnets a search has evaluated. Columns arm, evaluation, best (%), seed.
-
-    A thin line per seed, a strong one for their mean.
-    """
-    ax = new_axes(title)[0]
-    ends = []
-    for arm, rows in frame.groupby("arm", sort=False):
-        style = look(arm)
-        for _, of_seed in rows.groupby("seed") if "seed" in rows else [(0, rows)]:
-            ax.step(of_seed["evaluation"], of_seed["best"], where="post", color=style.colour, lw=0.8, alpha=0.4)
-        mean = rows.groupby("evaluation")["best"].mean()
-        ax.step(mean.index, mean, where="post", color=style.colour)
-        ends.append((mean.index[-1], mean.iloc[-1], style.label, style.colour))
-    ax.set(xlabel="Evaluated subnets", ylabel="Best validation accuracy (%)")
-    label_ends(ax, ends)
+    """Best validation accuracy so far over evaluated subnets. Columns arm, evaluation, best (%), seed."""
+    ax = curves(frame, title, "evaluation", "best", "Evaluated subnets", "Best validation accuracy (%)",
+                drawstyle="steps-post", err_kws={"step": "post", "lw": 0})
     told = told_ends(frame, "evaluation", "best")
     return described(ax, f"Step chart of the best accuracy found so far. {title}. {told}")

@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, Stroke
 from matplotlib.transforms import Bbox
 
-from slimnb.book.marks import MACS, TOP1, curves, lines, millions, told_ends
+from slimnb.book.marks import MACS, TOP1, curves, lines, millions, stack, told_ends
 from slimnb.book.style import GREY, INK, METHODS, described, label_ends, legible, look, new_axes, styled
 from slimnb.errors import ParameterError
 
@@ -152,14 +152,13 @@ def gate_distribution(frame: pd.DataFrame, title: str) -> Axes:
 
     Columns gate (int from 1), choice (a width as number, or a text, narrow to wide), share (0 to 1).
     """
-    table = _shares(frame, "gate")
+    table = _percents(frame, "gate")
     ax = new_axes(title, height=0.6 + 0.13 * len(table))[0]
-    _stack(ax.barh, range(len(table)), table, 0.72)
-    for gate, row in enumerate(table.to_numpy()):
-        for share, end, colour in zip(row, row.cumsum(), _shades(len(row)), strict=True):
-            if share >= 0.08:
-                ax.text(100 * (end - share / 2), gate, f"{100 * share:.0f} %", ha="center", va="center", fontsize=9,
-                        color="white" if np.dot(to_rgb(colour), (0.3, 0.59, 0.11)) < 0.56 else INK)
+    colours = _shades(table.shape[1])
+    stack(ax.barh, range(len(table)), table, 0.72, colours, ec="white", lw=0.6)
+    for bars, colour in zip(ax.containers, colours, strict=True):
+        ax.bar_label(bars, [f"{percent:.0f} %" if percent >= 8 else "" for percent in bars.datavalues], fontsize=9,
+                     label_type="center", color="white" if np.dot(to_rgb(colour), (0.3, 0.59, 0.11)) < 0.56 else INK)
     ax.set_yticks(range(len(table)), table.index)
     ax.grid(axis="y", visible=False)
     ax.set(xlabel="Share of images (%)", ylabel="Gate (1: first)", xlim=(0, 100), ylim=(len(table) - 0.5, -0.5))
@@ -178,11 +177,11 @@ def routing_by_difficulty(frame: pd.DataFrame, title: str) -> Axes:
     Columns difficulty (0 to 1, the centres of equal bins; or a text), choice (a width as number, or a text, narrow
     to wide), share (0 to 1, of the images in that bin or group).
     """
-    ax, table = new_axes(title)[0], _shares(frame, "difficulty")
+    ax, table = new_axes(title)[0], _percents(frame, "difficulty")
     binned = pd.api.types.is_numeric_dtype(frame["difficulty"])
     places = table.index.to_numpy(float) if binned else np.arange(len(table))
     step = np.diff(places).min() if len(places) > 1 else 1
-    _stack(ax.bar, places, table, (0.94 if binned else 0.72) * step)
+    stack(ax.bar, places, table, (0.94 if binned else 0.72) * step, _shades(table.shape[1]), ec="white", lw=0.6)
     if not binned:
         ax.set_xticks(places, [str(name).capitalize() for name in table.index])
     ax.grid(axis="x", visible=False)
@@ -196,24 +195,19 @@ def routing_by_difficulty(frame: pd.DataFrame, title: str) -> Axes:
     return described(ax, f"Stacked bars of the choices by difficulty. {title}. {told}")
 
 
-def _shares(frame: pd.DataFrame, row: str) -> pd.DataFrame:
-    """A line per `row`, a column per choice: numbers ascending, texts as they come; means where there are seeds."""
-    table = frame.pivot_table("share", row, "choice", fill_value=0, sort=False)
-    table = table[sorted(table)] if pd.api.types.is_numeric_dtype(frame["choice"]) else table
+def _percents(frame: pd.DataFrame, row: str) -> pd.DataFrame:
+    """Shares in percent, a line per `row`, a column per choice, means where there are seeds.
+
+    Numbers are sorted, texts stay as they come; the columns' names are texts.
+    """
+    table = 100 * frame.pivot_table("share", row, "choice", fill_value=0, sort=False)
+    if pd.api.types.is_numeric_dtype(frame["choice"]):
+        table = table[sorted(table)].rename(columns="{:g}".format)
     return table.sort_index() if pd.api.types.is_numeric_dtype(frame[row]) else table
 
 
-def _ends(shares: pd.Series) -> str:
-    return f"{100 * shares.iloc[0]:.0f} % to the narrowest, {100 * shares.iloc[-1]:.0f} % to the widest."
-
-
-def _stack(bars, places, table: pd.DataFrame, size: float) -> None:
-    below = np.zeros(len(table))
-    for choice, colour in zip(table, _shades(table.shape[1]), strict=True):
-        percent = 100 * table[choice].to_numpy()
-        bars(places, percent, size, below, color=colour, ec="white", lw=0.6,
-             label=choice if isinstance(choice, str) else f"{choice:g}")
-        below += percent
+def _ends(percents: pd.Series) -> str:
+    return f"{percents.iloc[0]:.0f} % to the narrowest, {percents.iloc[-1]:.0f} % to the widest."
 
 
 def _shades(choices: int) -> np.ndarray:

@@ -136,14 +136,12 @@ def marginals(frame: pd.DataFrame, title: str) -> np.ndarray:
     for ax, unit in zip(axes, units, strict=True):
         rows = frame[frame["unit"] == unit]
         table = rows.pivot_table("probability", "epoch", "mult")
-        top = table.cumsum(axis=1)
-        colours = dict(zip(table, map(width_colour, np.linspace(0.25, 1, table.shape[1])), strict=True))
-        for mult in table:
-            ax.fill_between(table.index, top[mult] - table[mult], top[mult], color=colours[mult], lw=0.4,
-                            edgecolor="white")
+        colours = [width_colour(share) for share in np.linspace(0.25, 1, table.shape[1])]
+        ax.stackplot(table.index, table.T, colors=colours, lw=0.4, edgecolor="white")
         last = table.iloc[-1]
-        ends = [(table.index[-1], top[mult].iloc[-1] - p / 2, f"{mult:.3g}×", colours[mult])
-                for mult, p in last.items() if p > 0.04]
+        middle = last.cumsum() - last / 2
+        ends = [(table.index[-1], middle[mult], f"{mult:.3g}×", colour)
+                for (mult, p), colour in zip(last.items(), colours, strict=True) if p > 0.04]
         ax.set(xlabel="Epoch", xlim=(table.index[0], table.index[-1]), ylim=(0, 1))
         if "temperature" in rows:
             _temperatures(ax, rows.groupby("epoch")["temperature"].first())

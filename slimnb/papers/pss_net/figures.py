@@ -33,7 +33,7 @@ def trials(frame: pd.DataFrame, title: str) -> Axes:
     ways = {"Naive": GREY, "Eq. 4": POOLED, "Exact": INK}
     for (arm, rows), dashes in zip(frame.groupby("arm", sort=False), DASHES * 3, strict=False):
         rows, colour = rows.sort_values("cost"), ways.get(arm, look(arm).colour)
-        ax.plot(rows["cost"] / 1e6, rows["trials"], ls=dashes, color=colour, marker="o", ms=4, mew=0)
+        ax.plot(rows["cost"] / 1e6, rows["trials"], dashes=dashes, color=colour, marker="o", ms=4, mew=0)
         known = rows.dropna(subset="trials")
         ends.append((known["cost"].iloc[-1] / 1e6, known["trials"].iloc[-1], arm, colour))
         told.append(f"{arm}: {known['trials'].min():,.3g} to {known['trials'].max():,.3g} per accepted one.")
@@ -185,7 +185,7 @@ def top_k(frame: pd.DataFrame, title: str, paper: pd.DataFrame | None = None) ->
         for at, (pool, found) in enumerate([] if rows is None else rows.groupby("pool", sort=False)):
             mean = found.groupby("k")["top1"].mean()
             gain, colour = mean - mean.iloc[0], colours[at % 3]
-            ax.plot(gain.index, gain, ls=DASHES[at % 3], color=colour, marker="o", ms=4.5, mew=0,
+            ax.plot(gain.index, gain, dashes=DASHES[at % 3], color=colour, marker="o", ms=4.5, mew=0,
                     zorder=1 if rows is paper else 2)
             name = f"{pool} (paper)" if rows is paper else pool
             ends.append((gain.index[-1], gain.iloc[-1], name, colour))
@@ -219,9 +219,7 @@ def costs(frame: pd.DataFrame, title: str) -> np.ndarray:
     measured = frame["measured"] if "measured" in frame else pd.Series(False, frame.index)
     for ax, column in zip(axes, ("training", "storage"), strict=True):
         colours = np.where(measured, [look(method).colour for method in frame["method"]], GREY)
-        ax.barh(range(len(frame)), frame[column], 0.62, color=colours)
-        for at, value in enumerate(frame[column]):
-            ax.annotate(f"{value:.3g}", (value, at), xytext=(4, 0), textcoords="offset points", va="center", color=INK)
+        ax.bar_label(ax.barh(range(len(frame)), frame[column], 0.62, color=colours), fmt="{:.3g}", padding=4)
         ax.set(xscale="log", xlim=(0.8, 3 * frame[column].max()), xlabel=f"{column.title()} (supernet = 1)")
         ax.xaxis.set_major_formatter("{x:g}")
         ax.minorticks_off()

@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.patches import Rectangle
 from scipy.stats import binomtest
 
-from slimnb.book.marks import DASHES, MACS, NEUTRAL, TOP1, lines, millions, paper_lines
+from slimnb.book.marks import DASHES, MACS, NEUTRAL, TOP1, line_chart, lines, millions, stack
 from slimnb.book.style import GREY, INK, Look, described, label_ends, legible, look, new_axes, styled, width_colour
 
 MODES = {"slice": "#0072B2", "sorted": "#009E73", "unsorted": "#D55E00"}
@@ -22,12 +23,8 @@ def accuracy(frame: pd.DataFrame, title: str, paper: pd.DataFrame | None = None)
 
     With a column platform the line joins each platform's mean: searched nets differ in MACs by seed.
     """
-    ax = new_axes(title)[0]
-    ends, told = lines(ax, millions(frame), "arm", "macs", "top1", look, ("M MACs", "%"))
-    if paper is not None:
-        ends += paper_lines(ax, millions(paper), "arm", "macs", "top1")
-    ax.set(xlabel=MACS, ylabel=TOP1)
-    label_ends(ax, ends)
+    ax, told = line_chart(millions(frame), title, "arm", "macs", "top1", look, ("M MACs", "%"), millions(paper),
+                          xlabel=MACS, ylabel=TOP1)
     return described(ax, f"Line chart of top-1 accuracy against MACs. {title}. {told}")
 
 
@@ -54,15 +51,14 @@ def statistics(frame: pd.DataFrame, title: str) -> np.ndarray:
     On the diagonal one set of statistics would serve both widths; distance from it is what goes wrong.
     """
     axes = new_axes(title, 2)
-    full = frame[frame["mult"] == frame["mult"].max()].set_index("channel")
-    slim = frame[frame["mult"] < frame["mult"].max()].sort_values("mult", ascending=False)
-    told = []
+    full, slim = (rows for _, rows in frame.groupby(frame["mult"] < frame["mult"].max()))
+    both = slim.sort_values("mult", ascending=False, kind="stable").merge(full, on="channel", suffixes=("", "_full"))
+    colours = {f"{mult:g}×": width_colour(mult) for mult in both["mult"].unique()}
+    widths, told = both["mult"].map("{:g}×".format), []
     for ax, (column, name) in zip(axes, {"mean": "mean", "var": "variance"}.items(), strict=True):
-        for mult, rows in slim.groupby("mult", sort=False):
-            known, colour = full[column].reindex(rows["channel"]).to_numpy(), width_colour(mult)
-            ax.plot(known, rows[column], "o", ms=4.5, mew=0, alpha=0.85, color=colour, label=f"{mult:g}×")
-            off = np.median(np.abs(rows[column].to_numpy() - known))
-            told.append(f"{name} at {mult:g}× is off by {off:.3g} (median).")
+        sns.scatterplot(both, x=f"{column}_full", y=column, hue=widths, palette=colours, s=20, lw=0, alpha=0.85, ax=ax)
+        off = (both[column] - both[f"{column}_full"]).abs().groupby(widths, sort=False).median()
+        told += [f"{name} at {width} is off by {value:.3g} (median)." for width, value in off.items()]
         if column == "var":
             ax.set(xscale="log", yscale="log")
             ax.xaxis.set_major_formatter("{x:g}")
@@ -71,6 +67,7 @@ def statistics(frame: pd.DataFrame, title: str) -> np.ndarray:
         ends = np.array([frame[column].min(), frame[column].max()])
         ax.plot(ends, ends, color=GREY, lw=1.2, zorder=1)
         ax.set(xlabel=f"Running {name}, full width", ylabel=f"Running {name}, slimmer")
+        ax.get_legend().remove()
     axes[0].annotate("no change", (0.98, 0.98), xycoords="axes fraction", ha="right", va="top", color=GREY)
     handles = axes[0].get_legend_handles_labels()
     axes[0].figure.legend(*handles, loc="outside right center", title="Width", handletextpad=0.1)
@@ -106,14 +103,12 @@ def training_curves(frame: pd.DataFrame, title: str) -> np.ndarray:
 @styled("mult", "images", "top1")
 def calibration(frame: pd.DataFrame, title: str) -> Axes:
     """Accuracy against the number of BN calibration images. Columns mult, images, top1 (%), seed."""
-    ax = new_axes(title)[0]
-    ends, told = lines(ax, frame, "mult", "images", "top1", _width_look, ("images", "%"))
     ticks = sorted(frame["images"].unique())
     ticks = ticks[:: -(-len(ticks) // 6)]
-    ax.set(xscale="log", xlabel="Calibration images", ylabel=TOP1)
-    ax.set_xticks(ticks, [f"{tick:,}" for tick in ticks])
+    ax, told = line_chart(frame, title, "mult", "images", "top1", _width_look, ("images", "%"), xscale="log",
+                          xlabel="Calibration images", ylabel=TOP1, xticks=ticks,
+                          xticklabels=[f"{tick:,}" for tick in ticks])
     ax.minorticks_off()
-    label_ends(ax, ends)
     return described(ax, f"Line chart of accuracy against calibration images. {title}. {told}")
 
 
@@ -149,13 +144,9 @@ def latency_bars(frame: pd.DataFrame, title: str) -> Axes:
 @styled("mode", "mult", "ms")
 def latency_by_width(frame: pd.DataFrame, title: str) -> Axes:
     """Latency against width, one line per mode. Columns mode, mult, ms, paper_ms (optional)."""
-    ax = new_axes(title)[0]
-    ends, told = lines(ax, frame, "mode", "mult", "ms", _mode_look, ("×", "ms"))
-    if "paper_ms" in frame:
-        ends += paper_lines(ax, frame, "mode", "mult", "paper_ms")
-    ax.set(xlabel="Width multiplier", ylabel="Latency (ms)", ylim=(0, None))
-    ax.set_xticks(sorted(frame["mult"].unique()))
-    label_ends(ax, ends)
+    paper = frame.assign(ms=frame["paper_ms"]) if "paper_ms" in frame else None
+    ax, told = line_chart(frame, title, "mode", "mult", "ms", _mode_look, ("×", "ms"), paper, ylim=(0, None),
+                          xlabel="Width multiplier", ylabel="Latency (ms)", xticks=sorted(frame["mult"].unique()))
     return described(ax, f"Line chart of latency against width. {title}. {told}")
 
 
@@ -209,12 +200,10 @@ def layer_macs(frame: pd.DataFrame, title: str) -> Axes:
     """MACs of every layer, its parts stacked. Columns layer, part, macs; layers in the order of the frame."""
     ax = new_axes(title)[0]
     table = millions(frame).pivot_table("macs", "layer", "part", aggfunc="sum", fill_value=0, sort=False)
-    below, told = 0, []
-    for part in sorted(table, key=lambda part: -table[part].sum()):
-        share = f"{part}, {table[part].sum() / table.to_numpy().sum():.1%}"
-        ax.bar(range(len(table)), table[part], 0.72, below, color=PARTS.get(part, GREY), lw=0, label=share)
-        below = below + table[part]
-        told.append(share)
+    table = table[table.sum().sort_values(ascending=False).index]
+    colours = [PARTS.get(part, GREY) for part in table]
+    table.columns = told = [f"{part}, {share:.1%}" for part, share in (table.sum() / table.to_numpy().sum()).items()]
+    stack(ax.bar, range(len(table)), table, 0.72, colours, lw=0)
     ax.set_xticks(range(len(table)), [name.removeprefix("block") for name in table.index], fontsize=9)
     ax.set(xlabel="Layer (numbers are blocks)", ylabel="MACs (millions)")
     ax.grid(axis="x", visible=False)
@@ -228,7 +217,7 @@ def cost_histogram(macs, uniform: dict[float, float], title: str) -> Axes:
     ax = new_axes(title)[0]
     random, mults, marked = np.asarray(macs) / 1e6, sorted(uniform), np.array(sorted(uniform.values())) / 1e6
     across = ax.get_xaxis_transform()  # x in MACs, y in heights of the axes
-    ax.hist(random, bins=60, color=NEUTRAL, lw=0, label="random subnets")
+    sns.histplot(random, bins=60, color=NEUTRAL, lw=0, alpha=1, label="random subnets", ax=ax)
     ax.set(ylim=(0, 1.18 * ax.get_ylim()[1]), xlabel=MACS, ylabel="Number of subnets")
     ax.plot(marked, np.full(len(marked), 0.93), "v", ms=6, mew=0, color=INK, transform=across,
             label="uniform subnets")
@@ -252,22 +241,23 @@ def difficulty_profile(frame: pd.DataFrame, title: str, chance: float = 10, bins
     """
     axes = new_axes(title, 2)
     edges = np.linspace(0, 1, bins + 1)
-    counts, _, _ = axes[0].hist(frame["difficulty"], edges, color=NEUTRAL, rwidth=0.94, lw=0)
+    centre = (edges[1:] + edges[:-1])[np.digitize(frame["difficulty"], edges[1:-1])] / 2
+    sns.histplot(frame, x="difficulty", bins=edges, color=NEUTRAL, shrink=0.94, lw=0, alpha=1, ax=axes[0])
     axes[0].set(ylabel="Number of images")
-    inside = np.digitize(frame["difficulty"], edges[1:-1])
-    hits = frame["correct"].groupby(inside).sum().reindex(range(bins), fill_value=0)
-    tests = [binomtest(int(k), int(n)) for k, n in zip(hits, counts, strict=True) if n]
-    x = ((edges[1:] + edges[:-1]) / 2)[counts > 0]
-    y = np.array([100 * test.statistic for test in tests])
-    ends = np.array([[100 * end for end in test.proportion_ci(method="wilson")] for test in tests])
-    axes[1].errorbar(x, y, np.abs(ends.T - y), fmt="o-", color=INK, lw=1.6, elinewidth=1.2)
-    axes[1].axhline(chance, color=GREY, lw=1.2, ls=DASHES[1])
+    sns.lineplot(x=centre, y=100 * frame["correct"], errorbar=_wilson, err_style="bars", err_kws={"lw": 1.2},
+                 marker="o", mew=0, color=INK, lw=1.6, ax=axes[1])
+    axes[1].axhline(chance, color=GREY, lw=1.2, dashes=DASHES[1])
     axes[1].annotate("chance", (0, chance), xytext=(0, -4), textcoords="offset points", va="top", color=GREY)
     axes[1].set(ylabel=TOP1, ylim=(0, 102))
     for ax in axes:
         ax.set(xlabel="Difficulty (0 easiest, 1 hardest)", xlim=(-0.03, 1.03))
-    told = f"From easy to hard: {', '.join(f'{value:.0f} %' for value in y)}."
+    told = f"From easy to hard: {', '.join(f'{value:.0f} %' for value in axes[1].lines[0].get_ydata())}."
     return described(axes, f"Histogram of difficulty, and accuracy by difficulty. {title}. {told}")
+
+
+def _wilson(hits: pd.Series) -> np.ndarray:
+    """95 % Wilson interval (%) of a share, from one value of 0 or 100 per image."""
+    return 100 * np.array(binomtest(int((hits > 0).sum()), len(hits)).proportion_ci(method="wilson"))
 
 
 def _width_look(mult: float) -> Look:
