@@ -2,11 +2,15 @@
 
 from __future__ import annotations
 
+import functools
+
 import numpy as np
 import torch
 
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.nets.mobilenet_v2 import MobileNetV2
+from slimnb.nets.mobilenet_v3 import MobileNetV3
+from slimnb.nets.proxyless_nas import ProxylessNAS
 from slimnb.nets.resnet import ResNet50
 from slimnb.nets.vgg import VGG
 from slimnb.subnet import Subnet
@@ -16,6 +20,11 @@ TINY = {
     MobileNetV2: {"layout": ((1, 8, 1, 1), (3, 16, 2, 2), (2, 24, 3, 2)), "stem": 16, "tail": 40},
     VGG: {"layout": ((16, 16), (24, 32))},
     ResNet50: {"layout": ((8, 2), (16, 3)), "stem": 16},
+}
+TINY_ELASTIC = {
+    MobileNetV3: {"layout": ((8, 3, 2, "relu", True), (16, 2, 2, "hswish", False), (16, 3, 2, "hswish", True)),
+                  "stem": 8, "first": 8, "tail": 40, "head": 24},
+    ProxylessNAS: {"layout": ((8, 3, 2), (16, 2, 1), (24, 1, 2)), "stem": 16, "first": 8, "tail": 40},
 }
 NETS = tuple(TINY)
 POLICIES = ("private", "shared_affine", "calibrated", "group")
@@ -69,3 +78,16 @@ def images(n: int, size: int, seed: int = 0, dtype: torch.dtype = torch.float64)
     """(n, 3, size, size) normal noise, channels_last."""
     x = torch.randn(n, 3, size, size, generator=torch.Generator().manual_seed(seed), dtype=dtype)
     return x.to(memory_format=torch.channels_last)
+
+
+@functools.cache
+def full(kind, classes=1000, size=224, largest=1.0, bn="calibrated", rounding=None):
+    """A full-size net on the meta device: counting needs shapes only."""
+    with torch.device("meta"):
+        return kind(classes, size, largest, bn=bn, **({"rounding": rounding} if rounding else {}))
+
+
+def meta(kind, *args, **kwargs):
+    """A net of `kind` on the meta device."""
+    with torch.device("meta"):
+        return kind(*args, **kwargs)

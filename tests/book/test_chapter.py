@@ -12,7 +12,7 @@ from slimnb.book.claims import Claim
 from slimnb.book.parameters import Float
 from slimnb.errors import SlimnbError
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 GOOD = {"scale": "smoke", "seed": 3, "seeds": 2, "device": "cpu", "data": "auto", "out": ""}
 
 

@@ -5,7 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
-from nets import NETS, fill_statistics, images, random_subnets, tiny
+from small_nets import NETS, fill_statistics, images, random_subnets, tiny
 from torch.testing import assert_close
 
 import slimnb.cost.latency as latency

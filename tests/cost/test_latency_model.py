@@ -9,7 +9,7 @@ from itertools import product
 import numpy as np
 import pytest
 import torch
-from nets import NETS, tiny
+from small_nets import NETS, tiny
 
 import slimnb.cost.latency_model as latency_model
 from slimnb.cost.latency_model import compare_predicted, fit_latency, held_out_error, time_random, time_subnets

@@ -2,14 +2,13 @@
 
 from __future__ import annotations
 
-import functools
 from itertools import pairwise
 
 import numpy as np
 import pytest
 import torch
-from nets import NETS, random_subnets, tiny
 from oracle import Block, thin_net
+from small_nets import NETS, full, random_subnets, tiny
 from torch import nn
 
 from slimnb.cost.macs import count_macs, count_params, trace_macs
@@ -26,13 +25,6 @@ from slimnb.subnet import SearchSpace, Subnet
 MULTS = (0.25, 0.5, 0.75, 1.0)
 PLATFORMS = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 every_net = pytest.mark.parametrize("kind", NETS, ids=lambda kind: kind.__name__)
-
-
-@functools.cache
-def full(kind, classes=1000, size=224, largest=1.0, bn="calibrated", rounding=None):
-    """A full-size net on the meta device: counting needs shapes only."""
-    with torch.device("meta"):
-        return kind(classes, size, largest, bn=bn, **({"rounding": rounding} if rounding else {}))
 
 
 def macs(net, mult, convention="A", resolution=None):

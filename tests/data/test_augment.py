@@ -6,24 +6,11 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
+from small_images import noise, one_crop
 
 from slimnb import rng
 from slimnb.data.augment import Normalise, centre_crop, crop_flip, draw_boxes, draw_crops, draw_flips, resized_crop
 from slimnb.rng import keyed_bits, keyed_order, keyed_uniform
-
-
-def noise(*shape):
-    """Random uint8 pixels."""
-    count = torch.Size(shape).numel()
-    return (keyed_bits(0, "pixels", 0, torch.arange(count)) & 255).to(torch.uint8).view(shape)
-
-
-def one_crop(image, top, left, flip, size, mode="constant"):
-    """Reference: pad one image (3, S, S) with zeros or as numpy's `mode`, cut, mirror."""
-    far = 64
-    padded = np.pad(image, ((0, 0), (far, far), (far, far)), mode)
-    cut = padded[:, far + top : far + top + size, far + left : far + left + size]
-    return cut[:, :, ::-1] if flip else cut
 
 
 # ---------------------------------------------------------------------------------------- random numbers

@@ -5,7 +5,7 @@ from collections import Counter
 import pytest
 import torch
 from scipy import stats
-from test_augment import noise
+from small_images import noise
 from torchvision.transforms import v2
 
 from slimnb.data.auto_augment import POLICY, SIGNED, apply, auto_augment, draw_operations

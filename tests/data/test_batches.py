@@ -8,7 +8,7 @@ from pathlib import Path
 
 import pytest
 import torch
-from test_augment import one_crop
+from small_images import one_crop
 
 from slimnb.data import colour
 from slimnb.data.augment import Normalise, draw_boxes, draw_crops, draw_flips
@@ -56,7 +56,7 @@ def test_another_process_gives_the_same_bits():
     """Whatever PYTHONHASHSEED, the number of threads and torch's own generator are."""
     here = Path(__file__).parent
     environment = {**os.environ, "PYTHONHASHSEED": "123", "OMP_NUM_THREADS": "2",
-                   "PYTHONPATH": os.pathsep.join((str(here), str(here.parent)))}
+                   "PYTHONPATH": os.pathsep.join(map(str, (here, here.parent, here.parents[1])))}
     code = "import torch; torch.manual_seed(9); import test_batches; print(test_batches.probe())"
     theirs = subprocess.run([sys.executable, "-c", code], env=environment, check=True, stdout=subprocess.PIPE)
     torch.rand(3)

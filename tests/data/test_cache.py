@@ -7,7 +7,7 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_sources import write_cifar10, write_folder
+from small_images import write_cifar10, write_folder
 
 from slimnb.data import cache
 from slimnb.data.cache import load_cached

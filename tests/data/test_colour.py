@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from test_augment import noise
+from small_images import noise
 from torchvision.transforms.v2 import functional as vision
 
 from slimnb.data.augment import draw_boxes

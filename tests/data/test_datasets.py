@@ -6,7 +6,7 @@ import shutil
 import numpy as np
 import pytest
 import torch
-from test_sources import encode, pictures, write_cifar10, write_folder, write_parquet
+from small_images import encode, pictures, write_cifar10, write_folder, write_parquet
 
 from slimnb.data import datasets
 from slimnb.data.datasets import Batches, load_data, load_or_absent

@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nets import NETS, POLICIES, TINY, fill_statistics, images, random_subnets, tiny
 from oracle import cut_parameters, run_thin, thin_net
+from small_nets import NETS, POLICIES, TINY, fill_statistics, images, random_subnets, tiny
 from torch.testing import assert_close
 
 from slimnb.nets.base import Masks

@@ -9,7 +9,7 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from nets import images
+from small_nets import TINY_ELASTIC, images, meta
 from torch.testing import assert_close
 
 from slimnb.cost.macs import count_macs, count_params
@@ -22,18 +22,13 @@ from slimnb.subnet import Subnet, make_divisible
 from slimnb.train.calibrate import calibrate_bn, evaluate
 
 EXACT = {"rtol": 1e-6, "atol": 1e-6}  # computed in float64, handed out as float32
-TINY = {
-    MobileNetV3: {"layout": ((8, 3, 2, "relu", True), (16, 2, 2, "hswish", False), (16, 3, 2, "hswish", True)),
-                  "stem": 8, "first": 8, "tail": 40, "head": 24},
-    ProxylessNAS: {"layout": ((8, 3, 2), (16, 2, 1), (24, 1, 2)), "stem": 16, "first": 8, "tail": 40},
-}
-every_net = pytest.mark.parametrize("kind", TINY, ids=lambda kind: kind.__name__)
+every_net = pytest.mark.parametrize("kind", TINY_ELASTIC, ids=lambda kind: kind.__name__)
 D_E = ((2, 3), (3, 3), (4, 3), (4, 4), (3, 6), (4, 6))
 
 
 def tiny(kind, size=32, bn="calibrated", kernels=(3, 5, 7), seed=0):
     """A small net of `kind` in double precision, its weights, transforms too, far from where they start."""
-    net = kind(10, size, **TINY[kind], depths=(1, 2, 3), kernels=kernels, bn=bn, seed=seed).double()
+    net = kind(10, size, **TINY_ELASTIC[kind], depths=(1, 2, 3), kernels=kernels, bn=bn, seed=seed).double()
     rng = torch.Generator().manual_seed(seed)
     with torch.no_grad():
         for name, p in net.named_parameters():
@@ -176,25 +171,20 @@ def test_statistics_are_kept_per_subnet_and_survive_a_save(kind):
 
 
 def test_kernel_transforms_start_as_identities():
-    net = MobileNetV3(10, 32, **TINY[MobileNetV3], kernels=(3, 5, 7))
+    net = MobileNetV3(10, 32, **TINY_ELASTIC[MobileNetV3], kernels=(3, 5, 7))
     conv = next(m for m in net.modules() if isinstance(m, ElasticDepthwise))
     for kernel in (3, 5, 7):
         s = net.select(net.elastic(None, None, kernel), statistics="batch")
         cut = (7 - kernel) // 2
         centre = conv.weight[:8, :, cut: 7 - cut, cut: 7 - cut]
         assert_close(conv.filters(s, 8), centre, rtol=0, atol=0)
-    only = MobileNetV3(10, 32, **TINY[MobileNetV3])
+    only = MobileNetV3(10, 32, **TINY_ELASTIC[MobileNetV3])
     assert not any("transforms" in name for name, _ in only.named_parameters())
     one = only.state_dict()
     assert all(torch.equal(one[name], t) for name, t in net.state_dict().items() if name in one and "extra" not in name)
 
 
 # -- the papers' numbers ---------------------------------------------------------------------------------
-
-
-def meta(kind, *args, **kwargs):
-    with torch.device("meta"):
-        return kind(*args, **kwargs)
 
 
 @pytest.mark.parametrize(("size", "macs"), [(224, (151.3, 222.0, 292.7, 383.7, 424.4, 566.2)),

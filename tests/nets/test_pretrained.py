@@ -7,10 +7,10 @@ from urllib.error import URLError
 import pytest
 import torch
 import torchvision
-from nets import images
+from refusals import fails
+from small_nets import images
 from torch.testing import assert_close
 
-from slimnb.errors import SlimnbError
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.nets.mobilenet_v2 import MobileNetV2
 from slimnb.nets.pretrained import load_imagenet_, load_torchvision_
@@ -32,11 +32,6 @@ def random_model(kind, classes: int = 10) -> torch.nn.Module:
                 module.running_mean.normal_(std=0.3)
                 module.running_var.uniform_(0.5, 1.5)
     return model
-
-
-def fails(code: str):
-    """Expect a SlimnbError of `code` whose text is one line of at most 240 characters."""
-    return pytest.raises(SlimnbError, match=rf"^slimnb: {code}: [^\n]{{1,220}}$")
 
 
 @pytest.mark.parametrize("bn", ("calibrated", "private", "shared_affine"))

@@ -9,19 +9,14 @@ import math
 import numpy as np
 import pytest
 import torch
-from nets import NETS, TINY, fill_statistics, images, random_subnets, tiny
+from refusals import fails
+from small_nets import NETS, TINY, fill_statistics, images, random_subnets, tiny
 from torch.testing import assert_close
 
-from slimnb.errors import SlimnbError
 from slimnb.nets.mobilenet_v1 import MobileNetV1
 from slimnb.subnet import Subnet
 
 X = images(2, 16)
-
-
-def fails(code: str):
-    """Expect a SlimnbError of `code` whose text is one line of at most 240 characters."""
-    return pytest.raises(SlimnbError, match=rf"^slimnb: {code}: [^\n]{{1,220}}$")
 
 
 def calibrated(bn: str = "calibrated"):

@@ -7,8 +7,9 @@ import copy
 import numpy as np
 import pytest
 import torch
-from nets import NETS, fill_statistics, images, random_subnets, tiny
-from padding_oracle import fails, random_order, run_masked
+from padding_oracle import random_order, run_masked
+from refusals import fails
+from small_nets import NETS, fill_statistics, images, random_subnets, tiny
 from torch.testing import assert_close
 
 from slimnb.errors import SlimnbError

@@ -10,8 +10,9 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from nets import TINY, fill_statistics, images, random_subnets, tiny
-from padding_oracle import GatherForm, fails, random_order, run_masked
+from padding_oracle import GatherForm, random_order, run_masked
+from refusals import fails
+from small_nets import TINY, fill_statistics, images, random_subnets, tiny
 from torch.testing import assert_close
 
 from slimnb.cost.execution import execution_modes

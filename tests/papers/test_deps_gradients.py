@@ -8,7 +8,7 @@ from dataclasses import replace
 import pytest
 import torch
 import torch.nn.functional as F
-from training import Noise, sandwich, small
+from small_training import Noise, sandwich, small
 
 from slimnb.nets.mobilenet_v3 import MobileNetV3
 from slimnb.papers.deps.gradients import LayerGradients, NormRatio, added, by_layer, gradients, norm

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from training import FACTORIES, Memory, Noise, everything, fit, same_bits, sandwich, small, us_net
+from small_training import FACTORIES, Memory, Noise, everything, fit, same_bits, sandwich, small, us_net
 
 from slimnb.errors import SlimnbError
 from slimnb.nets.mobilenet_v3 import MobileNetV3

@@ -4,7 +4,7 @@ from dataclasses import replace
 
 import numpy as np
 import pytest
-from test_sources import write_folder
+from small_images import write_folder
 
 from slimnb.cost.elastic import ElasticTable
 from slimnb.cost.macs import count_macs

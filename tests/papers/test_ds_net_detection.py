@@ -4,8 +4,8 @@ from dataclasses import replace
 
 import pytest
 import torch
-from nets import POLICIES
-from test_scenes import refused
+from refusals import refused
+from small_nets import POLICIES
 from torchvision.models.detection._utils import SSDMatcher
 from torchvision.ops import box_iou
 

@@ -14,7 +14,7 @@ from slimnb.book import style
 from slimnb.errors import SlimnbError
 from slimnb.papers.ds_net import figures
 
-LITERATURE = Path(__file__).parents[1] / "data/literature/ds_net.csv"
+LITERATURE = Path(__file__).parents[2] / "data/literature/ds_net.csv"
 TRAINED = ("In-place distillation", "EMA target", "IEB", "Temperature 4")
 SHARED = [TRAINED, ("Static", "DS-Net", "Widest", "Oracle", "Blind router"), ("Static", "Try Best", "Give Up"),
           ("Masked", "Indexed", "Grouped", "Widest")]

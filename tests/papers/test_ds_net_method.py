@@ -16,7 +16,7 @@ from gated_nets import _centre as centre
 from gated_nets import build, pictures, ready
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training import Memory, NoSync, everything, same_bits
+from small_training import Memory, NoSync, everything, same_bits
 
 from slimnb.cost.macs import count_macs
 from slimnb.data.datasets import load_data

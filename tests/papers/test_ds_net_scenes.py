@@ -6,9 +6,9 @@ import numpy as np
 import pytest
 import torch
 from PIL import Image
+from refusals import refused
 
 from slimnb.data import synthetic
-from slimnb.errors import SlimnbError
 from slimnb.papers.ds_net.detection import scenes, voc
 from slimnb.papers.ds_net.detection.batches import SceneBatches, draw_windows, mirrored, random_crops
 from slimnb.papers.ds_net.detection.scenes import SceneSplit, boxes_of, generated, render
@@ -19,13 +19,6 @@ SCENES = "7ddc8f72d04671b4145578d118d8e3c1c84f065d03b1c3291240d65011753f96"
 @pytest.fixture(scope="module")
 def data():
     return generated(60, 20, seed=3)
-
-
-def refused(code: str, call, *args, **kwargs) -> None:
-    with pytest.raises(SlimnbError) as caught:
-        call(*args, **kwargs)
-    line = str(caught.value)
-    assert type(caught.value).__name__ == code and "\n" not in line and len(line) <= 260, line
 
 
 # -- generated scenes ------------------------------------------------------------------------------------

@@ -9,7 +9,8 @@ import pytest
 import torch
 import torch.distributed as dist
 from numpy.testing import assert_allclose
-from training import (
+from refusals import fails
+from small_training import (
     MULTS,
     Memory,
     Noise,
@@ -33,12 +34,6 @@ from slimnb.subnet import Subnet, elementwise_max
 from slimnb.train.loop import train, train_step
 from slimnb.train.optim import Schedule, make_optimizer
 from slimnb.train.protocols import Labels, Outcome, Pass
-
-
-def fails(code: str, words: str = ""):
-    """Expect a SlimnbError of `code` whose text is one line of at most 240 characters."""
-    return pytest.raises(SlimnbError, match=rf"^slimnb: {code}: [^\n]*{words}[^\n]*$")
-
 
 # -- OWS -------------------------------------------------------------------------------------------------
 

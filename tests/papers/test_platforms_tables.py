@@ -24,7 +24,7 @@ from slimnb.papers.platforms.tables import (
 )
 from slimnb.subnet import SearchSpace, Subnet
 
-LITERATURE = Path(__file__).resolve().parents[1] / "data/literature/platforms.csv"
+LITERATURE = Path(__file__).resolve().parents[2] / "data/literature/platforms.csv"
 NAMES = [f"#{k}" for k in range(1, 8)]
 RAMP = np.arange(7.0)
 

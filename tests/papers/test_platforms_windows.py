@@ -10,7 +10,7 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from training import same_bits
+from small_training import same_bits
 
 from slimnb.errors import SlimnbError
 from slimnb.papers.platforms.windows import GRAIN, Windows

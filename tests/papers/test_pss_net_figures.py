@@ -14,7 +14,7 @@ from slimnb.book import style
 from slimnb.errors import SlimnbError
 from slimnb.papers.pss_net import figures
 
-PRINTED = pd.read_csv(Path(__file__).parents[1] / "data/literature/pss_net.csv")
+PRINTED = pd.read_csv(Path(__file__).parents[2] / "data/literature/pss_net.csv")
 ARMS = ["US-Net", "MutualNet", "PSS-F", "PSS-M"]
 
 

@@ -6,8 +6,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from test_sources import write_folder
-from training import Memory, Noise, NoSync, everything, fit, prioritized, reduced, same_bits, small, targets
+from small_images import write_folder
+from small_training import Memory, Noise, NoSync, everything, fit, prioritized, reduced, same_bits, small, targets
 
 from slimnb.cost.macs import count_macs
 from slimnb.data.datasets import load_data

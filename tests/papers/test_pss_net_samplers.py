@@ -8,9 +8,9 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from nets import tiny
 from numpy.testing import assert_allclose, assert_array_equal
 from scipy.stats import chisquare
+from small_nets import tiny
 
 from slimnb.errors import SlimnbError
 from slimnb.nets.mobilenet_v1 import MobileNetV1

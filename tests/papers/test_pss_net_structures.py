@@ -11,8 +11,8 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from nets import tiny
 from numpy.testing import assert_allclose, assert_array_equal
+from small_nets import tiny
 
 from slimnb.cost.macs import count_macs
 from slimnb.errors import SlimnbError

@@ -9,7 +9,7 @@ import pytest
 import torch
 from hypothesis import given
 from hypothesis import strategies as st
-from nets import fill_statistics, images, tiny
+from small_nets import fill_statistics, images, tiny
 
 from slimnb.cost.macs import count_macs
 from slimnb.errors import SlimnbError

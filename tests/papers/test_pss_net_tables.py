@@ -16,7 +16,7 @@ from slimnb.rng import rng_at
 from slimnb.subnet import Subnet
 from slimnb.train.experiment import Result, build
 
-PRINTED = Path(__file__).parents[1] / "data/literature/pss_net.csv"
+PRINTED = Path(__file__).parents[2] / "data/literature/pss_net.csv"
 BASE = replace(recipes._SMOKE, seed=0, resolutions=(24, 32))
 with torch.device("meta"):
     NET = build(BASE, 10)

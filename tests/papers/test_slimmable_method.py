@@ -6,8 +6,8 @@ import math
 
 import pytest
 import torch
+from small_training import small, us_net
 from torch.testing import assert_close
-from training import small, us_net
 
 from slimnb.errors import SlimnbError
 from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich, Switches, Uniform, any_width

@@ -10,7 +10,7 @@ import pytest
 from figure_checks import holds_for
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.patches import StepPatch
-from nets import tiny
+from small_nets import tiny
 
 from slimnb.book import style
 from slimnb.errors import SlimnbError

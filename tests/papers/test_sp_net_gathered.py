@@ -6,7 +6,7 @@ import copy
 
 import pytest
 import torch
-from nets import NETS, TINY, fill_statistics, images, random_subnets, tiny
+from small_nets import NETS, TINY, fill_statistics, images, random_subnets, tiny
 from torch.testing import assert_close
 
 from slimnb.cost.execution import IndexedConv2d

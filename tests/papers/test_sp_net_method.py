@@ -9,11 +9,9 @@ from pathlib import Path
 import pandas as pd
 import pytest
 import torch
-from nets import NETS, TINY
-from test_cost import full
-from test_train import NoSync
+from small_nets import NETS, TINY, full
+from small_training import Noise, NoSync, embedded, everything, fit, same_bits, small
 from torch.testing import assert_close
-from training import Noise, embedded, everything, fit, same_bits, small
 
 from slimnb.cost.macs import count_macs, count_params
 from slimnb.errors import SlimnbError
@@ -221,7 +219,7 @@ def test_found_counts_macs_as_the_paper_does():
 
 # -- the paper's numbers ---------------------------------------------------------------------------------
 
-PRINTED = pd.read_csv(Path(__file__).parents[1] / "data/literature/sp_net.csv")
+PRINTED = pd.read_csv(Path(__file__).parents[2] / "data/literature/sp_net.csv")
 
 
 def errors(table: int, net: str, method: str, dataset: str = "ImageNet") -> list[float]:

@@ -8,8 +8,7 @@ from dataclasses import asdict
 import numpy as np
 import pytest
 import torch
-from nets import NETS, TINY, images, tiny
-from test_cost import full
+from small_nets import NETS, TINY, full, images, tiny
 
 from slimnb.cost.macs import count_macs
 from slimnb.errors import SlimnbError

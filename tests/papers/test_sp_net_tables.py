@@ -11,7 +11,7 @@ import numpy as np
 import pandas as pd
 import pytest
 import torch
-from nets import TINY, images
+from small_nets import TINY, images
 from torch.testing import assert_close
 
 from slimnb.cost.macs import count_macs
@@ -40,7 +40,7 @@ from slimnb.papers.sp_net.tables import (
 )
 from slimnb.subnet import Subnet
 
-LITERATURE = Path(__file__).parents[1] / "data/literature/sp_net.csv"
+LITERATURE = Path(__file__).parents[2] / "data/literature/sp_net.csv"
 
 
 def pruned(kind, share=0.5):

@@ -16,7 +16,7 @@ from slimnb.runs import files as durable
 from slimnb.runs import store
 from slimnb.runs.files import STAGES
 
-ROOT = Path(durable.__file__).parents[1]
+ROOT = Path(durable.__file__).parents[2]
 SHORT = {"steps": 9, "every": 3}
 LONG = {"steps": 30, "every": 3}
 
@@ -35,7 +35,7 @@ class Server:
 @pytest.fixture(scope="module")
 def server():
     env = os.environ | {"PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}
-    command = [sys.executable, str(Path(__file__).with_name("crash_child.py"))]
+    command = [sys.executable, str(Path(__file__).parents[1] / "crash_child.py")]
     pipe = subprocess.PIPE
     with subprocess.Popen(command, stdin=pipe, stdout=pipe, text=True, env=env) as process:
         assert process.stdout.readline() == "ready\n"

@@ -22,7 +22,7 @@ from slimnb.search.pareto import (
     step_cost,
 )
 
-PRINTED = pd.read_csv(Path(__file__).parents[1] / "data/literature/deps.csv", dtype={"table": str})
+PRINTED = pd.read_csv(Path(__file__).parents[2] / "data/literature/deps.csv", dtype={"table": str})
 POINTS = st.lists(st.tuples(st.integers(0, 12), st.integers(0, 12)), min_size=1, max_size=30)
 
 

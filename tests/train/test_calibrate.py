@@ -4,9 +4,9 @@ from __future__ import annotations
 
 import pytest
 import torch
-from nets import NETS, fill_statistics, images, random_subnets, tiny
+from small_nets import NETS, fill_statistics, images, random_subnets, tiny
+from small_training import METHODS, MULTS, Noise, everything, fit, same_bits, small, us_net
 from torch.testing import assert_close
-from training import METHODS, MULTS, Noise, everything, fit, same_bits, small, us_net
 
 from slimnb.errors import SlimnbError
 from slimnb.nets.mobilenet_v1 import MobileNetV1

@@ -12,16 +12,16 @@ from pathlib import Path
 import distributed_child as child
 import pytest
 import torch
-from nets import images
 from safetensors.torch import load_file
-from test_sources import write_folder
+from small_images import write_folder
+from small_nets import images
 from torch.testing import assert_close
 
 from slimnb.errors import SlimnbError
 from slimnb.runs.store import RunStore
 from slimnb.train import distributed, experiment
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 ROUNDED = {"rtol": 1e-5, "atol": 1e-7}  # nets compute in float64 here, but hand out float32 logits
 
 

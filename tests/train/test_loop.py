@@ -11,7 +11,7 @@ from inspect import signature
 
 import pytest
 import torch
-from training import (
+from small_training import (
     FACTORIES,
     METHODS,
     Noise,
@@ -61,7 +61,7 @@ def advance(sampler, steps: int, first: int = 0) -> list:
 
 
 def test_every_sampler_has_a_factory():
-    assert sampler_classes().keys() == FACTORIES.keys(), "add the new sampler to tests/training.py"
+    assert sampler_classes().keys() == FACTORIES.keys(), "add the new sampler to tests/small_training.py"
     for name, kind in sampler_classes().items():
         assert type(FACTORIES[name](small())) is kind
 

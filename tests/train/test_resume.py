@@ -14,9 +14,9 @@ from pathlib import Path
 
 import pytest
 from resume_child import generation
-from training import METHODS
+from small_training import METHODS
 
-HERE = Path(__file__).parent
+HERE = Path(__file__).parents[1]
 COMMAND = [sys.executable, str(HERE / "resume_child.py")]
 ENV = os.environ | {"PYTHONPATH": os.pathsep.join((str(HERE.parent), str(HERE))), "OMP_NUM_THREADS": "1"}
 KILLS = 10

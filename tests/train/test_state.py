@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
-from training import METHODS, Curious, Memory, Noise, everything, same_bits, small, switches
+from small_training import METHODS, Curious, Memory, Noise, everything, same_bits, small, switches
 
 from slimnb.errors import SlimnbError
 from slimnb.nets.mobilenet_v1 import MobileNetV1
