@@ -1,4 +1,4 @@
-"""Small instances of the four nets for the tests, and statistics that are not zeros and ones."""
+"""Small instances of the nets for the tests, and statistics that are not zeros and ones."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ TINY = {
     VGG: {"layout": ((16, 16), (24, 32))},
     ResNet50: {"layout": ((8, 2), (16, 3)), "stem": 16},
 }
-TINY_ELASTIC = {
+ELASTIC = {
     MobileNetV3: {"layout": ((8, 3, 2, "relu", True), (16, 2, 2, "hswish", False), (16, 3, 2, "hswish", True)),
                   "stem": 8, "first": 8, "tail": 40, "head": 24},
     ProxylessNAS: {"layout": ((8, 3, 2), (16, 2, 1), (24, 1, 2)), "stem": 16, "first": 8, "tail": 40},
@@ -38,6 +38,22 @@ def tiny(kind, size: int = 32, bn: str = "calibrated", seed: int = 0):
         for name, p in net.named_parameters():
             noise = torch.randn(p.shape, generator=rng, dtype=p.dtype)
             if p.dim() > 2:
+                p.copy_(1.4 * noise / p[0].numel() ** 0.5)
+            else:
+                p.copy_(0.3 * noise + (0 if name.endswith("bias") else 1))
+    return net
+
+
+def elastic(kind, size=32, bn="calibrated", kernels=(3, 5, 7), seed=0):
+    """A small net of `kind` in double precision, its weights, transforms too, far from where they start."""
+    net = kind(10, size, **ELASTIC[kind], depths=(1, 2, 3), kernels=kernels, bn=bn, seed=seed).double()
+    rng = torch.Generator().manual_seed(seed)
+    with torch.no_grad():
+        for name, p in net.named_parameters():
+            noise = torch.randn(p.shape, generator=rng, dtype=p.dtype)
+            if "transforms" in name:
+                p.add_(0.2 * noise)
+            elif p.dim() > 2:
                 p.copy_(1.4 * noise / p[0].numel() ** 0.5)
             else:
                 p.copy_(0.3 * noise + (0 if name.endswith("bias") else 1))

@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from small_nets import TINY_ELASTIC, meta
+from small_nets import ELASTIC, meta
 
 from slimnb.cost.elastic import ElasticTable, kept_blocks, sample_structures, structures_of, subnets_at
 from slimnb.cost.macs import CONVENTIONS, count_macs, count_params
@@ -17,8 +17,8 @@ from slimnb.errors import SlimnbError
 from slimnb.nets.mobilenet_v3 import MobileNetV3
 from slimnb.nets.proxyless_nas import ProxylessNAS
 
-every_net = pytest.mark.parametrize("kind", TINY_ELASTIC, ids=lambda kind: kind.__name__)
-NETS = {kind: meta(kind, 10, 32, **options, depths=(1, 3), kernels=(3, 5)) for kind, options in TINY_ELASTIC.items()}
+every_net = pytest.mark.parametrize("kind", ELASTIC, ids=lambda kind: kind.__name__)
+NETS = {kind: meta(kind, 10, 32, **options, depths=(1, 3), kernels=(3, 5)) for kind, options in ELASTIC.items()}
 PAPER = meta(MobileNetV3, 100, 32, kernels=(3, 5, 7))
 
 

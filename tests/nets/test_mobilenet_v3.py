@@ -9,7 +9,8 @@ import numpy as np
 import pytest
 import torch
 import torch.nn.functional as F
-from small_nets import TINY_ELASTIC, images, meta
+from small_nets import ELASTIC, images, meta
+from small_nets import elastic as tiny
 from torch.testing import assert_close
 
 from slimnb.cost.macs import count_macs, count_params
@@ -22,24 +23,8 @@ from slimnb.subnet import Subnet, make_divisible
 from slimnb.train.calibrate import calibrate_bn, evaluate
 
 EXACT = {"rtol": 1e-6, "atol": 1e-6}  # computed in float64, handed out as float32
-every_net = pytest.mark.parametrize("kind", TINY_ELASTIC, ids=lambda kind: kind.__name__)
+every_net = pytest.mark.parametrize("kind", ELASTIC, ids=lambda kind: kind.__name__)
 D_E = ((2, 3), (3, 3), (4, 3), (4, 4), (3, 6), (4, 6))
-
-
-def tiny(kind, size=32, bn="calibrated", kernels=(3, 5, 7), seed=0):
-    """A small net of `kind` in double precision, its weights, transforms too, far from where they start."""
-    net = kind(10, size, **TINY_ELASTIC[kind], depths=(1, 2, 3), kernels=kernels, bn=bn, seed=seed).double()
-    rng = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for name, p in net.named_parameters():
-            noise = torch.randn(p.shape, generator=rng, dtype=p.dtype)
-            if "transforms" in name:
-                p.add_(0.2 * noise)
-            elif p.dim() > 2:
-                p.copy_(1.4 * noise / p[0].numel() ** 0.5)
-            else:
-                p.copy_(0.3 * noise + (0 if name.endswith("bias") else 1))
-    return net
 
 
 def drawn(net, n, seed=0):
@@ -171,14 +156,14 @@ def test_statistics_are_kept_per_subnet_and_survive_a_save(kind):
 
 
 def test_kernel_transforms_start_as_identities():
-    net = MobileNetV3(10, 32, **TINY_ELASTIC[MobileNetV3], kernels=(3, 5, 7))
+    net = MobileNetV3(10, 32, **ELASTIC[MobileNetV3], kernels=(3, 5, 7))
     conv = next(m for m in net.modules() if isinstance(m, ElasticDepthwise))
     for kernel in (3, 5, 7):
         s = net.select(net.elastic(None, None, kernel), statistics="batch")
         cut = (7 - kernel) // 2
         centre = conv.weight[:8, :, cut: 7 - cut, cut: 7 - cut]
         assert_close(conv.filters(s, 8), centre, rtol=0, atol=0)
-    only = MobileNetV3(10, 32, **TINY_ELASTIC[MobileNetV3])
+    only = MobileNetV3(10, 32, **ELASTIC[MobileNetV3])
     assert not any("transforms" in name for name, _ in only.named_parameters())
     one = only.state_dict()
     assert all(torch.equal(one[name], t) for name, t in net.state_dict().items() if name in one and "extra" not in name)

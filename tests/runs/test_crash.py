@@ -71,7 +71,14 @@ def test_reference_is_whole(reference):
     assert steps == list(range(1, SHORT["steps"] + 1))
 
 
-@pytest.mark.parametrize("name", [p for p in store.FAILPOINTS if p != "recover.aside"])
+KINDS = ("checkpoint", "checkpointsum", "weights", "weightssum", "result", "resultsum")
+ALWAYS = {f"{kind}.{stage}" for kind, stage in zip(KINDS, STAGES, strict=True)} | {
+    name for name in store.FAILPOINTS if name.partition(".")[0] not in (*KINDS, "owner")}
+"""One kill in each stage of a file, each in another kind of file, and those in none; `-m sweep` has the others."""
+
+
+@pytest.mark.parametrize("name", [pytest.param(name, marks=[] if name in ALWAYS else pytest.mark.sweep)
+                                  for name in store.FAILPOINTS if name != "recover.aside"])
 def test_kill_at_failpoint(server, reference, tmp_path, name):
     root = tmp_path / "runs"
     middle = 2 if name.startswith(("checkpoint", "log", "save")) else 1
@@ -120,7 +127,7 @@ def test_signal_saves_at_the_step_and_goes_on(server, reference, tmp_path):
 
 
 def test_every_stage_is_swept():
-    for kind in ("checkpoint", "checkpointsum", "weights", "weightssum", "result", "resultsum"):
+    for kind in KINDS:
         assert {f"{kind}.{stage}" for stage in STAGES} <= set(store.FAILPOINTS)
 
 
