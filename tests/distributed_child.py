@@ -15,8 +15,8 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from nets import images, tiny
 from safetensors.torch import save_file
+from small_nets import images, tiny
 
 from slimnb.data.datasets import load_data
 from slimnb.errors import SlimnbError

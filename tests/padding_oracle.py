@@ -6,20 +6,12 @@ Both take a net before it was sorted and read its layers and weights only; batch
 from __future__ import annotations
 
 import numpy as np
-import pytest
 import torch
 import torch.nn.functional as F
 from oracle import cut_parameters, thin_net
 from torch import Tensor, nn
 
-from slimnb.errors import SlimnbError
-
 ACTIVATIONS = {"relu": F.relu, "relu6": F.relu6, "none": lambda x: x}
-
-
-def fails(code: str):
-    """Expect a SlimnbError of `code` whose text is one line of at most 240 characters."""
-    return pytest.raises(SlimnbError, match=rf"^slimnb: {code}: [^\n]{{1,220}}$")
 
 
 def random_order(net, seed: int = 0) -> list[np.ndarray]:
