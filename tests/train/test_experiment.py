@@ -2,6 +2,7 @@
 
 from dataclasses import replace
 from pathlib import Path
+from types import SimpleNamespace
 
 import pytest
 import torch
@@ -10,6 +11,7 @@ from slimnb import plugins
 from slimnb.cost.macs import count_macs
 from slimnb.data.datasets import Augmentation, load_data
 from slimnb.errors import SlimnbError
+from slimnb.papers.deps import recipes as deps
 from slimnb.papers.pss_net import recipes as pss_net
 from slimnb.papers.slimmable import probes, recipes
 from slimnb.papers.slimmable import recipes as slimmable_networks
@@ -363,3 +365,19 @@ def test_bfloat16_is_left_to_processors_that_have_it(monkeypatch, capability, ma
     assert recipe_module.training_dtype("bfloat16", "cpu") == made
     assert recipe_module.training_dtype("bfloat16", "cuda") == torch.bfloat16
     assert recipe_module.training_dtype("float32", "cpu") == torch.float32
+
+
+def test_zero_is_a_choice_of_a_nets_option_and_not_the_nets_own():
+    recipe = deps.LAPTOP["smoke"][0].full
+    assert recipe.build(10).mix is not None and replace(recipe, head=0).build(10).mix is None
+    assert replace(recipe, head=0).to_json()["head"] == 0
+
+
+@pytest.mark.parametrize("paper", plugins.names("papers"))
+def test_everything_at_full_trains_in_bfloat16(paper):
+    for size, classes in ((32, 100), (224, 1000)):
+        context = Context("full", 0, SimpleNamespace(size=size, num_classes=classes), (), None)
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(pss_net, "latency_arms", lambda *given: [])  # they would be measured
+            recipes_at_full = plugins.find("papers", paper).STAGES[0](context)
+        assert {recipe.dtype for recipe in recipes_at_full} == {"bfloat16"}
