@@ -35,7 +35,7 @@ def lines(ax: Axes, frame: pd.DataFrame, by: str, x: str, y: str, look_of: Calla
     Means are taken per x, or per platform where the frame has that column: nets searched for one platform
     differ in x from seed to seed.
     """
-    ends, told, at = [], [], "platform" if "platform" in frame else x
+    ends, alt, at = [], [], "platform" if "platform" in frame else x
     groups = [(look_of(name), rows) for name, rows in frame.groupby(by, sort=False)]
     for (style, rows), dashes in zip(groups, dashes_of(style.colour for style, _ in groups), strict=True):
         mean = rows.groupby(rows[at].to_numpy())[[x, y]].mean().sort_values(x).to_numpy()
@@ -43,8 +43,8 @@ def lines(ax: Axes, frame: pd.DataFrame, by: str, x: str, y: str, look_of: Calla
         ax.plot(*mean.T, dashes=dashes, color=style.colour)
         ends.append((*mean[-1], style.label, style.colour))
         first, last = (f"{mean[k, 1]:.3g} {units[1]} at {mean[k, 0]:,.4g} {units[0]}" for k in (0, -1))
-        told.append(f"{style.label}: {first}, {last}.")
-    return ends, " ".join(told)
+        alt.append(f"{style.label}: {first}, {last}.")
+    return ends, " ".join(alt)
 
 
 def paper_lines(ax: Axes, frame: pd.DataFrame, by: str, x: str, y: str) -> list:
@@ -59,12 +59,12 @@ def line_chart(frame: pd.DataFrame, title: str, by: str, x: str, y: str, look_of
                paper: pd.DataFrame | None = None, **settings) -> tuple[Axes, str]:
     """`lines` with labelled ends, the paper's under them; returns the axes, set to `settings`, and a description."""
     ax = new_axes(title)[0]
-    ends, told = lines(ax, frame, by, x, y, look_of, units)
+    ends, alt = lines(ax, frame, by, x, y, look_of, units)
     if paper is not None:
         ends += paper_lines(ax, paper, by, x, y)
     ax.set(**settings)
     label_ends(ax, ends)
-    return ax, told
+    return ax, alt
 
 
 def curves(frame: pd.DataFrame, title: str, x: str, y: str, xlabel: str, ylabel: str,
@@ -75,8 +75,8 @@ def curves(frame: pd.DataFrame, title: str, x: str, y: str, xlabel: str, ylabel:
     """
     ax, looks = new_axes(title)[0], {arm: look(arm) for arm in frame["arm"].unique()}
     palette = {arm: style.colour for arm, style in looks.items()}
-    sns.lineplot(frame, x=x, y=y, hue="arm", style="arm", errorbar=("pi", 100), legend=False, ax=ax,
-                 palette=palette, dashes=dict(zip(looks, dashes_of(palette.values()), strict=True)), **kw)
+    sns.lineplot(frame, x=x, y=y, hue="arm", hue_order=list(looks), palette=palette, style="arm", legend=False, ax=ax,
+                 dashes=dict(zip(looks, dashes_of(palette.values()), strict=True)), errorbar=("pi", 100), **kw)
     ends = [(*line.get_xydata()[-1], style.label, style.colour)
             for line, style in zip(ax.lines, looks.values(), strict=True)]
     if paper is not None:
@@ -86,7 +86,7 @@ def curves(frame: pd.DataFrame, title: str, x: str, y: str, xlabel: str, ylabel:
     return ax
 
 
-def told_ends(frame: pd.DataFrame, x: str, y: str) -> str:
+def alt_of_ends(frame: pd.DataFrame, x: str, y: str) -> str:
     """First and last mean of each arm over `x`, in words."""
     means = {look(arm).label: rows.groupby(x)[y].mean() for arm, rows in frame.groupby("arm", sort=False)}
     return " ".join(f"{label}: {mean.iloc[0]:.3g} at {mean.index[0]:g}, {mean.iloc[-1]:.3g} at {mean.index[-1]:g}."
@@ -130,7 +130,9 @@ def dot_rows(frame: pd.DataFrame, paper: pd.DataFrame | None, title: str, row: s
         if paper is not None:
             ax.set_title(head, loc="left", color=GREY if head == "Paper" else INK)
     handles = _families(families, arms)
-    rows = -(-sum(len(handle.get_label()) + 5 for handle in handles) // (40 + 20 * len(frames)))
+    letters = [len(handle.get_label()) + 5 for handle in handles]
+    rows = next(rows for rows in range(1, len(letters) + 1)  # the fewest in which the widest of each column fit
+                if sum(max(letters[at:at + rows]) for at in range(0, len(letters), rows)) <= 40 + 20 * len(frames))
     axes[0].figure.legend(handles=handles, loc="outside lower center", ncols=-(-len(handles) // rows),
                           handletextpad=0.1, columnspacing=1.4)
     return axes

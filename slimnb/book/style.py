@@ -142,10 +142,10 @@ def look(arm: str) -> Look:
     and part of the arm's name, as in "RS-AOWS-U".
     """
     for key in sorted(METHODS, key=len, reverse=True):
-        found = re.match(rf"([A-Z]{{1,2}}-)?(?i:{'[^a-z0-9]*'.join(key)})(?![A-Za-z])", arm)
-        if found:
-            method, variant = METHODS[key], arm[found.end():]
-            if found[1] or re.fullmatch("-[A-Z]{1,2}", variant):
+        match = re.match(rf"([A-Z]{{1,2}}-)?(?i:{'[^a-z0-9]*'.join(key)})(?![A-Za-z])", arm)
+        if match:
+            method, variant = METHODS[key], arm[match.end():]
+            if match[1] or re.fullmatch("-[A-Z]{1,2}", variant):
                 return replace(method, label=arm)
             variant = variant.strip(" _-,").replace("_", " ")
             return replace(method, label=f"{method.label}, {variant}") if variant else method

@@ -116,6 +116,11 @@ def test_a_variant_keeps_its_methods_colour_but_not_its_line():
     assert style.look("reader's own").label == "reader's own"
 
 
+def test_a_paper_from_elsewhere_adds_its_look(monkeypatch):
+    monkeypatch.setitem(style.METHODS, "usnetlite", style.Look("US-Net lite", "#123456", "p"))
+    assert style.look("us_net_lite_n2") == style.Look("US-Net lite, n2", "#123456", "p")  # the longest name counts
+
+
 def test_seeds_are_dots_and_the_line_is_their_mean():
     frame = _results(("us_net",))
     dots, line = figures.accuracy(frame, "t").lines

@@ -28,8 +28,8 @@ def market_shares(sizes: np.ndarray, title: str, paper: pd.DataFrame | None = No
     rank = np.arange(1, shares.shape[1] + 1)
     beside = 0.0 if paper is None else 0.28  # bars on the left, realisations on the right
     if paper is not None:
-        sns.barplot(paper.assign(rank=paper["rank"] - 0.14), x="rank", y="share", hue="source", palette=SHADES,
-                    native_scale=True, width=0.54, saturation=1, ax=ax)
+        sns.barplot(paper.assign(rank=paper["rank"] - 0.14), x="rank", y="share", hue="source",
+                    palette=SHADES[:paper["source"].nunique()], native_scale=True, width=0.54, saturation=1, ax=ax)
     ranked = pd.DataFrame(shares, columns=rank + beside).melt(var_name="rank", value_name="share")
     sns.pointplot(ranked, x="rank", y="share", errorbar=("pi", 90), err_kws={"lw": 1.4}, marker="D", ms=6, mew=0,
                   linestyle="none", color=INK, native_scale=True, zorder=3, ax=ax,
@@ -42,8 +42,8 @@ def market_shares(sizes: np.ndarray, title: str, paper: pd.DataFrame | None = No
     ax.set(xlabel="Rank (1 is the largest share)", ylabel="Market share (%)", ylim=(0, 104), xticks=rank)
     ax.grid(axis="x", visible=False)
     ax.figure.legend(loc="outside lower center", ncols=2, handlelength=1.2)
-    told = ", ".join(f"{share:.3g} %" for share in mean)
-    return described(ax, f"Ranked market shares, means and spread. {title}. Means by rank: {told}.")
+    alt = ", ".join(f"{share:.3g} %" for share in mean)
+    return described(ax, f"Ranked market shares, means and spread. {title}. Means by rank: {alt}.")
 
 
 @styled("source", "platform", "unit", "channels")
@@ -57,7 +57,7 @@ def channels(frame: pd.DataFrame, title: str) -> np.ndarray:
     axes = new_axes(title, len(platforms), sharey=True)
     per_unit = frame.groupby(["source", "unit"], sort=False)["channels"]
     shared = per_unit.min() == per_unit.max()
-    told = []
+    alt = []
     for ax, platform in zip(axes, platforms, strict=True):
         ends = []
         groups = frame[frame["platform"] == platform].groupby("source", sort=False)
@@ -69,7 +69,7 @@ def channels(frame: pd.DataFrame, title: str) -> np.ndarray:
             ax.scatter(rows["unit"], rows["channels"], 12 + 8 * wide, c=fills, marker=style.marker,
                        edgecolors=style.colour, zorder=3)
             ends.append((rows["unit"].iloc[-1], rows["channels"].iloc[-1], style.label, style.colour))
-            told.append(f"{style.label} on {platform}: {', '.join(map(str, rows['channels']))}.")
+            alt.append(f"{style.label} on {platform}: {', '.join(map(str, rows['channels']))}.")
         ax.set_yscale("log", base=2)
         ax.yaxis.set_major_formatter("{x:g}")
         ax.set(xlabel="Channel unit (1 is the stem)", xticks=sorted(frame["unit"].unique())[::3])
@@ -80,8 +80,8 @@ def channels(frame: pd.DataFrame, title: str) -> np.ndarray:
         counts = shared.groupby("source", sort=False).sum()
         note = "\n".join(f"{look(source).label}: {count} of {len(shared[source])}" for source, count in counts.items())
         axes[0].annotate(f"filled: shared\n{note}", (0.98, 0.03), xycoords="axes fraction", ha="right", color=GREY)
-        told.append(f"Units shared by the platforms, {note}.")
-    return described(axes, f"Step chart of channels per channel unit. {title}. {' '.join(told)}")
+        alt.append(f"Units shared by the platforms, {note}.")
+    return described(axes, f"Step chart of channels per channel unit. {title}. {' '.join(alt)}")
 
 
 @styled("market", "arm", "top1")
@@ -94,8 +94,8 @@ def weighted_accuracy(frame: pd.DataFrame, title: str, paper: pd.DataFrame | Non
     axes = dot_rows(frame, paper, title, "market", "top1", f"Weighted {TOP1[0].lower()}{TOP1[1:]}")
     axes[0].set(ylabel="Market")
     best = frame.groupby(["market", "arm"], sort=False)["top1"].mean().groupby("market", sort=False).idxmax()
-    told = "; ".join(f"{market}: {arm}" for market, arm in best)
-    return described(axes, f"Dot plot of accuracy weighted by market. {title}. Best arms: {told}.")
+    alt = "; ".join(f"{market}: {arm}" for market, arm in best)
+    return described(axes, f"Dot plot of accuracy weighted by market. {title}. Best arms: {alt}.")
 
 
 @styled("trained", "used", "lost")
@@ -115,9 +115,9 @@ def forecast(frame: pd.DataFrame, title: str) -> Axes:
     ax.tick_params("y", rotation=0)
     ax.set(xlabel="Market it is used in (cells: points lost)", ylabel="Market it is trained for")
     row, column = np.unravel_index(np.nanargmax(table), table.shape)
-    told = (f"Most is lost when trained for {table.index[row]} and used in {markets[column]}: "
+    alt = (f"Most is lost when trained for {table.index[row]} and used in {markets[column]}: "
             f"{table.iloc[row, column]:.2f}.")
-    return described(ax, f"Heat map of points lost to a wrong forecast. {title}. {told}")
+    return described(ax, f"Heat map of points lost to a wrong forecast. {title}. {alt}")
 
 
 @styled("measured", "predicted")
@@ -136,5 +136,5 @@ def latency_fit(frame: pd.DataFrame, title: str) -> Axes:
     ax.plot(ends, ends, color=GREY, lw=1.2, zorder=1)
     ax.set(xlabel="Measured latency (ms)", ylabel="Predicted latency (ms)", xlim=ends, ylim=ends)
     ax.legend(loc="upper left", handletextpad=0.1, borderaxespad=0)
-    told = " ".join(f"{model}: mean error {value:.2g} %." for model, value in error.items())
-    return described(ax, f"Scatter plot of predicted against measured latency. {title}. {told}")
+    alt = " ".join(f"{model}: mean error {value:.2g} %." for model, value in error.items())
+    return described(ax, f"Scatter plot of predicted against measured latency. {title}. {alt}")

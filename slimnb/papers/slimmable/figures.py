@@ -23,25 +23,25 @@ def accuracy(frame: pd.DataFrame, title: str, paper: pd.DataFrame | None = None)
 
     With a column platform the line joins each platform's mean: searched nets differ in MACs by seed.
     """
-    ax, told = line_chart(millions(frame), title, "arm", "macs", "top1", look, ("M MACs", "%"), millions(paper),
+    ax, alt = line_chart(millions(frame), title, "arm", "macs", "top1", look, ("M MACs", "%"), millions(paper),
                           xlabel=MACS, ylabel=TOP1)
-    return described(ax, f"Line chart of top-1 accuracy against MACs. {title}. {told}")
+    return described(ax, f"Line chart of top-1 accuracy against MACs. {title}. {alt}")
 
 
 @styled("arm", "macs", "top1_easy", "top1_hard")
 def easy_and_hard(frame: pd.DataFrame, title: str) -> np.ndarray:
     """Accuracy against MACs on easy and on hard images. Columns arm, macs, top1_easy, top1_hard (%), seed."""
     axes = new_axes(title, 2, sharey=True)
-    told = []
+    alt = []
     panels = {"top1_easy": "Easy images", "top1_hard": "Hard images"}
     for ax, (column, name) in zip(axes, panels.items(), strict=True):
         ends, text = lines(ax, millions(frame), "arm", "macs", column, look, ("M MACs", "%"))
         ax.set_title(name, loc="left")
         ax.set(xlabel=MACS)
-        told.append(f"{name}: {text}")
+        alt.append(f"{name}: {text}")
     axes[0].set(ylabel=TOP1)
     label_ends(axes[1], ends)
-    return described(axes, f"Two line charts of top-1 accuracy against MACs. {title}. {' '.join(told)}")
+    return described(axes, f"Two line charts of top-1 accuracy against MACs. {title}. {' '.join(alt)}")
 
 
 @styled("mult", "channel", "mean", "var")
@@ -54,11 +54,11 @@ def statistics(frame: pd.DataFrame, title: str) -> np.ndarray:
     full, slim = (rows for _, rows in frame.groupby(frame["mult"] < frame["mult"].max()))
     both = slim.sort_values("mult", ascending=False, kind="stable").merge(full, on="channel", suffixes=("", "_full"))
     colours = {f"{mult:g}×": width_colour(mult) for mult in both["mult"].unique()}
-    widths, told = both["mult"].map("{:g}×".format), []
+    widths, alt = both["mult"].map("{:g}×".format), []
     for ax, (column, name) in zip(axes, {"mean": "mean", "var": "variance"}.items(), strict=True):
         sns.scatterplot(both, x=f"{column}_full", y=column, hue=widths, palette=colours, s=20, lw=0, alpha=0.85, ax=ax)
         off = (both[column] - both[f"{column}_full"]).abs().groupby(widths, sort=False).median()
-        told += [f"{name} at {width} is off by {value:.3g} (median)." for width, value in off.items()]
+        alt += [f"{name} at {width} is off by {value:.3g} (median)." for width, value in off.items()]
         if column == "var":
             ax.set(xscale="log", yscale="log")
             ax.xaxis.set_major_formatter("{x:g}")
@@ -71,7 +71,7 @@ def statistics(frame: pd.DataFrame, title: str) -> np.ndarray:
     axes[0].annotate("no change", (0.98, 0.98), xycoords="axes fraction", ha="right", va="top", color=GREY)
     handles = axes[0].get_legend_handles_labels()
     axes[0].figure.legend(*handles, loc="outside right center", title="Width", handletextpad=0.1)
-    return described(axes, f"Two scatter plots of a layer's BN statistics. {title}. {' '.join(told)}")
+    return described(axes, f"Two scatter plots of a layer's BN statistics. {title}. {' '.join(alt)}")
 
 
 @styled("arm", "step", "mult", "loss")
@@ -82,7 +82,7 @@ def training_curves(frame: pd.DataFrame, title: str) -> np.ndarray:
     """
     arms = list(dict.fromkeys(frame["arm"]))
     axes = new_axes(title, len(arms), sharey=True)
-    told = []
+    alt = []
     for ax, arm in zip(axes, arms, strict=True):
         ends = []
         for mult, rows in frame[frame["arm"] == arm].groupby("mult"):
@@ -92,12 +92,12 @@ def training_curves(frame: pd.DataFrame, title: str) -> np.ndarray:
             ax.plot(loss.index[thin], loss.iloc[thin], color=colour, lw=0.7, alpha=0.3)
             ax.plot(smooth.index[thin], smooth.iloc[thin], color=colour)
             ends.append((smooth.index[-1], smooth.iloc[-1], f"{mult:g}×", colour))
-            told.append(f"{look(arm).label} at {mult:g}× ends at {smooth.iloc[-1]:.3g}.")
+            alt.append(f"{look(arm).label} at {mult:g}× ends at {smooth.iloc[-1]:.3g}.")
         ax.set(xlabel="Training step")
         ax.set_title(look(arm).label, loc="left", color=legible(look(arm).colour))
         label_ends(ax, ends)
     axes[0].set(ylabel="Training loss (nats)")
-    return described(axes, f"Line chart of training loss against steps. {title}. {' '.join(told)}")
+    return described(axes, f"Line chart of training loss against steps. {title}. {' '.join(alt)}")
 
 
 @styled("mult", "images", "top1")
@@ -105,11 +105,11 @@ def calibration(frame: pd.DataFrame, title: str) -> Axes:
     """Accuracy against the number of BN calibration images. Columns mult, images, top1 (%), seed."""
     ticks = sorted(frame["images"].unique())
     ticks = ticks[:: -(-len(ticks) // 6)]
-    ax, told = line_chart(frame, title, "mult", "images", "top1", _width_look, ("images", "%"), xscale="log",
+    ax, alt = line_chart(frame, title, "mult", "images", "top1", _width_look, ("images", "%"), xscale="log",
                           xlabel="Calibration images", ylabel=TOP1, xticks=ticks,
                           xticklabels=[f"{tick:,}" for tick in ticks])
     ax.minorticks_off()
-    return described(ax, f"Line chart of accuracy against calibration images. {title}. {told}")
+    return described(ax, f"Line chart of accuracy against calibration images. {title}. {alt}")
 
 
 @styled("mode", "ms")
@@ -137,17 +137,17 @@ def latency_bars(frame: pd.DataFrame, title: str) -> Axes:
     ax.set(ylabel="Latency (full net = 1)", xlabel="Way to run a slimmer net (bars carry ms)")
     ax.grid(axis="x", visible=False)
     ax.margins(y=0.18)
-    told = " ".join(f"{mode}: {ms:.3g} ms." for mode, ms in ours["ms"].items())
-    return described(ax, f"Bar chart of latency. {title}. {told}")
+    alt = " ".join(f"{mode}: {ms:.3g} ms." for mode, ms in ours["ms"].items())
+    return described(ax, f"Bar chart of latency. {title}. {alt}")
 
 
 @styled("mode", "mult", "ms")
 def latency_by_width(frame: pd.DataFrame, title: str) -> Axes:
     """Latency against width, one line per mode. Columns mode, mult, ms, paper_ms (optional)."""
     paper = frame.assign(ms=frame["paper_ms"]) if "paper_ms" in frame else None
-    ax, told = line_chart(frame, title, "mode", "mult", "ms", _mode_look, ("×", "ms"), paper, ylim=(0, None),
+    ax, alt = line_chart(frame, title, "mode", "mult", "ms", _mode_look, ("×", "ms"), paper, ylim=(0, None),
                           xlabel="Width multiplier", ylabel="Latency (ms)", xticks=sorted(frame["mult"].unique()))
-    return described(ax, f"Line chart of latency against width. {title}. {told}")
+    return described(ax, f"Line chart of latency against width. {title}. {alt}")
 
 
 @styled()
@@ -159,10 +159,10 @@ def image_grid(images, labels, difficulty, class_names, title: str, columns: int
     bins = np.minimum((difficulty * columns).astype(int), columns - 1)
     for row in range(rows):
         for column in range(columns):
-            found = np.flatnonzero((labels == row) & (bins == column))
-            if len(found):
+            there = np.flatnonzero((labels == row) & (bins == column))
+            if len(there):
                 y, x = row * side + 1, column * side + 1
-                sheet[y:y + side - 2, x:x + side - 2] = images[found[0]].transpose(1, 2, 0)
+                sheet[y:y + side - 2, x:x + side - 2] = images[there[0]].transpose(1, 2, 0)
     ax = new_axes(title, height=(rows / columns * 4.6 + 1.1) / 3.6)[0]
     ax.imshow(sheet, extent=(0, 1, rows - 0.5, -0.5), aspect="auto")
     ax.set_yticks(range(rows), class_names)
@@ -191,8 +191,8 @@ def slicing_diagram(weight, widths, title: str) -> np.ndarray:
         ax.grid(visible=False)
         ax.spines[:].set_visible(False)
     axes[0].set(ylabel="Output channel")
-    told = f"Widths {', '.join(map(str, widths))} use the top left square of that side."
-    return described(axes, f"Weight matrices of a sliced convolution. {title}. {told}")
+    alt = f"Widths {', '.join(map(str, widths))} use the top left square of that side."
+    return described(axes, f"Weight matrices of a sliced convolution. {title}. {alt}")
 
 
 @styled("layer", "part", "macs")
@@ -202,35 +202,35 @@ def layer_macs(frame: pd.DataFrame, title: str) -> Axes:
     table = millions(frame).pivot_table("macs", "layer", "part", aggfunc="sum", fill_value=0, sort=False)
     table = table[table.sum().sort_values(ascending=False).index]
     colours = [PARTS.get(part, GREY) for part in table]
-    table.columns = told = [f"{part}, {share:.1%}" for part, share in (table.sum() / table.to_numpy().sum()).items()]
+    table.columns = alt = [f"{part}, {share:.1%}" for part, share in (table.sum() / table.to_numpy().sum()).items()]
     stack(ax.bar, range(len(table)), table, 0.72, colours, lw=0)
     ax.set_xticks(range(len(table)), [name.removeprefix("block") for name in table.index], fontsize=9)
     ax.set(xlabel="Layer (numbers are blocks)", ylabel="MACs (millions)")
     ax.grid(axis="x", visible=False)
     ax.figure.legend(loc="outside lower center", ncols=2, handlelength=1.2)
-    return described(ax, f"Stacked bars of MACs per layer. {title}. {'; '.join(told)}.")
+    return described(ax, f"Stacked bars of MACs per layer. {title}. {'; '.join(alt)}.")
 
 
 @styled()
 def cost_histogram(macs, uniform: dict[float, float], title: str) -> Axes:
     """How many random subnets cost how much. `macs` (N,); `uniform` has the MACs of each width multiplier."""
     ax = new_axes(title)[0]
-    random, mults, marked = np.asarray(macs) / 1e6, sorted(uniform), np.array(sorted(uniform.values())) / 1e6
+    random, mults, marks = np.asarray(macs) / 1e6, sorted(uniform), np.array(sorted(uniform.values())) / 1e6
     across = ax.get_xaxis_transform()  # x in MACs, y in heights of the axes
     sns.histplot(random, bins=60, color=NEUTRAL, lw=0, alpha=1, label="random subnets", ax=ax)
     ax.set(ylim=(0, 1.18 * ax.get_ylim()[1]), xlabel=MACS, ylabel="Number of subnets")
-    ax.plot(marked, np.full(len(marked), 0.93), "v", ms=6, mew=0, color=INK, transform=across,
+    ax.plot(marks, np.full(len(marks), 0.93), "v", ms=6, mew=0, color=INK, transform=across,
             label="uniform subnets")
-    gap, last = 0.07 * np.ptp(marked), -np.inf
-    for mult, cost in zip(mults, marked, strict=True):
+    gap, last = 0.07 * np.ptp(marks), -np.inf
+    for mult, cost in zip(mults, marks, strict=True):
         if cost - last > gap:  # the slim end is crowded: name what fits
             ax.annotate(f"{mult:g}×", (cost, 0.96), xycoords=across, ha="center", fontsize=9)
             last = cost
     ax.figure.legend(loc="outside lower center", ncols=2, handlelength=1.2)
     low, high = np.quantile(random, [0.25, 0.75])
-    told = (f"{len(random):,} random subnets cost {random.min():.3g} to {random.max():.3g} M MACs, half of "
-            f"them {low:.3g} to {high:.3g}; uniform ones {marked[0]:.3g} to {marked[-1]:.3g}.")
-    return described(ax, f"Histogram of MACs. {title}. {told}")
+    alt = (f"{len(random):,} random subnets cost {random.min():.3g} to {random.max():.3g} M MACs, half of "
+            f"them {low:.3g} to {high:.3g}; uniform ones {marks[0]:.3g} to {marks[-1]:.3g}.")
+    return described(ax, f"Histogram of MACs. {title}. {alt}")
 
 
 @styled("difficulty", "correct")
@@ -251,8 +251,8 @@ def difficulty_profile(frame: pd.DataFrame, title: str, chance: float = 10, bins
     axes[1].set(ylabel=TOP1, ylim=(0, 102))
     for ax in axes:
         ax.set(xlabel="Difficulty (0 easiest, 1 hardest)", xlim=(-0.03, 1.03))
-    told = f"From easy to hard: {', '.join(f'{value:.0f} %' for value in axes[1].lines[0].get_ydata())}."
-    return described(axes, f"Histogram of difficulty, and accuracy by difficulty. {title}. {told}")
+    alt = f"From easy to hard: {', '.join(f'{value:.0f} %' for value in axes[1].lines[0].get_ydata())}."
+    return described(axes, f"Histogram of difficulty, and accuracy by difficulty. {title}. {alt}")
 
 
 def _wilson(hits: pd.Series) -> np.ndarray:
