@@ -1,4 +1,4 @@
-"""Five ways to run a subnet (DS-Net, Table 1; SP-Net, Table 7): full, masked, indexed, sliced, ideal."""
+"""A subnet can be run in five ways (DS-Net, Table 1; SP-Net, Table 7): full, masked, indexed, sliced, ideal."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from slimnb.subnet import Subnet
 
 
 def execution_modes(net: SlimmableNet, subnet: Subnet, x: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """Five callables that give logits of x (B, 3, H, W), for `compare_latency`; four give the same.
+    """Return five callables that give logits of x (B, 3, H, W), for `compare_latency`; the last four give the same.
 
     full: the largest subnet. mask: the largest with the channels outside `subnet` multiplied by zero.
     index: weights gathered by lists of channel numbers at every call. slice: what slimnb does. ideal: the
@@ -34,7 +34,7 @@ def execution_modes(net: SlimmableNet, subnet: Subnet, x: Tensor) -> dict[str, C
 
 
 def in_faster_format(plain: nn.Module, x: Tensor, rounds: int = 5) -> Callable[[], Tensor]:
-    """A callable that gives `plain(x)`, both in PyTorch's own memory format or both in channels_last.
+    """Return a callable that gives `plain(x)`, with both in PyTorch's own memory format or both in channels_last.
 
     It takes the format whose fastest of `rounds` calls, timed in turn, was the faster: neither wins for every net,
     and a slice, which is always in channels_last, must not look good beside a net held in the wrong one.
@@ -50,7 +50,7 @@ def _in_eval(net: SlimmableNet, x: Tensor, route: Subnet | Masks) -> Tensor:
 
 
 def indexed(net: SlimmableNet, subnet: Subnet) -> nn.Module:
-    """`net.extract(subnet)`, except that its layers gather the supernet's weights by index at each call."""
+    """Return `net.extract(subnet)`, except that its layers gather the supernet's weights by index at each call."""
     plain = net.extract(subnet)
     s = net.select(subnet, statistics="slot")
     wide = [m for m in net.modules() if isinstance(m, (SlimmableConv2d, SwitchableBatchNorm2d))]
@@ -68,7 +68,7 @@ def _numbers(n: int, like: Tensor) -> Tensor:
 
 
 class IndexedConv2d(nn.Module):
-    """A slimmable convolution at one width, its filters picked by `index_select` on both axes."""
+    """A slimmable convolution at one width that picks its filters by `index_select` on both axes."""
 
     def __init__(self, source: SlimmableConv2d, s: Selection):
         super().__init__()
@@ -78,7 +78,7 @@ class IndexedConv2d(nn.Module):
         self.in_index = _numbers(inputs, source.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, I, H, W) -> (B, O, H / stride, W / stride)."""
+        """Map x (B, I, H, W) to (B, O, H / stride, W / stride)."""
         source, weight = self.source, self.source.weight.index_select(0, self.out_index)
         if not source.depthwise:
             weight = weight.index_select(1, self.in_index)
@@ -87,7 +87,7 @@ class IndexedConv2d(nn.Module):
 
 
 class IndexedBatchNorm2d(nn.Module):
-    """A slimmable batch norm at one width, its four vectors picked by `index_select`."""
+    """A slimmable batch norm at one width that picks its four vectors by `index_select`."""
 
     def __init__(self, source: SwitchableBatchNorm2d, s: Selection):
         super().__init__()
@@ -96,7 +96,7 @@ class IndexedBatchNorm2d(nn.Module):
         self.index = _numbers(s.widths[source.unit], source.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same shape."""
+        """Map x (B, C, H, W) to the same shape."""
         source, index = self.source, self.index
         mean, var = (t[self.slot].index_select(0, index) for t in (source.running_mean, source.running_var))
         weight, bias = (t[self.row].index_select(0, index) for t in (source.weight, source.bias))
@@ -104,7 +104,7 @@ class IndexedBatchNorm2d(nn.Module):
 
 
 class IndexedLinear(nn.Module):
-    """A slimmable linear layer at one width, its input features picked by `index_select`."""
+    """A slimmable linear layer at one width that picks its input features by `index_select`."""
 
     def __init__(self, source, s: Selection):
         super().__init__()
@@ -112,5 +112,5 @@ class IndexedLinear(nn.Module):
         self.index = _numbers(s.reaching(source.sources), source.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, I) -> (B, out_features)."""
+        """Map x (B, I) to (B, out_features)."""
         return F.linear(x, self.source.weight.index_select(1, self.index), self.source.bias)

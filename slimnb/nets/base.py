@@ -1,4 +1,4 @@
-"""What every slimmable net shares: channel units, slots of statistics, forward, `bind` and `extract`."""
+"""Every slimmable net has this: channel units, slots of statistics, forward, `bind` and `extract`."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ from slimnb.subnet import SearchSpace, Subnet
 
 @dataclass(frozen=True, slots=True)
 class ChannelUnit:
-    """Channels that are kept or dropped together: who makes them, who normalises them, who reads them."""
+    """A channel unit is kept or dropped as one; it names who makes its channels, who normalises and who reads them."""
 
     name: str
     channels: int  # of the largest subnet
@@ -34,7 +34,7 @@ class ChannelUnit:
 
 @dataclass(frozen=True, slots=True)
 class Masks:
-    """One width per sample: a (B, C) mask of zeros and ones for each channel unit.
+    """Masks give each sample a width of its own: a (B, C) mask of zeros and ones for each channel unit.
 
     `slot` names the batch-norm statistics, one row for all or (B,) one per sample; it is needed outside
     training. A (1, C) mask serves every sample.
@@ -48,14 +48,14 @@ class Masks:
 
 
 class BoundNet(nn.Module):
-    """A supernet held at one subnet: plain `forward(x)`, parameters shared with the supernet."""
+    """A supernet held at one subnet has a plain `forward(x)` and shares the supernet's parameters."""
 
     def __init__(self, net: SlimmableNet, subnet: Subnet):
         super().__init__()
         self.net, self.subnet = net, subnet
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) -> logits (B, classes)."""
+        """Map x (B, 3, H, W) to logits (B, classes)."""
         return self.net(x, self.subnet)
 
 
@@ -90,12 +90,12 @@ class SlimmableNet(Slots):
     # -- construction ------------------------------------------------------------------------------------
 
     def new_unit(self, name: str) -> int:
-        """Number of a new channel unit."""
+        """Name a new channel unit and return its number."""
         self.unit_names.append(name)
         return len(self.unit_names) - 1
 
     def resolve_largest(self, largest: float | tuple[int, ...]) -> tuple[int, ...]:
-        """Channels of every unit of the supernet, from a multiplier or as given."""
+        """Return the channels of every unit of the supernet; `largest` is a multiplier or these channels themselves."""
         if not isinstance(largest, Sequence) or isinstance(largest, str):
             return self.widths_at(_checked_mult("largest", largest))
         units = len(self.widths_at(1.0))
@@ -108,7 +108,7 @@ class SlimmableNet(Slots):
         return tuple(largest)
 
     def finish(self, widths: tuple[int, ...], depths: tuple[int, ...] = (), kernels: tuple[int, ...] = ()) -> None:
-        """Called last by a constructor: fixes the largest subnet, initial weights and the memory format."""
+        """Fix the largest subnet, initial weights and the memory format; a constructor calls it last."""
         self.largest = Subnet(tuple(widths), depths, kernels)
         # The dicts that hold the parameters: walking the modules for them would cost more than a thin layer.
         self._held = [module._parameters for module in self.modules()]
@@ -117,7 +117,7 @@ class SlimmableNet(Slots):
 
     @torch.no_grad()  # not through .data: writes must leave a trace in the version of the weights
     def reset_parameters(self, seed: int) -> None:
-        """Convolutions N(0, sqrt(2 / (k k out))), linear layers N(0, .01), norms 1 and 0 (as US-Net)."""
+        """Draw convolutions from N(0, sqrt(2 / (k k out))), linear ones from N(0, .01); norms are 1 and 0 (US-Net)."""
         if next(self.parameters()).is_meta:
             return  # shapes only: enough to count MACs and parameters
         rng = torch.Generator().manual_seed(seed)
@@ -133,13 +133,13 @@ class SlimmableNet(Slots):
                 module.bias.zero_()
 
     def widths_at(self, mult: float) -> tuple[int, ...]:
-        """Channels of every unit at width multiplier `mult` (1.0 = the paper's net)."""
+        """Return the channels of every unit at width multiplier `mult` (1.0 is the paper's net)."""
         raise NotImplementedError
 
     # -- subnets -----------------------------------------------------------------------------------------
 
     def uniform(self, mult: float, resolution: int | None = None) -> Subnet:
-        """The subnet whose every unit has `mult` times the paper's channels."""
+        """Return the subnet whose every unit has `mult` times the paper's channels."""
         widths = self.widths_at(_checked_mult("mult", mult))
         subnet = replace(self.largest, widths=widths, resolution=resolution)
         self.check(subnet)
@@ -147,7 +147,7 @@ class SlimmableNet(Slots):
 
     @property
     def stages(self) -> tuple[int, ...]:
-        """The stage of every unit, for `space(mults, tied=net.stages)`.
+        """Return the stage of every unit, for `space(mults, tied=net.stages)`.
 
         An inverted residual's hidden layer goes with its input, of which it is a multiple.
         """
@@ -161,7 +161,7 @@ class SlimmableNet(Slots):
 
     def space(self, mults: Sequence[float], resolutions: Sequence[int] = (),
               tied: tuple[int, ...] = ()) -> SearchSpace:
-        """Every unit at the width of any of `mults`, on its own or with the others of its group in `tied`."""
+        """Return the space where a unit has the width of any of `mults`, alone or with all of its group in `tied`."""
         if not len(mults):
             raise ParameterError("mults = ()", "a space has at least one width multiplier",
                                  "Set e.g. (0.25, 0.5, 1.0).")
@@ -194,9 +194,9 @@ class SlimmableNet(Slots):
         self._checked.add(subnet)
 
     def reach(self, subnet: Subnet) -> tuple[int, ...]:
-        """Channels of its residual stream up to the end of each unit; () in a net that was not embedded.
+        """Return how many channels the residual stream of each unit has up to its end; () in a net not embedded.
 
-        More than the unit's width where zeros lie in between: what reads the stream computes on them, too.
+        That is more than the unit's width where zeros lie in between: what reads the stream computes on them, too.
         """
         if self.padding is None:
             return ()
@@ -207,13 +207,13 @@ class SlimmableNet(Slots):
         return self._reach[key]
 
     def set_padding(self, padding: str | None, places: Mapping[int, Tensor] | None = None) -> None:
-        """Pad joins as `padding` says, the channels of units scattered to `places` (by unit: (C,) int64)."""
+        """Pad joins as `padding` says, and scatter the channels of each unit in `places` to its places, (C,) int64."""
         self.padding = padding
         self._reach.clear()
         place_(self, places or {})
 
     def masks(self, widths: Tensor, subnets: list[Subnet] | None = None) -> Masks:
-        """Masks of `widths` (B, units) ints; with `subnets`, one per sample, each uses its own statistics."""
+        """Return masks of `widths` (B, units) ints; with `subnets`, one per sample, each has statistics of its own."""
         device = next(self.parameters()).device
         widths = widths.to(device)
         each = tuple((torch.arange(most, device=device) < widths[:, unit, None]).float()
@@ -225,7 +225,7 @@ class SlimmableNet(Slots):
 
     def select(self, route: Subnet | Masks, momentum: float | None = None,
                statistics: str = "auto") -> Selection:
-        """How one forward pass runs `route`: see `forward` for `momentum` and `statistics`."""
+        """Say how one forward pass runs `route`: see `forward` for `momentum` and `statistics`."""
         batch = self.training if statistics == "auto" else statistics == "batch"
         if isinstance(route, Masks):
             if self.padding == ENDS:
@@ -252,20 +252,19 @@ class SlimmableNet(Slots):
     def forward(self, x: Tensor, route: Subnet | Masks | None = None, *, dropout: float = 0.0,
                 generator: torch.Generator | None = None, momentum: float | None = None,
                 statistics: str = "auto") -> Tensor | RoutedLogits:
-        """x (B, 3, H, W) -> logits (B, num_classes) float32, by the subnet or masks `route`, or the largest.
+        """Run the subnet or masks `route` (None: the largest): x (B, 3, H, W) gives logits (B, num_classes) float32.
 
-        `statistics`: "auto" normalises by the batch while training and by the subnet's own slot otherwise;
-        "batch" by the batch and "slot" by the slot in any mode. `momentum` is this batch's weight in the
-        running statistics (None: 0.1 while training where the policy tracks them). `dropout` acts before the
-        classifier, its mask drawn from `generator`. For a route that gates choose (`slimnb.nn.gate.Gated`) the logits
-        come with the gates' decisions.
+        With `statistics` "auto" the batch normalises while training, and the subnet's own slot otherwise; "batch" and
+        "slot" say so for any mode. `momentum` is this batch's weight in the running statistics (None: 0.1 while
+        training, where the policy tracks them). `dropout` acts before the classifier; `generator` draws its mask. For a
+        route that gates choose (`slimnb.nn.gate.Gated`) the logits come with the gates' decisions.
         """
         route = self.largest if route is None else route
         self._touched = self._touched or torch.is_grad_enabled()
         return self.run(x, self.select(route, momentum, statistics), dropout, generator)
 
     def run(self, x: Tensor, s: Selection, dropout: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
-        """x (B, 3, H, W) -> logits (B, num_classes) float32, by what `select` returned; it checks nothing more."""
+        """Run what `select` returned, without another check: x (B, 3, H, W) gives logits (B, num_classes) float32."""
         x = resize(x, s.resolution)
         x = F.adaptive_avg_pool2d(self.features(x, s), 1)
         x = (x if self.mix is None else self.mix(x, s)).flatten(1)
@@ -276,7 +275,7 @@ class SlimmableNet(Slots):
         return logits if s.routing is None else RoutedLogits(logits, tuple(s.decisions))
 
     def bind(self, subnet: Subnet) -> BoundNet:
-        """A module with plain `forward(x)` that shares this supernet's parameters.
+        """Return a module with a plain `forward(x)` that shares this supernet's parameters.
 
         `torch.export` and `torch.compile` take it in one graph. Such a graph cannot check that statistics belong to
         the weights, so a net in eval mode checks it here, and raises NumericsError; other calls check every time.
@@ -287,7 +286,7 @@ class SlimmableNet(Slots):
         return BoundNet(self, subnet)
 
     def extract(self, subnet: Subnet) -> nn.Sequential:
-        """A stand-alone plain module, in eval mode, with only `subnet`'s parameters and statistics."""
+        """Copy the parameters and statistics of `subnet` into a stand-alone plain module in eval mode."""
         s = self.select(subnet, statistics="slot")
         head = [Resize(subnet.resolution)] if subnet.resolution else []
         mix = [] if self.mix is None else [self.mix.extract(s)]
@@ -298,7 +297,7 @@ class SlimmableNet(Slots):
     # -- description -------------------------------------------------------------------------------------
 
     def channel_units(self) -> list[ChannelUnit]:
-        """The table that sorting, pruning and pairwise costs read: one row per channel unit."""
+        """List all channel units: sorting, pruning and pairwise costs read this table."""
         named = list(self.named_modules())
         convs = [(n, m) for n, m in named if isinstance(m, SlimmableConv2d)]
         readers = convs + [(n, m) for n, m in named if isinstance(m, SlimmableLinear)]
@@ -310,12 +309,12 @@ class SlimmableNet(Slots):
                 for u, name in enumerate(self.unit_names)]
 
     def frozen_copy(self) -> SlimmableNet:
-        """A copy with tensors of its own, in eval mode, that takes no gradients; process groups are shared."""
+        """Copy the net, in eval mode and without gradients; the copy shares process groups, but no tensor."""
         groups = {id(norm.group): norm.group for norm in self.norms() if norm.group is not None}  # cannot be copied
         return copy.deepcopy(self, groups).requires_grad_(False).eval()
 
     def get_extra_state(self) -> dict:
-        """JSON-able: what `Slots` keeps, how joins are padded, and which units are scattered."""
+        """Return as JSON what `Slots` keeps, how joins are padded, and which units are scattered."""
         state = super().get_extra_state()
         return state if self.padding is None else state | {"padding": self.padding, "scattered": list(places_of(self))}
 

@@ -1,4 +1,4 @@
-"""MobileNetV1, V2 and V3: depthwise-separable blocks, inverted residuals, inverted residuals of elastic stages."""
+"""MobileNetV1, V2 and V3: depthwise-separable blocks, inverted residuals, inverted residuals in elastic stages."""
 
 from __future__ import annotations
 
@@ -45,7 +45,7 @@ class MobileNetV1(SlimmableNet):
         self.finish(widths)
 
     def widths_at(self, mult: float) -> tuple[int, ...]:
-        """Channels of stem and blocks at `mult`."""
+        """Return the channels of stem and blocks at `mult`."""
         return tuple(scaled(channels, mult, self.rounding) for channels, _ in self.layout)
 
 
@@ -103,7 +103,7 @@ class MobileNetV2(SlimmableNet):
         return Residual(Chain(*layers), None, "none", sources), sources, max(channels, widths[out])
 
     def widths_at(self, mult: float) -> tuple[int, ...]:
-        """Channels of all units at `mult`: hidden layers are t times the input, rounded before that."""
+        """Return the channels of all units at `mult`; a hidden layer has t times its input, which is rounded first."""
         before = scaled(self.stem, mult, self.rounding)
         widths = [before]
         for expansion, channels, count, _ in self.layout:
@@ -124,9 +124,9 @@ class MobileNetV3(ElasticNet):
     """Once-for-All MobileNetV3 (Cai et al. 2020), for 224 or 32 pixels (stem and first stage at stride 1).
 
     `layout` rows are (channels, blocks, first stride, activation, squeeze-and-excitation); `depths`, `expands`
-    and `kernels` what a stage or block may have. DepS trains 7 x 7 kernels only; OFA's space has
+    and `kernels` say what a stage or block may have. DepS trains 7 x 7 kernels only; OFA's space has
     `kernels=(3, 5, 7)`. `largest` multiplies all channels but is one number: stages are not elastic in width.
-    Errors: ParameterError kernels that are not odd and ascending, ParameterError other choices that are not ascending.
+    Raises ParameterError unless kernels are odd and ascending and the other choices ascend.
     """
 
     def __init__(self, num_classes: int = 1000, input_size: int = 224, largest: float = 1.0, *,

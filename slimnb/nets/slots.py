@@ -1,4 +1,4 @@
-"""Slots of batch-norm statistics: a row per subnet, and the guard that they were taken from the weights at hand."""
+"""Slots hold batch-norm statistics, a row per subnet; a guard sees that they belong to the weights at hand."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from slimnb.subnet import Subnet
 
 
 class Slots(nn.Module):
-    """What a net knows of its statistics: `slots` maps a subnet to its row, stamps say which weights a row belongs to.
+    """A net with slots knows its statistics: `slots` maps a subnet to its row, a stamp says of which weights a row is.
 
     A net inherits it, has its parameters' dicts in `_held` and a `check(subnet)` that raises for a subnet that does
     not fit. Raises ParameterError for an unknown policy `bn`.
@@ -34,7 +34,7 @@ class Slots(nn.Module):
         self.register_load_state_dict_post_hook(_forget_old_weights)
 
     def norms(self) -> list[SwitchableBatchNorm2d]:
-        """The switchable batch-norm layers, in order."""
+        """List the switchable batch-norm layers in order."""
         return [m for m in self.modules() if isinstance(m, SwitchableBatchNorm2d)]
 
     def reserve(self, subnets: list[Subnet], shared: bool = False) -> None:
@@ -52,9 +52,9 @@ class Slots(nn.Module):
             norm.reserve(max(1, len(self._stamps)))
 
     def weights_checksum(self) -> int:
-        """48 bits that change with the weights, the same on every device and after a save and load.
+        """Return 48 bits that change with the weights, the same on every device and after a save and load.
 
-        Summed anew only if a parameter has a new version, or may have changed without one: fused optimisers
+        They are summed anew only if a parameter has a new version, or may have changed without one: fused optimisers
         write weights without counting it, so after a forward pass that records gradients nothing is taken on
         trust. Writes through `.data` go unseen; say `mark_changed()` after them.
         """
@@ -90,7 +90,7 @@ class Slots(nn.Module):
             self._stamps[self.slots[subnet]] = None
 
     def slot_of(self, subnet: Subnet) -> int:
-        """Row of a subnet's statistics; raises NumericsError if there are none or if they are of other weights.
+        """Return the row of a subnet's statistics; raises NumericsError if it has none or they are of other weights.
 
         Inside `torch.compile` and `torch.export` the weights are not looked at: see `SlimmableNet.bind`.
         """
@@ -124,7 +124,7 @@ class Slots(nn.Module):
         return self.slots[subnet]
 
     def get_extra_state(self) -> dict:
-        """JSON-able: which slot is whose, and the checksum of the weights that its statistics belong to."""
+        """Return as JSON which slot is whose, and the checksum of the weights that its statistics belong to."""
         slots = [[subnet.to_json(), slot] for subnet, slot in self.slots.items()]
         return {"slots": slots, "stamps": list(self._stamps)}
 

@@ -1,7 +1,7 @@
-"""Repairs: PyTorch functions that give the same numbers where a kernel of PyTorch or oneDNN is slow or wrong.
+"""These functions give PyTorch's numbers where a kernel of PyTorch or oneDNN is slow or wrong: repairs.
 
-Layers call these in place of the functions of the same name, so that no layer has to say why. A repair goes when
-the kernel is mended; benchmarks/training.py times them.
+Layers call them in place of the functions of torch.nn.functional, so that no layer has to say why. A repair goes when
+its kernel is mended.
 """
 
 from __future__ import annotations
@@ -13,10 +13,10 @@ from torch.autograd.function import once_differentiable
 
 
 def conv2d(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
-    """`F.conv2d` of x (B, I, H, W) with weight (O, I, k, k), k odd, padded to (B, O, ceil(H / stride), ...).
+    """Convolve x (B, I, H, W) with weight (O, I, k, k), k odd, padded by k // 2, as `F.conv2d` does.
 
     oneDNN 3.x, where the processor has AVX2 but not AVX-512, writes beyond its buffers in the backward pass of a
-    strided 1 x 1 convolution of fewer than 8 channels. Taking the pixels that it reads first gives the same.
+    strided 1 x 1 convolution of fewer than 8 channels. So the pixels that it would read are taken first.
     """
     kernel = weight.shape[-1]
     if kernel == 1 and stride > 1 and x.shape[1] < 8:
@@ -25,9 +25,9 @@ def conv2d(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
 
 
 def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
-    """The depthwise `F.conv2d` of x (B, C, H, W) with weight (C, 1, k, k), k odd, padded by k // 2.
+    """Convolve each channel of x (B, C, H, W) with its filter of weight (C, 1, k, k), k odd, padded by k // 2.
 
-    Where oneDNN would differentiate it slowly the gradients are taken by `DepthwiseConv2d`.
+    `DepthwiseConv2d` takes the gradients where oneDNN would be slow.
     """
     if backward_is_slow(x, weight.shape[-1], stride):
         return DepthwiseConv2d.apply(x, weight, stride)
@@ -35,20 +35,20 @@ def depthwise_conv2d(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
 
 
 def group_norm(x: Tensor, groups: int, weight: Tensor, bias: Tensor, eps: float) -> Tensor:
-    """`F.group_norm` of x (B, C, H, W); on the CPU in NCHW, as its kernel for channels_last is 2 to 17 times slower."""
+    """Normalise x (B, C, H, W) as `F.group_norm`; on the CPU in NCHW: for channels_last it is 2 to 17 times slower."""
     return F.group_norm(x.contiguous() if x.device.type == "cpu" else x, groups, weight, bias, eps)
 
 
 def relu6(x: Tensor) -> Tensor:
-    """`F.relu6`, in place in inference mode alone: while training, hardtanh_ keeps a copy of its input.
+    """Clip x to [0, 6], in place in inference mode alone: while training, hardtanh_ keeps a copy of its input.
 
-    A compiler cannot ask for the mode, and places its results as it sees fit.
+    Code that is compiled cannot ask for the mode; the compiler places its results as it sees fit.
     """
     return F.relu6(x, inplace=not torch.compiler.is_compiling() and torch.is_inference_mode_enabled())
 
 
 def backward_is_slow(x: Tensor, kernel: int, stride: int) -> bool:
-    """Whether oneDNN would differentiate a depthwise convolution of x (B, C, H, W) by its slow reference kernels.
+    """Say whether oneDNN would differentiate a depthwise convolution of x (B, C, H, W) by its slow reference kernels.
 
     They take the input gradient of a strided one in bfloat16 (25 to 100 times slower), and the weight gradient where
     the map is hardly larger than the padding (4 to 25 times) or the filter has more than three columns (2 to 10 times).
@@ -59,7 +59,7 @@ def backward_is_slow(x: Tensor, kernel: int, stride: int) -> bool:
 
 
 class DepthwiseConv2d(torch.autograd.Function):
-    """A depthwise convolution for training on the CPU: the sums of `F.conv2d` without three slow paths.
+    """A depthwise convolution for training on the CPU computes the sums of `F.conv2d` without three slow paths.
 
     `apply(x, weight, stride)` takes x (B, C, H, W) and weight (C, 1, k, k) with odd k, and pads by k // 2. Output and
     gradients are those of `F.conv2d`, up to the order of summation. It is differentiable once.
@@ -81,9 +81,9 @@ class DepthwiseConv2d(torch.autograd.Function):
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
         """Return the gradients of x and weight."""
         x, weight = ctx.saved_tensors
-        wanted = ctx.needs_input_grad
-        of_x = _input_gradient(x, weight, gradient, ctx.stride) if wanted[0] else None
-        of_weight = _weight_gradient(x, weight, gradient, ctx.stride) if wanted[1] else None
+        needs = ctx.needs_input_grad
+        of_x = _input_gradient(x, weight, gradient, ctx.stride) if needs[0] else None
+        of_weight = _weight_gradient(x, weight, gradient, ctx.stride) if needs[1] else None
         return of_x, of_weight, None
 
 
@@ -92,7 +92,7 @@ def _convolve(x: Tensor, weight: Tensor, stride: int = 1) -> Tensor:
 
 
 def _input_gradient(x: Tensor, weight: Tensor, gradient: Tensor, stride: int) -> Tensor:
-    """The gradient, spread over a map of zeros as large as x, convolved with the flipped filter."""
+    """Spread the gradient over a map of zeros as large as x, and convolve it with the flipped filter."""
     if stride > 1:
         spread = torch.zeros_like(x)
         spread[:, :, ::stride, ::stride] = gradient
@@ -101,7 +101,7 @@ def _input_gradient(x: Tensor, weight: Tensor, gradient: Tensor, stride: int) ->
 
 
 def _weight_gradient(x: Tensor, weight: Tensor, gradient: Tensor, stride: int) -> Tensor:
-    """PyTorch's own; where that has no fast kernel, on a map that holds its padding, three filter columns at a time."""
+    """Call PyTorch; where it has no fast kernel, with a map that holds its padding, three filter columns at a time."""
     kernel, padding = weight.shape[-1], weight.shape[-1] // 2
     height, width = (stride * (side - 1) + kernel for side in gradient.shape[2:])  # of all windows together
     if _weight_gradient_is_slow(x, kernel, stride):

@@ -16,7 +16,7 @@ from slimnb.cost.elastic_latency import check_latency, elastic_latency
 from slimnb.errors import SlimnbError
 from slimnb.nets.mobilenet import MobileNetV3
 from slimnb.papers.deps.deploy import Validated
-from slimnb.search.evolution import all_structures, canonical, evolve, random_search, reach
+from slimnb.search.evolution import all_structures, canonical, cost_range, evolve, random_search
 from slimnb.subnet import Subnet
 from slimnb.train.calibrate import calibrate_bn, evaluate
 
@@ -56,19 +56,19 @@ def test_all_structures_are_all_subnets_once(net):
     assert (structures_of(net.search_space, subnets_at(net.search_space, rows[:50])) == rows[:50]).all()
 
 
-def test_the_reach_is_that_of_all_subnets(table):
+def test_the_cost_range_is_that_of_all_subnets(table):
     costs = table.predict(all_structures(table.space))
-    assert reach(table) == (costs.min(), costs.max())
+    assert cost_range(table) == (costs.min(), costs.max())
     noise = np.random.default_rng(0).random(table.terms.shape)
     rough = ElasticTable("ms", table.space, table.choices, 0.5, noise)
     costs = rough.predict(all_structures(table.space))
-    assert reach(rough) == pytest.approx((costs.min(), costs.max()))
+    assert cost_range(rough) == pytest.approx((costs.min(), costs.max()))
 
 
 @pytest.mark.parametrize("search", [evolve, random_search])
 def test_a_search_that_may_ask_for_everything_finds_the_best(search, table):
     of_rows, score = worth(table.space)
-    low, high = reach(table)
+    low, high = cost_range(table)
     target = low + 0.15 * (high - low)
     rows = all_structures(table.space)
     costs = table.predict(rows)
@@ -81,7 +81,7 @@ def test_a_search_that_may_ask_for_everything_finds_the_best(search, table):
 
 def test_evolution_comes_nearer_to_the_best_than_as_many_random_draws(table):
     score = worth(table.space, 3)[1]
-    target = sum(reach(table)) / 2
+    target = sum(cost_range(table)) / 2
     gained = [evolve(table, target, score, 100, seed=seed, population=20).score
               - random_search(table, target, score, 100, seed=seed, batch=20).score for seed in range(6)]
     assert np.mean(gained) > 0
@@ -90,7 +90,7 @@ def test_evolution_comes_nearer_to_the_best_than_as_many_random_draws(table):
 @settings(max_examples=25, deadline=None)
 @given(st.floats(0, 0.9), st.floats(0.1, 1), st.integers(1, 40), st.booleans(), st.integers(0, 99))
 def test_no_search_asks_for_what_breaks_the_constraint(table, start, share, evaluations, evolving, seed):
-    low, high = reach(table)
+    low, high = cost_range(table)
     least, most = low + start * (high - low), low + (start + share * (1 - start)) * (high - low)
     asked: list[Subnet] = []
 
@@ -109,7 +109,7 @@ def test_no_search_asks_for_what_breaks_the_constraint(table, start, share, eval
 
 def test_the_same_seed_finds_the_same_and_both_searches_begin_alike(table):
     score = worth(table.space)[1]
-    target = sum(reach(table)) / 2
+    target = sum(cost_range(table)) / 2
     one, two = (evolve(table, target, score, 60, seed=5, population=20) for _ in range(2))
     assert one == two and json.loads(json.dumps(one.rows)) == one.rows
     assert one.rows != evolve(table, target, score, 60, seed=6, population=20).rows
@@ -128,15 +128,15 @@ def test_a_score_of_validation_accuracy_is_calibrate_and_evaluate(net):
     assert scored == [found.top1 for found in evaluate(own, subnets, batches)]
 
 
-def test_a_target_out_of_reach_is_named_with_the_reach(table):
-    low, high = reach(table)
+def test_a_target_out_of_the_cost_range_is_named_with_the_range(table):
+    low, high = cost_range(table)
     for target, least in ((low - 1, 0.0), (2 * high, high + 1), (low + 1, low + 2)):
         with pytest.raises(SlimnbError, match=re.escape(f"cost {low:,.4g} to {high:,.4g} MACs")):
             evolve(table, target, lambda subnets: [0.0] * len(subnets), least=least)
 
 
 def test_an_interval_that_is_never_met_and_bad_numbers_are_one_line(table):
-    low, high = reach(table)
+    low, high = cost_range(table)
     calls = [("SearchError", {"target": low + 1, "least": low + 0.5}), ("ParameterError", {"target": high,
                                                                                            "population": 1}),
              ("ParameterError", {"target": high, "mutate": 0.0}), ("ParameterError", {"target": high,
