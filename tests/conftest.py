@@ -19,3 +19,12 @@ def no_figure_stays_open():
     yield
     if "matplotlib.pyplot" in sys.modules:
         sys.modules["matplotlib.pyplot"].close("all")
+
+
+@pytest.fixture(scope="module")
+def store(tmp_path_factory):
+    """A run store that the tests of a module share: what one trains, the others load."""
+    from slimnb.runs.store import RunStore  # imports torch, which not every test needs
+
+    folder = tmp_path_factory.mktemp("store")
+    return RunStore(folder / "runs", folder / "results")

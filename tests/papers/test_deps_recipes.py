@@ -6,14 +6,11 @@ from types import SimpleNamespace
 import pytest
 
 from slimnb.cost.macs import count_macs
-from slimnb.data.datasets import load_data
 from slimnb.errors import ParameterError
 from slimnb.papers.deps import recipes as deps
 from slimnb.papers.deps.method import DelayedShrinking, Draws, FixedTeacher
 from slimnb.papers.slimmable.method import InplaceDistillation, Switches
-from slimnb.runs.store import RunStore
-from slimnb.train import experiment
-from slimnb.train.experiment import Context, Result, study
+from slimnb.train.experiment import Context, Result
 
 CIFAR100, IMAGENET = SimpleNamespace(num_classes=100, size=32), SimpleNamespace(num_classes=1000, size=224)
 IMAGENET_100 = SimpleNamespace(num_classes=100, size=224)
@@ -114,17 +111,3 @@ def test_another_paper_method_is_refused():
         replace(recipe, method="switches").sampler_and_objective(net, 10)
     with pytest.raises(ParameterError):
         replace(recipe, method="progressive", choices=(1, 2, 2)).sampler_and_objective(net, 10)
-
-
-def test_the_chain_trains(tmp_path):
-    data = load_data("synthetic", train=700, test=90)
-    store = RunStore(tmp_path / "runs", tmp_path / "results")
-    arms = ("Full 50%", "DepS")
-    results = study(deps.STAGES, "smoke", [0], data, store, arms=arms, quiet=True)
-    assert [r.recipe.arm for r in results] == list(arms)
-    steps = [row["step"] for row in results[-1].history]
-    assert steps == sorted(steps) and results[0].history[-1]["step"] < steps[0]
-    looks = {row["look"] for row in results[-1].found["probed"]}
-    assert looks == {"layers", "norms", "accuracy"}
-    net = experiment.trained(results[-1], data.num_classes, store)
-    assert not net.training and set(results[-1].recipe.named(net).values()) <= set(net.slots)

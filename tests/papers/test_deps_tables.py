@@ -89,6 +89,20 @@ def shop(tmp_path_factory):
     return study(recipes.STAGES, "smoke", [0], data, store, arms=["Full 50%"], quiet=True)[0], data, store
 
 
+def test_the_chain_trains(shop):
+    """On the data and the full net of the shop."""
+    first, data, store = shop
+    arms = ("Full 50%", "DepS")
+    results = study(recipes.STAGES, "smoke", [0], data, store, arms=arms, quiet=True)
+    assert [r.recipe.arm for r in results] == list(arms) and results[0].run_id == first.run_id
+    steps = [row["step"] for row in results[-1].history]
+    assert steps == sorted(steps) and results[0].history[-1]["step"] < steps[0]
+    looks = {row["look"] for row in results[-1].found["probed"]}
+    assert looks == {"layers", "norms", "accuracy"}
+    net = experiment.trained(results[-1], data.num_classes, store)
+    assert not net.training and set(results[-1].recipe.named(net).values()) <= set(net.slots)
+
+
 def test_both_searches_stay_below_the_target_and_are_kept(shop, monkeypatch):
     result, data, store = shop
     net = result.recipe.build(data.num_classes)

@@ -41,7 +41,6 @@ from slimnb.papers.ds_net.method import (
 from slimnb.papers.ds_net.nets import DSMobileNet, DSResNet50
 from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich, Switches
 from slimnb.rng import rng_at
-from slimnb.runs.store import RunStore
 from slimnb.train import experiment
 from slimnb.train.loop import train, train_step
 from slimnb.train.measure import plain_batches
@@ -561,12 +560,6 @@ ARMS = (study.SUPERNET, "DS-Net-S", "DS-Net-L")
 @pytest.fixture(scope="module")
 def data():
     return load_data("synthetic", train=150, test=40)
-
-
-@pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    root = tmp_path_factory.mktemp("ds_net")
-    return RunStore(root / "runs", root / "results")
 
 
 @pytest.fixture(scope="module")

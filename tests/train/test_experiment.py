@@ -41,12 +41,6 @@ def data():
 
 
 @pytest.fixture(scope="module")
-def store(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("store")
-    return RunStore(folder / "runs", folder / "results")
-
-
-@pytest.fixture(scope="module")
 def us_net(data, store):
     return experiment.run(US_NET, data, store, quiet=True)  # whichever test asks first trains it
 
