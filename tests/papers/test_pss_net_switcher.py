@@ -18,8 +18,8 @@ from small_nets import ELASTIC, NETS, elastic, fill_statistics, images, random_s
 from slimnb.cost.macs import count_macs
 from slimnb.errors import SlimnbError
 from slimnb.nets.mobilenet import MobileNetV1, MobileNetV2
-from slimnb.papers.pss_net.recipes import serve
 from slimnb.papers.pss_net.switcher import Choice, SubnetSwitcher, storage
+from slimnb.papers.pss_net.timing import serve
 from slimnb.subnet import Subnet
 from slimnb.train.experiment import NETS as NAMED
 

@@ -5,14 +5,12 @@ import json
 import os
 import signal
 import threading
-import types
 
 import pytest
 import torch
 from small_runs import MACHINE, RECIPE, ROWS, begin, finish, refused, tensors
 
 from slimnb.errors import SlimnbError
-from slimnb.runs import store as runs
 from slimnb.runs.lock import Preemption
 from slimnb.runs.store import RunStore
 
@@ -204,20 +202,6 @@ def test_half_written_event_is_taken_back(store, monkeypatch):
         run.save(2, tensors(2), {})
         assert run.load()[1]["step"] == 2
     assert [e["step"] for e in run.events()] == [1, 2]
-
-
-def test_preflight_wants_room_for_three(store, monkeypatch):
-    run = store.open(RECIPE, "code", "data")
-    big = {"w": torch.empty(2**20)}  # 4 MiB
-    run.preflight(big)
-    for free, enough in ((3 * 2**22 + runs.MARGIN, True), (3 * 2**22 + runs.MARGIN - 1, False)):
-        usage = types.SimpleNamespace(free=free)
-        monkeypatch.setattr(runs.shutil, "disk_usage", lambda path, usage=usage: usage)
-        if enough:
-            run.preflight(big)
-        else:
-            with pytest.raises(SlimnbError, match=r"ResourceError: .* 29 MB"):
-                run.preflight(big)
 
 
 def test_read_only_store_is_one_line(store, monkeypatch):
