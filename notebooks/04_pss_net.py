@@ -1,6 +1,3 @@
-
-from slimnb.papers.pss_net import timing
-
 # ---
 # jupyter:
 #   jupytext:
@@ -59,7 +56,7 @@ from slimnb.book.claims import Claim
 from slimnb.book.parameters import Int
 from slimnb.data.datasets import load_or_absent
 from slimnb.papers.platforms import figures as platforms_figures
-from slimnb.papers.pss_net import figures, recipes, samplers, switcher, tables
+from slimnb.papers.pss_net import figures, recipes, samplers, switcher, tables, timing
 from slimnb.papers.pss_net.method import PrioritizedSubnetSampling
 from slimnb.papers.pss_net.pools import Pool
 from slimnb.papers.pss_net.structures import Buckets, Resource, StructureCosts, structure_space
