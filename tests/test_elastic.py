@@ -8,7 +8,8 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from test_mobilenet_v3 import TINY, every_net, meta
+from nets import ELASTIC
+from test_mobilenet_v3 import every_net, meta
 
 from slimnb.cost.elastic import ElasticTable, kept_blocks, sample_structures, structures_of, subnets_at
 from slimnb.cost.macs import CONVENTIONS, count_macs, count_params
@@ -17,7 +18,7 @@ from slimnb.errors import SlimnbError
 from slimnb.nets.mobilenet import MobileNetV3
 from slimnb.nets.proxyless_nas import ProxylessNAS
 
-NETS = {kind: meta(kind, 10, 32, **options, depths=(1, 3), kernels=(3, 5)) for kind, options in TINY.items()}
+NETS = {kind: meta(kind, 10, 32, **options, depths=(1, 3), kernels=(3, 5)) for kind, options in ELASTIC.items()}
 PAPER = meta(MobileNetV3, 100, 32, kernels=(3, 5, 7))
 
 
