@@ -13,7 +13,7 @@ _HOME = {
     "ResNet50": "nets.resnet", "VGG": "nets.vgg",
     "MobileNetV3": "nets.mobilenet", "ProxylessNAS": "nets.proxyless_nas",
     "calibrate_bn": "train.calibrate", "evaluate": "train.calibrate",
-    "count_macs": "cost.macs", "count_params": "cost.macs", "CostTable": "cost.macs", "measure_latency": "cost.latency",
+    "count_macs": "cost.macs", "count_params": "cost.macs", "CostTable": "cost.table", "measure_latency": "cost.latency",
     "Trellis": "search.trellis", "best_under": "search.trellis", "marginals": "search.trellis",
     "chinese_restaurant_process": "papers.platforms.market", "prune": "papers.sp_net.pruning", "embed_": "nets.sorting",
     "load_data": "data.datasets", "Pass": "train.loop",
