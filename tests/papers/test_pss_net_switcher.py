@@ -15,13 +15,13 @@ from hypothesis import given
 from hypothesis import strategies as st
 from small_nets import ELASTIC, NETS, elastic, fill_statistics, images, random_subnets, tiny
 
+from slimnb import plugins
 from slimnb.cost.macs import count_macs
 from slimnb.errors import SlimnbError
 from slimnb.nets.mobilenet import MobileNetV1, MobileNetV2
 from slimnb.papers.pss_net.switcher import Choice, SubnetSwitcher, storage
 from slimnb.papers.pss_net.timing import serve
 from slimnb.subnet import Subnet
-from slimnb.train.experiment import NETS as NAMED
 
 ENDS = ((0.25, 20), (0.5, 32), (0.75, 24), (1.0, 32))
 
@@ -77,7 +77,7 @@ def test_of_every_net_a_call_gives_what_the_net_itself_gives(kind):
 
 
 def test_every_net_a_recipe_can_name_is_among_them():
-    assert {name.rpartition(".")[2] for name in NAMED.values()} == {kind.__name__ for kind in (*NETS, *ELASTIC, *GATED)}
+    assert {name.rpartition(":")[2] for name in plugins.OURS["nets"].values()} == {kind.__name__ for kind in (*NETS, *ELASTIC, *GATED)}
 
 
 @given(st.lists(st.tuples(st.integers(1, 12), st.integers(1, 9)), min_size=1, max_size=12), st.integers(1, 14))

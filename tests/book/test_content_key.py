@@ -9,7 +9,7 @@ import pytest
 from slimnb.book import notebook
 from slimnb.book.notebook import content_key
 
-ROOT = Path(__file__).resolve().parents[1]
+ROOT = Path(__file__).resolve().parents[2]
 CHAPTER = "04_pss_net"
 
 
