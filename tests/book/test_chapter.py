@@ -6,6 +6,7 @@ from pathlib import Path
 import matplotlib.pyplot as plt
 import pytest
 import torch
+from refusals import refused
 
 from slimnb.book.chapter import Chapter, find_root
 from slimnb.book.claims import Claim
@@ -32,8 +33,7 @@ def test_begin_checks_then_says_what_runs_where(capsys):
     assert (begun.scale, begun.seed, list(begun.all_seeds), begun.device) == ("smoke", 3, [3, 4], "cpu")
     with pytest.raises(SlimnbError, match="Did you mean lr"):
         Chapter.begin("01_tiny", GOOD | {"lr": 0.1, "rl": 0.2}, lr=Float())
-    with pytest.raises(SlimnbError, match="ParameterError"):
-        Chapter.begin("../tiny", GOOD)
+    refused("ParameterError", Chapter.begin, "../tiny", GOOD)
 
 
 def test_the_set_up_cell_can_be_run_again_after_later_cells():

@@ -5,6 +5,7 @@ from __future__ import annotations
 import numpy as np
 import pytest
 import torch
+from refusals import refused
 from small_nets import NETS, fill_statistics, images, random_subnets, tiny
 from torch.testing import assert_close
 
@@ -12,7 +13,6 @@ import slimnb.cost.execution as execution
 import slimnb.cost.latency as latency
 from slimnb.cost.execution import execution_modes, in_faster_format
 from slimnb.cost.latency import compare_latency, latency_table, measure_latency
-from slimnb.errors import SlimnbError
 from slimnb.nets.mobilenet import MobileNetV1
 from slimnb.nets.resnet import ResNet50
 from slimnb.nn.blocks import ConvNormAct, MaxPool, Residual
@@ -81,8 +81,7 @@ def test_one_of_both_formats_is_timed_and_chosen():
 
 def test_statistics_are_needed():
     net = tiny(MobileNetV1)
-    with pytest.raises(SlimnbError, match="NumericsError"):
-        execution_modes(net, net.largest, images(1, 16))
+    refused("NumericsError", execution_modes, net, net.largest, images(1, 16))
 
 
 def test_measure_and_compare():
@@ -99,8 +98,7 @@ def test_measure_and_compare():
         assert 0 <= found["min_ms"] <= found["low_ms"] <= found["median_ms"]
     one = measure_latency(torch.nn.Linear(3, 2), x, rounds=2, warmup=1)
     assert set(one) == KEYS and one["min_ms"] > 0
-    with pytest.raises(SlimnbError, match="ParameterError"):
-        measure_latency(torch.nn.Linear(3, 2), x, rounds=0)
+    refused("ParameterError", measure_latency, torch.nn.Linear(3, 2), x, rounds=0)
 
 
 def test_short_callables_are_repeated_within_a_sample(monkeypatch):
@@ -196,12 +194,10 @@ def test_a_real_table_is_a_chain_for_viterbi():
     assert all((pair > 0).all() for pair in table.chain())
     conditions = {"device", "threads", "batch", "dtype", "date", "resolution", "rounds", "layers"}
     assert set(table.about) == conditions
-    with pytest.raises(SlimnbError, match="SearchError"):
-        table.of(Subnet(net.largest.widths, resolution=32))
+    refused("SearchError", table.of, Subnet(net.largest.widths, resolution=32))
 
 
 def test_a_space_wider_than_the_net():
     net = tiny(MobileNetV1)
     wide = MobileNetV1(10, 32, 2.0, layout=net.layout)
-    with pytest.raises(SlimnbError, match="ParameterError"):
-        latency_table(net, wide.space((1.0, 2.0)))
+    refused("ParameterError", latency_table, net, wide.space((1.0, 2.0)))

@@ -9,6 +9,8 @@ import pytest
 import torch
 from small_images import write_cifar10, write_folder
 
+from refusals import refused
+
 from slimnb.data import cache
 from slimnb.data.cache import load_cached
 from slimnb.data.sources import Rows, Source, find_cifar, find_folder
@@ -152,15 +154,13 @@ def test_labels_outside_the_classes_are_refused(tmp_path, wrong):
 def test_pixels_of_another_shape_are_refused(tmp_path):
     spy = Spy()
     spy.images = np.zeros((50, 1, 4, 4), np.uint8)
-    with pytest.raises(SlimnbError, match="DataError"):
-        load_cached(spy.source(), tmp_path)
+    refused("DataError", load_cached, spy.source(), tmp_path)
 
 
 def test_no_space_is_said_before_decoding(tmp_path, monkeypatch):
     spy = Spy()
     monkeypatch.setattr(cache.shutil, "disk_usage", lambda path: _Usage)
-    with pytest.raises(SlimnbError, match="ResourceError"):
-        load_cached(spy.source(), tmp_path)
+    refused("ResourceError", load_cached, spy.source(), tmp_path)
     assert spy.read_from == []
 
 

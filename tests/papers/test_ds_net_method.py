@@ -16,6 +16,7 @@ from gated_nets import _centre as centre
 from gated_nets import build, pictures, ready
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import refused
 from small_training import Memory, NoSync, everything, same_bits
 
 from slimnb.cost.macs import count_macs
@@ -102,8 +103,7 @@ def test_the_average_is_frozen_evaluates_every_subnet_and_shares_nothing():
     ema, x = Ema(net), pictures(2).float()
     assert not any(p.requires_grad for p in ema.net.parameters()) and net.training
     assert not any(module.training for module in ema.net.modules())
-    with pytest.raises(SlimnbError, match="NumericsError"):
-        net(x, net.path(1), statistics="slot")
+    refused("NumericsError", net, x, net.path(1), statistics="slot")
     for subnet in [*net.paths, net.largest]:
         assert ema.net(x, subnet).isfinite().all()
     ours, theirs = ({t.untyped_storage().data_ptr() for t in (*n.parameters(), *n.buffers())} for n in (ema.net, net))
@@ -229,8 +229,7 @@ def bootstrapped(memory, until: int = 0, forgetful: bool = False, kind=DSMobileN
 def test_an_interrupted_training_ends_in_the_same_bits_and_only_with_its_average(kind):
     straight, memory = bootstrapped(Memory(), kind=kind), Memory()
     for until in (2, 1):
-        with pytest.raises(SlimnbError, match="BusyError"):
-            bootstrapped(memory, until, kind=kind)
+        refused("BusyError", bootstrapped, memory, until, kind=kind)
     assert same_bits(bootstrapped(Memory(memory.data), kind=kind), straight)
 
     def spoil(tensors, meta):
@@ -477,8 +476,7 @@ def test_a_recipe_makes_what_it_describes():
     sampler, objective = gates.sampler_and_objective(net, 10)
     assert sampler.plan(6)[0].route == Gated(2, 1.0, 4, 6)
     assert (objective.weights, objective.strategy, objective.top) == ((0, 0, 1), GIVE_UP, 1)
-    with pytest.raises(SlimnbError, match="ParameterError"):
-        replace(base, method="sandwich").sampler_and_objective(net, 10)
+    refused("ParameterError", replace(base, method="sandwich").sampler_and_objective, net, 10)
 
 
 def test_looks_are_spread_over_the_training():

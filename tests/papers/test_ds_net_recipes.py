@@ -6,9 +6,9 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from refusals import refused
 
 from slimnb.cost.macs import count_macs
-from slimnb.errors import SlimnbError
 from slimnb.papers.ds_net import recipes as ds_net
 from slimnb.papers.ds_net.dynamic import path_macs
 from slimnb.papers.ds_net.method import GIVE_UP, TRY_BEST
@@ -210,5 +210,4 @@ def test_without_a_supernet_there_are_no_gates():
 
 def test_an_unknown_scale_is_refused():
     for stage in (ds_net.stage_one, ds_net.known_one):
-        with pytest.raises(SlimnbError, match="ParameterError"):
-            stage(Context("huge", 0, CIFAR100))
+        refused("ParameterError", stage, Context("huge", 0, CIFAR100))

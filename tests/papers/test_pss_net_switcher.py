@@ -77,7 +77,8 @@ def test_of_every_net_a_call_gives_what_the_net_itself_gives(kind):
 
 
 def test_every_net_a_recipe_can_name_is_among_them():
-    assert {name.rpartition(":")[2] for name in plugins.OURS["nets"].values()} == {kind.__name__ for kind in (*NETS, *ELASTIC, *GATED)}
+    named = {name.rpartition(":")[2] for name in plugins.OURS["nets"].values()}
+    assert named == {kind.__name__ for kind in (*NETS, *ELASTIC, *GATED)}
 
 
 @given(st.lists(st.tuples(st.integers(1, 12), st.integers(1, 9)), min_size=1, max_size=12), st.integers(1, 14))

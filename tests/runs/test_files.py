@@ -6,6 +6,7 @@ import os
 
 import numpy as np
 import pytest
+from refusals import refused
 
 from slimnb.errors import SlimnbError
 from slimnb.runs import files
@@ -60,8 +61,7 @@ def test_bad_json_is_refused_in_one_line(text):
     ids=["nan", "inf", "number as key", "set", "bytes", "65 bits", "numpy nan", "object"],
 )
 def test_what_json_cannot_say_is_not_written(value):
-    with pytest.raises(SlimnbError, match="StoreError"):
-        to_json(value)
+    refused("StoreError", to_json, value)
 
 
 def test_error_names_the_place():
@@ -129,8 +129,7 @@ def test_strange_files_are_neither_read_nor_written(tmp_path, kind):
         lambda: files.write_file(path, b"new", FAIL, "x"),
         lambda: files.refuse_strange(path),
     ):
-        with pytest.raises(SlimnbError, match="StoreError"):
-            call()
+        refused("StoreError", call)
     assert target.read_bytes() == b"precious" and os.lstat(path) == before
     assert len(list(tmp_path.iterdir())) == 2
 
@@ -165,5 +164,4 @@ def test_short_writes_are_completed(tmp_path, monkeypatch):
 
 def test_folder_under_a_file_is_refused(tmp_path):
     (tmp_path / "file").touch()
-    with pytest.raises(SlimnbError, match="StoreError"):
-        files.make_folder(tmp_path / "file" / "runs" / "x")
+    refused("StoreError", files.make_folder, tmp_path / "file" / "runs" / "x")

@@ -6,6 +6,7 @@ import types
 from dataclasses import dataclass
 
 import pytest
+from refusals import refused
 from small_runs import MACHINE, RECIPE, ROWS, begin, finish
 
 from slimnb.errors import SlimnbError
@@ -49,8 +50,7 @@ def test_commit_gives_the_same_bytes_and_thins(store, tmp_path):
 
 
 def test_unfinished_run_is_not_committed(store):
-    with pytest.raises(SlimnbError, match="StoreError"):
-        store.commit(begin(store, 1))
+    refused("StoreError", store.commit, begin(store, 1))
     assert not store.committed.exists()
 
 

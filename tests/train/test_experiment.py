@@ -6,6 +6,7 @@ from types import SimpleNamespace
 
 import pytest
 import torch
+from refusals import refused
 
 from slimnb import plugins
 from slimnb.cost.macs import count_macs
@@ -113,8 +114,7 @@ def test_every_policy_and_method_trains(data, store):
 
 def test_training_can_be_forbidden(data, store, monkeypatch):
     monkeypatch.setenv(experiment.NO_TRAINING, "1")
-    with pytest.raises(SlimnbError, match="StoreError"):
-        experiment.run(replace(TINY, seed=7), data, store)
+    refused("StoreError", experiment.run, replace(TINY, seed=7), data, store)
 
 
 def test_a_committed_result_serves_without_the_run(us_net, looks, data, store, tmp_path, capsys):
@@ -136,8 +136,7 @@ def test_a_result_of_older_code_says_so(us_net, data, store, tmp_path, monkeypat
 
 @pytest.mark.parametrize("wrong", [{"net": "alexnet"}, {"method": "wish"}, {"bn": "batch"}])
 def test_unknown_names_are_refused(data, store, wrong):
-    with pytest.raises(SlimnbError, match="ParameterError"):
-        experiment.run(replace(TINY, **wrong), data, store)
+    refused("ParameterError", experiment.run, replace(TINY, **wrong), data, store)
 
 
 @pytest.mark.parametrize("scale", SCALES)
@@ -150,8 +149,7 @@ def test_arms_differ_only_in_what_they_are_about(scale, data):
 
 
 def test_unknown_scale_is_refused(data):
-    with pytest.raises(SlimnbError, match="ParameterError"):
-        slimmable_networks.arms(Context("huge", 0, data))
+    refused("ParameterError", slimmable_networks.arms, Context("huge", 0, data))
 
 
 def test_a_study_runs_its_stages_in_order_and_only_the_arms_asked_for(data, store):
@@ -217,8 +215,7 @@ def test_every_study_belongs_to_a_chapter(name):
 
 
 def test_a_chapter_that_trains_nothing_says_so():
-    with pytest.raises(SlimnbError, match="ParameterError"):
-        experiment.paper_of("00_notation")
+    refused("ParameterError", experiment.paper_of, "00_notation")
 
 
 def test_a_measurement_is_taken_once(store):
@@ -315,8 +312,7 @@ def test_an_interrupted_tuning_ends_in_the_same_bits(pruned, data, store, tmp_pa
         asked = []
         monkeypatch.setattr(experiment, "train", lambda *args, asked=asked, steps=steps, **options: through(
             *args, **options | {"stop": lambda: asked.append(1) or len(asked) == steps}))
-        with pytest.raises(SlimnbError, match="BusyError"):
-            experiment.run(recipe, data, elsewhere, quiet=True)
+        refused("BusyError", experiment.run, recipe, data, elsewhere, quiet=True)
     monkeypatch.setattr(experiment, "train", through)
     again = experiment.run(recipe, data, elsewhere, quiet=True)
     assert again.rows == straight.rows and again.history == straight.history

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import pytest
 import torch
+from refusals import refused
 from small_training import METHODS, Curious, Memory, Noise, everything, same_bits, small, switches
 
 from slimnb.errors import SlimnbError
@@ -344,5 +345,4 @@ def test_only_a_wider_net_of_the_same_architecture_gives_its_channels(flaw):
     tensors |= {name: given[flaw]} if flaw in given else {}
     if flaw == "missing":
         del tensors[name]
-    with pytest.raises(SlimnbError, match="StoreError"):
-        load_first_channels_(thin, tensors)
+    refused("StoreError", load_first_channels_, thin, tensors)
