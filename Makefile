@@ -25,7 +25,7 @@ setup:  ## Make the environment in .venv (done by the other targets, too)
 book: setup  ## Execute every chapter at smoke scale and build the book in build/html
 	@$(RUN) $(PY) tools/book.py --cores $(CORES)
 
-test: setup  ## Run all tests
+test: setup  ## Run the tests; ARGS="-m sweep" for the long sweeps
 	@mkdir -p build/cache
 	@$(RUN) $(PY) -m pytest -n $(CORES) --dist worksteal $(ARGS)
 

@@ -12,8 +12,7 @@ import torch
 
 from benchmarks import costs, dynamic, inference, sampling, search, structures, training
 from benchmarks.clock import Reading
-from slimnb.nets.mobilenet_v1 import MobileNetV1
-from slimnb.nets.mobilenet_v2 import MobileNetV2
+from slimnb.nets.mobilenet import MobileNetV1, MobileNetV2
 from slimnb.nets.resnet import ResNet50
 from slimnb.papers.ds_net.nets import DSMobileNet
 from slimnb.runs.files import to_json

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterator, Sequence
 from statistics import median
 
@@ -17,7 +18,10 @@ SWITCHES = 100  # width changes per timing: one takes microseconds
 
 def sliced(name: str, net: SlimmableNet, batch: int, mults: Sequence[float],
            seconds: float) -> Iterator[Reading]:
-    """C1, one reading per width: `net(x, subnet)` over a plain contiguous module of that width."""
+    """C1, one reading per width: `net(x, subnet)` over a plain contiguous module of that width.
+
+    The same module in channels_last is timed beside them.
+    """
     side = net.input_size
     subnets = [net.uniform(mult) for mult in mults]
     rng = torch.Generator().manual_seed(0)
@@ -26,12 +30,14 @@ def sliced(name: str, net: SlimmableNet, batch: int, mults: Sequence[float],
     image = torch.randn(batch, 3, side, side, generator=rng)
     pixels_first = image.contiguous(memory_format=torch.channels_last)
     for mult, subnet in zip(mults, subnets, strict=True):
-        thin = net.extract(subnet).to(memory_format=torch.contiguous_format)
+        thin_last = net.extract(subnet)
+        thin = copy.deepcopy(thin_last).to(memory_format=torch.contiguous_format)
         with torch.inference_mode():
             torch.testing.assert_close(net(pixels_first, subnet), thin(image), rtol=1e-2, atol=1e-3)
             yield compare("C1", f"{name} {mult:g}x, batch {batch}, {side} px: slice / thin net",
                           {"thin": lambda thin=thin: thin(image),
-                           "slice": lambda subnet=subnet: net(pixels_first, subnet)}, 1.05, seconds)
+                           "slice": lambda subnet=subnet: net(pixels_first, subnet),
+                           "thin, channels_last": lambda thin=thin_last: thin(pixels_first)}, 1.05, seconds)
 
 
 def summary(readings: Sequence[Reading], goal: float = 0.90) -> Reading:

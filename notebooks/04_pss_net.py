@@ -56,7 +56,7 @@ from slimnb.book.claims import Claim
 from slimnb.book.parameters import Int
 from slimnb.data.datasets import load_or_absent
 from slimnb.papers.platforms import figures as platforms_figures
-from slimnb.papers.pss_net import figures, recipes, samplers, switcher, tables
+from slimnb.papers.pss_net import figures, recipes, samplers, switcher, tables, timing
 from slimnb.papers.pss_net.method import PrioritizedSubnetSampling
 from slimnb.papers.pss_net.pools import Pool
 from slimnb.papers.pss_net.structures import Buckets, Resource, StructureCosts, structure_space
@@ -308,7 +308,7 @@ def ids(*arms):
 # priced as a sum. Is the sum what the whole subnet takes? Random structures, timed end to end, tell.
 
 # %%
-predicted = recipes.predictions(pss.recipe, images.num_classes, store, batch=family.batch)
+predicted = timing.predictions(pss.recipe, images.num_classes, store, batch=family.batch)
 about, timed = predicted["about"], pd.DataFrame(predicted["rows"])
 print(f"{about['device']}, {about['threads']} threads, batch {about['batch']}, {about['dtype']}, {about['date']}:",
       f"{len(timed)} structures, RMSE {1000 * predicted['rmse_ms']:.3g} us, correlation {predicted['pearson']:.3f}")
@@ -535,7 +535,7 @@ time = np.arange(batches) / batches
 spare = (1 + np.cos(4 * np.pi * time)) / 2 * np.where(abs(time - 0.5) < 0.15, 0.5, 1)
 low, high = (f(row["macs"] for row in pss.rows) for f in (min, max))
 allowed = np.ceil(low + spare * (high - low)).tolist()
-served = recipes.switching(pss, images, allowed, store, batch_images, chapter.device)
+served = timing.switching(pss, images, allowed, store, batch_images, chapter.device)
 log = pd.DataFrame(served["rows"])
 print(f"{log['cost'].nunique()} subnets took turns; a pick takes {served['pick_us']:.2f} us, a batch",
       f"{log['ms'].median():.2g} ms; two threads at once differ by {served['difference']:.1g}")

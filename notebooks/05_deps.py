@@ -99,7 +99,7 @@ with torch.device("meta"):
     at_224, at_32 = recipes.IMAGENET[0].full.build(1000), recipes.CIFAR[0].full.build(100)
 macs = ElasticTable.macs(at_224)
 drawn = sample_structures(at_224.search_space, rng_at(chapter.seed, "costs", 0), 20_000)
-least, most = evolution.reach(macs)
+least, most = evolution.cost_range(macs)
 step = pareto.step_cost([most, least, *2 * [macs.predict(drawn).mean()]])
 ratio = pareto.delayed_cost(400, 0, step) / pareto.delayed_cost(270, 145, step)
 print(f"a random subnet has {macs.predict(drawn).mean() / 1e6:.0f} M MACs on average;")

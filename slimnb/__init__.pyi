@@ -6,9 +6,9 @@ from .cost.macs import count_params as count_params
 from .cost.table import CostTable as CostTable
 from .data.datasets import load_data as load_data
 from .errors import SlimnbError as SlimnbError
-from .nets.mobilenet_v1 import MobileNetV1 as MobileNetV1
-from .nets.mobilenet_v2 import MobileNetV2 as MobileNetV2
-from .nets.mobilenet_v3 import MobileNetV3 as MobileNetV3
+from .nets.mobilenet import MobileNetV1 as MobileNetV1
+from .nets.mobilenet import MobileNetV2 as MobileNetV2
+from .nets.mobilenet import MobileNetV3 as MobileNetV3
 from .nets.proxyless_nas import ProxylessNAS as ProxylessNAS
 from .nets.resnet import ResNet50 as ResNet50
 from .nets.sorting import embed_ as embed_

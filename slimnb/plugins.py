@@ -30,9 +30,9 @@ OURS = {
     },
     # a `SlimmableNet`
     "nets": {
-        "mobilenet_v1": "slimnb.nets.mobilenet_v1:MobileNetV1",
-        "mobilenet_v2": "slimnb.nets.mobilenet_v2:MobileNetV2",
-        "mobilenet_v3": "slimnb.nets.mobilenet_v3:MobileNetV3",
+        "mobilenet_v1": "slimnb.nets.mobilenet:MobileNetV1",
+        "mobilenet_v2": "slimnb.nets.mobilenet:MobileNetV2",
+        "mobilenet_v3": "slimnb.nets.mobilenet:MobileNetV3",
         "proxyless_nas": "slimnb.nets.proxyless_nas:ProxylessNAS",
         "resnet": "slimnb.nets.resnet:ResNet50",
         "vgg": "slimnb.nets.vgg:VGG",

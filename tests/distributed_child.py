@@ -15,12 +15,12 @@ from dataclasses import replace
 from pathlib import Path
 
 import torch
-from nets import images, tiny
 from safetensors.torch import save_file
+from small_nets import images, tiny
 
 from slimnb.data.datasets import load_data
 from slimnb.errors import SlimnbError
-from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.nets.mobilenet import MobileNetV1
 from slimnb.nn.layers import Selection
 from slimnb.nn.norm import SwitchableBatchNorm2d
 from slimnb.papers.slimmable import recipes

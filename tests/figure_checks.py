@@ -13,6 +13,7 @@ import pytest
 from matplotlib.text import Text
 
 from slimnb.book import style
+from slimnb.errors import SlimnbError
 
 mpl.use("Agg")
 
@@ -88,5 +89,17 @@ def holds_for(drawings: dict[str, Callable]) -> Callable:
             look(lambda: drawn, tmp_path)
         plt.close("all")
         same_bytes_twice(drawings[name], tmp_path)
+
+    return test
+
+
+def refuses(*cases: tuple[Callable, str]) -> Callable:
+    """A test that each call is refused in one line that names what is missing."""
+    @pytest.mark.parametrize(("call", "missing"), cases)
+    def test(call, missing):
+        with pytest.raises(SlimnbError) as caught:
+            call()
+        text = str(caught.value)
+        assert "ParameterError" in text and missing in text and len(text) <= 240 and "\n" not in text
 
     return test

@@ -54,6 +54,13 @@ ARMS = {
 }
 """What is run: each code path of each paper once. PSS-C and PSS-M are not: they depend on measured latencies."""
 
+FEW = {
+    "01_slimmable_networks": ("S-Net", "US-Net"), "02_sp_net": ("S-Net", "Base"), "03_platforms": ("RS-AOWS search",),
+    "04_pss_net": ("PSS-F",), "05_deps": ("Full 50%", "Full", "DepS"),
+    "06_ds_net": ("IEB", "DS-Net-L"),
+}
+"""Arms that are run in bfloat16 by default: one way through the net and the method each. `-m sweep` runs all."""
+
 ONE_OF_MANY = {"Individual": 0.5, "Slim alone": "#2"}
 """Arms that have a net for every width: the width, or the platform, whose net is run."""
 
@@ -85,17 +92,17 @@ def toy(chapter: str, recipe, dtype: str):
     return replace(recipe, **common | CHANGES[chapter] | BY_METHOD.get(recipe.method, {}))
 
 
-def wanted(chapter: str, recipe) -> bool:
+def wanted(recipe, arms: Sequence[str]) -> bool:
     """Whether the arm is run, and of arms of many nets whether it is this one."""
     one = ONE_OF_MANY.get(recipe.arm)
     name = recipe.subnets[0][0] if recipe.subnets else (*recipe.mults, None)[0]
-    return recipe.arm in ARMS[chapter] and one in (None, name)
+    return recipe.arm in arms and one in (None, name)
 
 
-def shrunk(chapter: str, stages: Sequence[Stage], dtype: str) -> list[Stage]:
+def shrunk(chapter: str, stages: Sequence[Stage], dtype: str, arms: Sequence[str]) -> list[Stage]:
     """The stages, of whose recipes those that are wanted are left, tiny."""
     def wrap(stage: Stage) -> Stage:
-        return lambda *given: [toy(chapter, recipe, dtype) for recipe in stage(*given) if wanted(chapter, recipe)]
+        return lambda *given: [toy(chapter, recipe, dtype) for recipe in stage(*given) if wanted(recipe, arms)]
 
     return [wrap(stage) for stage in stages]
 
@@ -139,8 +146,8 @@ def one_thread() -> Iterator[None]:
         torch.set_num_threads(before)
 
 
-def traces(chapter: str, dtype: str) -> dict[str, dict[str, str]]:
-    """Of every arm what `trace` gives, by `name_of` its recipe; runs it all."""
+def traces(chapter: str, dtype: str, arms: Sequence[str] | None = None) -> dict[str, dict[str, str]]:
+    """Of every arm (or of `arms` of the chapter) what `trace` gives, by `name_of` its recipe; runs it all."""
     with one_thread(), tempfile.TemporaryDirectory() as folder:
         store = RunStore(Path(folder) / "runs", Path(folder) / "none")
         if chapter == DETECTION:
@@ -148,7 +155,7 @@ def traces(chapter: str, dtype: str) -> dict[str, dict[str, str]]:
         elif chapter == OTHERS:
             results = other_nets(dtype, store)
         else:
-            results = chapter_results(chapter, dtype, store)
+            results = chapter_results(chapter, dtype, store, arms or ARMS[chapter])
         return {name_of(result.recipe): trace(result) for result in results}
 
 
@@ -157,15 +164,15 @@ def images(seed: int = 0) -> ImageData:
     return load_data("synthetic", train=178, test=40, seed=seed)
 
 
-def chapter_results(chapter: str, dtype: str, store: RunStore) -> list[Result]:
+def chapter_results(chapter: str, dtype: str, store: RunStore, arms: Sequence[str]) -> list[Result]:
     """The runs of a chapter; of chapter 06 also those that move to other data."""
     stages = paper_of(chapter).STAGES
     with as_traced(chapter, stages):
-        results = study(shrunk(chapter, stages, dtype), "smoke", [0], images(), store, quiet=True)
+        results = study(shrunk(chapter, stages, dtype, arms), "smoke", [0], images(), store, quiet=True)
         if chapter == "06_ds_net":
-            moved = shrunk(chapter, transfer_stages(results, "synthetic"), dtype)
+            moved = shrunk(chapter, transfer_stages(results, "synthetic"), dtype, arms)
             results += study(moved, "smoke", [0], images(1), store, quiet=True)
-    missing = set(ARMS[chapter]) - {result.recipe.arm for result in results}
+    missing = set(arms) - {result.recipe.arm for result in results}
     assert not missing, f"{chapter} has no arm {', '.join(sorted(missing))}"
     return results
 
@@ -192,8 +199,8 @@ def other_nets(dtype: str, store: RunStore) -> list[Result]:
 
 def only(chapter: str, arm: str, dtype: str):
     """The first recipe that an arm has in its chapter's first stage, tiny."""
-    stage = shrunk(chapter, paper_of(chapter).STAGES, dtype)[0]
-    return next(recipe for recipe in stage(Context("smoke", 0, images(), [])) if recipe.arm == arm)
+    stage = shrunk(chapter, paper_of(chapter).STAGES, dtype, (arm,))[0]
+    return next(iter(stage(Context("smoke", 0, images()))))
 
 
 def name_of(recipe) -> str:

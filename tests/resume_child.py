@@ -16,7 +16,7 @@ import traceback
 from pathlib import Path
 
 import torch
-from training import METHODS, MULTS, Curious, Noise, everything
+from small_training import METHODS, MULTS, Curious, Noise, everything
 
 from slimnb.errors import SlimnbError
 from slimnb.runs.store import RunStore, machine_fingerprint

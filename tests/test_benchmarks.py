@@ -7,7 +7,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from slimnb.nets.mobilenet_v1 import MobileNetV1
+from slimnb.nets.mobilenet import MobileNetV1
 from slimnb.papers.ds_net.nets import DSMobileNet
 
 ROOT = Path(__file__).parents[1]

@@ -11,16 +11,11 @@ import numpy as np
 import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
+from refusals import fails
 
-from slimnb.errors import SlimnbError
 from slimnb.subnet import SearchSpace, Subnet, elementwise_max, make_divisible, scaled
 
 widths_ = st.lists(st.integers(0, 2000), min_size=1, max_size=6).map(tuple)
-
-
-def fails(code: str):
-    """Expect a SlimnbError of `code` whose text is one line of at most 240 characters."""
-    return pytest.raises(SlimnbError, match=rf"^slimnb: {code}: [^\n]{{1,220}}$")
 
 
 # -- rounding --------------------------------------------------------------------------------------------

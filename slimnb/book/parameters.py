@@ -12,13 +12,17 @@ import math
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass, field
-from typing import Any
+from typing import Annotated, Any, Literal
+
+from annotated_types import Interval, MinLen
+from pydantic import AfterValidator, ConfigDict, FiniteFloat, StringConstraints, TypeAdapter, ValidationError
 
 from slimnb.errors import ParameterError
 
 SCALES = ("smoke", "small", "full")
 DATA_NAMES = ("auto", "synthetic", "cifar10", "cifar100")
 NAME = re.compile(r"[a-z_][a-z0-9_]*")
+STRICT = ConfigDict(strict=True)
 SIMPLE = (bool, int, float, complex, str, bytes, list, tuple, dict, set, type(None))
 
 
@@ -29,178 +33,122 @@ def _short(value: Any, limit: int = 32) -> str:
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
-def _finite(number: float) -> bool:
-    return abs(number) < math.inf  # math.isfinite overflows on a huge int, and this is False for NaN too
-
-
 def refuse(name: str, value: Any, why: str, fix: str) -> ParameterError:
     """The error for one bad parameter, its value shortened so that the line stays within 240 characters."""
     return ParameterError(f"{name[:40]} = {_short(value)}", why, fix)
 
 
-def _demand(kind: type, name: str, value: Any, fix: str) -> None:
-    # `type(...) is`, not isinstance: True is an int to isinstance, and so is every numpy subclass.
-    if type(value) is not kind:
-        seen = type(value).__module__.replace("builtins", "").split(".")[0]
-        seen = f"{seen}.{type(value).__name__}".lstrip(".")
-        raise refuse(name, value, f"must be {_WORDS[kind]}, not {seen[:24]}", fix)
+@dataclass(frozen=True)
+class Rule:
+    """What a parameter may be: a type as pydantic takes it, the same in words, a value that keeps it."""
+
+    kind: Any
+    words: str
+    example: Any
+    names: tuple[str, ...] = ()  # the nearest of them is offered in place of a misspelt one
+
+    def check(self, name: str, value: Any) -> None:
+        """Raise ParameterError, with what mends it, for a value of another type or out of bounds."""
+        why, fix = f"must be {self.words}"[:96], f"Set e.g. {name}={self._near(value)!r}."
+        try:
+            TypeAdapter(self.kind, config=STRICT).validate_python(value)
+            plain = all(type(item) in SIMPLE for item in (value if type(value) is list else [value]))
+        except ValidationError as error:
+            ours = error.errors(include_url=False, include_input=False)[0].get("ctx", {}).get("error")
+            why, fix = (*ours.args, fix)[:2] if isinstance(ours, ValueError) else (why, fix)
+            plain = False
+        if not plain:  # a numpy float is a float to pydantic, even where it is strict
+            raise refuse(name, value, why, fix)
+
+    def _near(self, value: Any) -> Any:
+        near = difflib.get_close_matches(value, self.names, 1) if type(value) is str else []
+        return near[0] if near else self.example
 
 
-_WORDS = {
-    int: "an integer",
-    float: "a number",
-    str: "a text",
-    bool: "True or False",
-    list: "a list of numbers",
-}
-
-
-@dataclass(frozen=True, slots=True)
-class Int:
+def Int(low: int = 1, high: int | None = None) -> Rule:
     """A whole number from `low` to `high` inclusive (no upper bound when None)."""
-
-    low: int = 1
-    high: int | None = None
-
-    def check(self, name: str, value: Any) -> None:
-        """Raise ParameterError for another type, ParameterError outside the bounds."""
-        _demand(int, name, value, f"Set e.g. {name}={self.low}.")
-        if value < self.low or (self.high is not None and value > self.high):
-            above = f"an integer >= {self.low}" if self.high is None else f"from {self.low} to {self.high}"
-            raise refuse(name, value, f"must be {above}", f"Set e.g. {name}={self.low}.")
+    words = f"an integer >= {low}" if high is None else f"an integer from {low} to {high}"
+    return Rule(Annotated[int, Interval(ge=low, le=high)], words, low)
 
 
-@dataclass(frozen=True, slots=True)
-class Float:
-    """A finite number above `low` (or equal to it when `closed`) and at most `high`."""
-
-    low: float = 0.0
-    high: float = math.inf
-    closed: bool = False
-
-    def check(self, name: str, value: Any) -> None:
-        """Raise ParameterError for another type, ParameterError when not finite or outside the bounds.
-
-        An int is a number too.
-        """
-        if type(value) is not int:
-            _demand(float, name, value, f"Write {name} as a plain number, without quotes.")
-        inside = value >= self.low if self.closed else value > self.low
-        if not _finite(value) or not inside or value > self.high:
-            rule = f"must be a finite number {'>=' if self.closed else '>'} {self.low:g}"
-            rule += "" if math.isinf(self.high) else f" and <= {self.high:g}"
-            raise refuse(name, value, rule, f"Change {name} in the parameters cell or after -p.")
+def Float(low: float = 0.0, high: float = math.inf, closed: bool = False) -> Rule:
+    """A finite number above `low` (or equal to it when `closed`) and at most `high`; an integer is one, too."""
+    words = f"a finite number {'>=' if closed else '>'} {low:g}" + ("" if math.isinf(high) else f" and <= {high:g}")
+    bounds = Interval(ge=low, le=high) if closed else Interval(gt=low, le=high)
+    return Rule(Annotated[FiniteFloat, bounds], words, low + 1 if math.isinf(high) else high)
 
 
-@dataclass(frozen=True, slots=True)
-class Bool:
+def Bool() -> Rule:
     """True or False, and nothing that merely counts as one."""
-
-    def check(self, name: str, value: Any) -> None:
-        """Raise ParameterError for anything but a bool."""
-        _demand(bool, name, value, f"Set {name}=True or {name}=False, without quotes.")
+    return Rule(bool, "True or False, without quotes", True)
 
 
-@dataclass(frozen=True, slots=True)
-class Choice:
+def Choice(values: tuple[str, ...]) -> Rule:
     """One of the given texts."""
-
-    values: tuple[str, ...]
-
-    def check(self, name: str, value: Any) -> None:
-        """Raise ParameterError for another type, ParameterError for a text that is not on the list."""
-        near = self.values[0]
-        _demand(str, name, value, f"Set e.g. {name}={near!r}.")
-        if value not in self.values:
-            near = (difflib.get_close_matches(value, self.values, 1) or [near])[0]
-            rule = f"must be one of {', '.join(self.values)}"
-            raise refuse(name, value, rule[:96], f"Set e.g. {name}={near!r}.")
+    return Rule(Literal[tuple(values)], f"one of {', '.join(values)}", values[0], tuple(values))
 
 
-@dataclass(frozen=True, slots=True)
-class Numbers:
+def Numbers(high: float = 1.0, complete: bool = False, whole: bool = False) -> Rule:
     """A list of finite numbers in (0, high]: not empty, ascending, none twice; `complete`: up to `high`.
 
     For width multipliers (`Numbers(1.0, complete=True)`) and image sides (`Numbers(224, whole=True)`).
     """
-
-    high: float = 1.0
-    complete: bool = False
-    whole: bool = False
-
-    def check(self, name: str, value: Any) -> None:
-        """Raise ParameterError for another type, ParameterError for a list that breaks a rule."""
-        example = [int(self.high)] if self.whole else [self.high / 4, self.high / 2, float(self.high)]
-        fix = f"Set e.g. {name}={example}."
-        _demand(list, name, value, fix)
-        if not value:
-            raise refuse(name, value, "must not be empty", fix)
-        for item in value:
-            if type(item) is not int and (self.whole or type(item) is not float):
-                kind = "integers" if self.whole else "numbers"
-                raise refuse(name, value, f"must hold {kind} only, {_short(item, 16)} is none", fix)
-            if not _finite(item) or not 0 < item <= self.high:
-                rule = f"{_short(item, 16)} must be above 0 and at most {self.high:g}"
-                raise refuse(name, value, rule, fix)
-        if list(value) != sorted(set(value)):
-            raise refuse(name, value, "must ascend, no value twice", f"Set {name}={sorted(set(value))}."
-            )
-        if self.complete and value[-1] != self.high:
-            fix = f"Set {name}={[*value, self.high]}."
-            raise refuse(name, value, f"must end with the largest, {self.high:g}", fix)
+    item = Annotated[int if whole else FiniteFloat, Interval(gt=0, le=high)]
+    words = f"a list of one or more {'integers' if whole else 'numbers'} above 0 and at most {high:g}"
+    example = [int(high)] if whole else [high / 4, high / 2, float(high)]
+    order = AfterValidator(Ascending(high if complete else None))
+    return Rule(Annotated[list[item], MinLen(1), order], words, example)
 
 
-@dataclass(frozen=True, slots=True)
-class Device:
+@dataclass(frozen=True)
+class Ascending:
+    """Refuses a list that does not ascend or, if `last` is given, ends with another number."""
+
+    last: float | None
+
+    def __call__(self, values: list) -> list:
+        """The list itself. Raises ValueError."""
+        if values != sorted(set(values)):
+            raise ValueError("must ascend, no value twice", f"Set e.g. {sorted(set(values))}.")
+        if self.last is not None and values[-1] != self.last:
+            raise ValueError(f"must end with the largest, {self.last:g}", f"Set e.g. {[*values, self.last]}.")
+        return values
+
+
+def Device() -> Rule:
     """auto, cpu, cuda or cuda:N; whether it exists is asked by `Chapter.begin`, which may import torch."""
-
-    def check(self, name: str, value: Any) -> None:
-        """Raise ParameterError for another type, ParameterError for a text that names no device."""
-        _demand(str, name, value, f"Set {name}='auto'.")
-        if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", value):
-            raise refuse(name, value, "must be auto, cpu, cuda or cuda:N", f"Set {name}='auto'.")
+    pattern = StringConstraints(pattern=r"^(auto|cpu|cuda(:[0-9]{1,3})?)$")
+    return Rule(Annotated[str, pattern], "auto, cpu, cuda or cuda:N", "auto")
 
 
-@dataclass(frozen=True, slots=True)
-class Folder:
+def Folder(names: tuple[str, ...] = ("",)) -> Rule:
     """A folder, as a path; `names` are accepted beside it. Whether it exists is asked by whoever opens it."""
-
-    names: tuple[str, ...] = ("",)
-
-    def check(self, name: str, value: Any) -> None:
-        """Raise ParameterError for another type, an unknown bare name, or a path we do not take."""
-        _demand(str, name, value, f"Set {name}={self.names[0]!r}.")
-        if value in self.names:
-            return
-        fix = f"Set e.g. {name}={self.names[-1]!r}."
-        if len(value) > 200 or not value.isprintable() or ".." in re.split(r"[/\\]", value):
-            raise refuse(name, value, "must be a printable path of <= 200 characters without '..'", fix
-            )
-        # A bare word is far more often a misspelt name than a folder beside the notebook.
-        if len(self.names) > 1 and not re.search(r"[/\\]", value):
-            fix = f"Set e.g. {name}={(difflib.get_close_matches(value, self.names, 1) or ['auto'])[0]!r}."
-            raise refuse(name, value, f"must be {', '.join(self.names)} or a path with a /", fix)
+    words = f"{', '.join(names)} or a path with a /" if len(names) > 1 else "a path"
+    return Rule(Annotated[str, AfterValidator(NameOrPath(names))], words, names[0], names)
 
 
-Rule = Int | Float | Bool | Choice | Numbers | Device | Folder
+@dataclass(frozen=True)
+class NameOrPath:
+    """Refuses a text that is none of `names` and no path that we take."""
+
+    names: tuple[str, ...]
+
+    def __call__(self, value: str) -> str:
+        """The text itself. Raises ValueError."""
+        if value not in self.names:
+            if len(value) > 200 or not value.isprintable() or ".." in re.split(r"[/\\]", value):
+                raise ValueError("must be a printable path of <= 200 characters without '..'")
+            # A bare word is far more often a misspelt name than a folder beside the notebook.
+            if len(self.names) > 1 and not re.search(r"[/\\]", value):
+                raise ValueError(f"must be {', '.join(self.names)} or a path with a /")
+        return value
+
+
+RULES = {rule.__name__: rule for rule in (Int, Float, Bool, Choice, Numbers, Device, Folder)}
 SPELLINGS = {"true": True, "false": False, "nan": math.nan, "inf": math.inf, "-inf": -math.inf}
-RULES = {rule.__name__: rule for rule in Rule.__args__}
-
-
-@dataclass(frozen=True, slots=True)
-class Seed:
-    """An integer in [0, 2**32): what every random number generator we use accepts unchanged."""
-
-    def check(self, name: str, value: Any) -> None:
-        """Raise ParameterError for another type, ParameterError outside the range."""
-        _demand(int, name, value, f"Set e.g. {name}=0.")
-        if not 0 <= value < 2**32:
-            raise refuse(name, value, "must be an integer from 0 to 4294967295", f"Set e.g. {name}=0.")
-
-
 COMMON = {
     "scale": Choice(SCALES),
-    "seed": Seed(),  # the first seed; runs use seed, seed + 1, ...
+    "seed": Int(0, 2**32 - 1),  # the first seed; runs use seed, seed + 1, ...
     "seeds": Int(1, 1000),  # how many seeds
     "device": Device(),
     "data": Folder(DATA_NAMES),

@@ -36,13 +36,14 @@ class Look:
     marker: str = "o"
 
 
-# Okabe and Ito's palette, told apart by the colour-blind; its yellow is too pale for lines.
+# Okabe and Ito's palette, told apart by the colour-blind; its yellow is too pale for lines. A key is the arm's name in
+# small letters and digits. A paper from elsewhere adds its own: METHODS["mynet"] = Look("My-Net", "#4B0082", "p").
 METHODS = {
     "individual": Look("Individual nets", "#222222", "s"),
     "onebn": Look("One BN", "#7A5C3A", "*"),
     "snet": Look("S-Net", "#E69F00", "^"),
     "usnet": Look("US-Net", "#0072B2", "o"),
-    # SP-Net's arms are shades of its green; a name that begins like another comes before it.
+    # SP-Net's arms are shades of its green.
     "spnetunsorted": Look("SP-Net, unsorted", "#00401A", "X"),
     "spnetallwidths": Look("SP-Net, all widths", "#009E73", "D"),
     "spnet": Look("SP-Net", "#009E73", "v"),
@@ -137,13 +138,14 @@ def styled(*columns: str):
 def look(arm: str) -> Look:
     """Label, colour and marker of an arm: "us_net_n2" is "US-Net, n2" in US-Net's colour.
 
-    One or two capitals before or after a method are a market and part of the arm's name, as in "RS-AOWS-U".
+    The longest method that the arm's name begins with counts. One or two capitals before or after it are a market
+    and part of the arm's name, as in "RS-AOWS-U".
     """
-    for key, method in METHODS.items():
-        found = re.match(rf"([A-Z]{{1,2}}-)?(?i:{'[^a-z0-9]*'.join(key)})(?![A-Za-z])", arm)
-        if found:
-            variant = arm[found.end():]
-            if found[1] or re.fullmatch("-[A-Z]{1,2}", variant):
+    for key in sorted(METHODS, key=len, reverse=True):
+        match = re.match(rf"([A-Z]{{1,2}}-)?(?i:{'[^a-z0-9]*'.join(key)})(?![A-Za-z])", arm)
+        if match:
+            method, variant = METHODS[key], arm[match.end():]
+            if match[1] or re.fullmatch("-[A-Z]{1,2}", variant):
                 return replace(method, label=arm)
             variant = variant.strip(" _-,").replace("_", " ")
             return replace(method, label=f"{method.label}, {variant}") if variant else method

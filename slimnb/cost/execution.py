@@ -1,7 +1,8 @@
-"""Five ways to run a subnet (DS-Net, Table 1; SP-Net, Table 7): full, masked, indexed, sliced, ideal."""
+"""A subnet can be run in five ways (DS-Net, Table 1; SP-Net, Table 7): full, masked, indexed, sliced, ideal."""
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Callable
 from functools import partial
 
@@ -9,6 +10,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slimnb.cost.latency import compare_latency
 from slimnb.nets.base import Masks, SlimmableNet
 from slimnb.nn.layers import Selection, SlimmableConv2d
 from slimnb.nn.norm import SwitchableBatchNorm2d
@@ -16,21 +18,31 @@ from slimnb.subnet import Subnet
 
 
 def execution_modes(net: SlimmableNet, subnet: Subnet, x: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """Five callables that give logits of x (B, 3, H, W), for `compare_latency`; four give the same.
+    """Return five callables that give logits of x (B, 3, H, W), for `compare_latency`; the last four give the same.
 
     full: the largest subnet. mask: the largest with the channels outside `subnet` multiplied by zero.
     index: weights gathered by lists of channel numbers at every call. slice: what slimnb does. ideal: the
-    stand-alone thin net as anybody would have it, in PyTorch's own memory format. Both subnets need
-    statistics.
+    stand-alone thin net in whichever memory format is the faster here. Both subnets need statistics.
     """
     masks = Masks(tuple((torch.arange(most, device=x.device) < width).float()[None]
                         for width, most in zip(subnet.widths, net.largest.widths, strict=True)),
                   net.slot_of(subnet), resolution=subnet.resolution)
-    ideal = net.extract(subnet).to(memory_format=torch.contiguous_format)
-    nhwc, nchw = (x.contiguous(memory_format=f) for f in (torch.channels_last, torch.contiguous_format))
-    return {"full": partial(_in_eval, net, nhwc, net.largest), "mask": partial(_in_eval, net, nhwc, masks),
-            "index": partial(indexed(net, subnet), nhwc), "slice": partial(_in_eval, net, nhwc, subnet),
-            "ideal": partial(ideal, nchw)}
+    image = x.contiguous(memory_format=torch.channels_last)
+    return {"full": partial(_in_eval, net, image, net.largest), "mask": partial(_in_eval, net, image, masks),
+            "index": partial(indexed(net, subnet), image), "slice": partial(_in_eval, net, image, subnet),
+            "ideal": in_faster_format(net.extract(subnet), x)}
+
+
+def in_faster_format(plain: nn.Module, x: Tensor, rounds: int = 5) -> Callable[[], Tensor]:
+    """Return a callable that gives `plain(x)`, with both in PyTorch's own memory format or both in channels_last.
+
+    It takes the format whose fastest of `rounds` calls, timed in turn, was the faster: neither wins for every net,
+    and a slice, which is always in channels_last, must not look good beside a net held in the wrong one.
+    """
+    ways = [partial(copy.deepcopy(plain).to(memory_format=form), x.contiguous(memory_format=form))
+            for form in (torch.contiguous_format, torch.channels_last)]
+    timed = compare_latency(dict(enumerate(ways)), x, rounds, warmup=1, min_ms=0.0)
+    return ways[min(timed, key=lambda way: timed[way]["min_ms"])]
 
 
 def _in_eval(net: SlimmableNet, x: Tensor, route: Subnet | Masks) -> Tensor:
@@ -38,7 +50,7 @@ def _in_eval(net: SlimmableNet, x: Tensor, route: Subnet | Masks) -> Tensor:
 
 
 def indexed(net: SlimmableNet, subnet: Subnet) -> nn.Module:
-    """`net.extract(subnet)`, except that its layers gather the supernet's weights by index at each call."""
+    """Return `net.extract(subnet)`, except that its layers gather the supernet's weights by index at each call."""
     plain = net.extract(subnet)
     s = net.select(subnet, statistics="slot")
     wide = [m for m in net.modules() if isinstance(m, (SlimmableConv2d, SwitchableBatchNorm2d))]
@@ -56,7 +68,7 @@ def _numbers(n: int, like: Tensor) -> Tensor:
 
 
 class IndexedConv2d(nn.Module):
-    """A slimmable convolution at one width, its filters picked by `index_select` on both axes."""
+    """A slimmable convolution at one width that picks its filters by `index_select` on both axes."""
 
     def __init__(self, source: SlimmableConv2d, s: Selection):
         super().__init__()
@@ -66,16 +78,16 @@ class IndexedConv2d(nn.Module):
         self.in_index = _numbers(inputs, source.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, I, H, W) -> (B, O, H / stride, W / stride)."""
+        """Map x (B, I, H, W) to (B, O, H / stride, W / stride)."""
         source, weight = self.source, self.source.weight.index_select(0, self.out_index)
         if not source.depthwise:
             weight = weight.index_select(1, self.in_index)
         groups = len(self.in_index) if source.depthwise else 1
-        return F.conv2d(x, weight, None, source.stride, source.padding, 1, groups)
+        return F.conv2d(x, weight, None, source.stride, source.kernel // 2, 1, groups)
 
 
 class IndexedBatchNorm2d(nn.Module):
-    """A slimmable batch norm at one width, its four vectors picked by `index_select`."""
+    """A slimmable batch norm at one width that picks its four vectors by `index_select`."""
 
     def __init__(self, source: SwitchableBatchNorm2d, s: Selection):
         super().__init__()
@@ -84,7 +96,7 @@ class IndexedBatchNorm2d(nn.Module):
         self.index = _numbers(s.widths[source.unit], source.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same shape."""
+        """Map x (B, C, H, W) to the same shape."""
         source, index = self.source, self.index
         mean, var = (t[self.slot].index_select(0, index) for t in (source.running_mean, source.running_var))
         weight, bias = (t[self.row].index_select(0, index) for t in (source.weight, source.bias))
@@ -92,7 +104,7 @@ class IndexedBatchNorm2d(nn.Module):
 
 
 class IndexedLinear(nn.Module):
-    """A slimmable linear layer at one width, its input features picked by `index_select`."""
+    """A slimmable linear layer at one width that picks its input features by `index_select`."""
 
     def __init__(self, source, s: Selection):
         super().__init__()
@@ -100,5 +112,5 @@ class IndexedLinear(nn.Module):
         self.index = _numbers(s.reaching(source.sources), source.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, I) -> (B, out_features)."""
+        """Map x (B, I) to (B, out_features)."""
         return F.linear(x, self.source.weight.index_select(1, self.index), self.source.bias)

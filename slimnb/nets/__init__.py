@@ -1,1 +1,1 @@
-"""The backbones, one file each, as short sentences in the alphabet of `slimnb.nn`."""
+"""The backbones and what they share, as short sentences in the alphabet of `slimnb.nn`."""

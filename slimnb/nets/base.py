@@ -1,10 +1,10 @@
-"""What every slimmable net shares: channel units, slots of statistics, forward, `bind` and `extract`."""
+"""Every slimmable net has this: channel units, slots of statistics, forward, `bind` and `extract`."""
 
 from __future__ import annotations
 
 import copy
 import math
-from collections.abc import Iterable, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
 
 import torch
@@ -12,17 +12,18 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slimnb.errors import NumericsError, ParameterError
+from slimnb.nets.slots import Slots
 from slimnb.nn.blocks import Chain, Resize, resize
 from slimnb.nn.gate import RoutedLogits
 from slimnb.nn.layers import Selection, SlimmableConv2d, SlimmableLinear
-from slimnb.nn.norm import BN_POLICIES, CALIBRATED, GROUP, SlimmableGroupNorm, SwitchableBatchNorm2d
+from slimnb.nn.norm import GROUP, SlimmableGroupNorm, SwitchableBatchNorm2d
 from slimnb.nn.zero_padding import ENDS, place_, places_of, reach_of
 from slimnb.subnet import SearchSpace, Subnet
 
 
 @dataclass(frozen=True, slots=True)
 class ChannelUnit:
-    """Channels that are kept or dropped together: who makes them, who normalises them, who reads them."""
+    """A channel unit is kept or dropped as one; it names who makes its channels, who normalises and who reads them."""
 
     name: str
     channels: int  # of the largest subnet
@@ -33,7 +34,7 @@ class ChannelUnit:
 
 @dataclass(frozen=True, slots=True)
 class Masks:
-    """One width per sample: a (B, C) mask of zeros and ones for each channel unit.
+    """Masks give each sample a width of its own: a (B, C) mask of zeros and ones for each channel unit.
 
     `slot` names the batch-norm statistics, one row for all or (B,) one per sample; it is needed outside
     training. A (1, C) mask serves every sample.
@@ -47,18 +48,18 @@ class Masks:
 
 
 class BoundNet(nn.Module):
-    """A supernet held at one subnet: plain `forward(x)`, parameters shared with the supernet."""
+    """A supernet held at one subnet has a plain `forward(x)` and shares the supernet's parameters."""
 
     def __init__(self, net: SlimmableNet, subnet: Subnet):
         super().__init__()
         self.net, self.subnet = net, subnet
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) -> logits (B, classes)."""
+        """Map x (B, 3, H, W) to logits (B, classes)."""
         return self.net(x, self.subnet)
 
 
-class SlimmableNet(nn.Module):
+class SlimmableNet(Slots):
     """A supernet: `net(x, subnet)` runs the subnet, `net(x, masks)` one width per sample.
 
     Subclasses build `features` (a `Chain`) and `classifier`, name their channel units with `new_unit`, and
@@ -69,40 +70,32 @@ class SlimmableNet(nn.Module):
     classifier: SlimmableLinear
 
     rounding = "divisible"
-    momentum = 0.1  # of running statistics that are tracked while training
     channels_per_group = 8  # of group norm
 
     def __init__(self, num_classes: int, input_size: int, bn: str, activation: str, seed: int):
-        super().__init__()
-        if bn not in BN_POLICIES:
-            raise ParameterError(f"bn = {bn!r}"[:60], f"it is one of {', '.join(BN_POLICIES)}",
-                                 f"Set bn={CALIBRATED!r}.")
+        super().__init__(bn)
         if input_size not in (32, 224):
             raise ParameterError(f"input_size = {input_size!r}"[:60],
                                  "nets are laid out for 224 or 32 pixels",
                                  "Set 32 for CIFAR-like images; any resolution then runs.")
         self.num_classes, self.input_size = num_classes, input_size
-        self.bn, self.activation, self.seed = bn, activation, seed
+        self.activation, self.seed = activation, seed
         self.unit_names: list[str] = []
-        self.slots: dict[Subnet, int] = {}
-        self._stamps: list[int | None] = []  # per slot: checksum of the weights its statistics belong to
-        self._summed: tuple[int, int] | None = None  # version and checksum of the weights, as last computed
-        self._touched = False  # whether the weights may have changed without a new version
         self._checked: set[Subnet] = set()
         self.padding: str | None = None  # how joins are zero-padded, if the net was embedded: "match" or "ends"
         self._reach: dict[tuple, tuple[int, ...]] = {}
         self.mix: nn.Module | None = None  # layers between the global pool and the classifier
-        self.register_load_state_dict_post_hook(_forget_old_weights)
+        self.register_load_state_dict_post_hook(_forget_reach)
 
     # -- construction ------------------------------------------------------------------------------------
 
     def new_unit(self, name: str) -> int:
-        """Number of a new channel unit."""
+        """Name a new channel unit and return its number."""
         self.unit_names.append(name)
         return len(self.unit_names) - 1
 
     def resolve_largest(self, largest: float | tuple[int, ...]) -> tuple[int, ...]:
-        """Channels of every unit of the supernet, from a multiplier or as given."""
+        """Return the channels of every unit of the supernet; `largest` is a multiplier or these channels themselves."""
         if not isinstance(largest, Sequence) or isinstance(largest, str):
             return self.widths_at(_checked_mult("largest", largest))
         units = len(self.widths_at(1.0))
@@ -115,7 +108,7 @@ class SlimmableNet(nn.Module):
         return tuple(largest)
 
     def finish(self, widths: tuple[int, ...], depths: tuple[int, ...] = (), kernels: tuple[int, ...] = ()) -> None:
-        """Called last by a constructor: fixes the largest subnet, initial weights and the memory format."""
+        """Fix the largest subnet, initial weights and the memory format; a constructor calls it last."""
         self.largest = Subnet(tuple(widths), depths, kernels)
         # The dicts that hold the parameters: walking the modules for them would cost more than a thin layer.
         self._held = [module._parameters for module in self.modules()]
@@ -124,7 +117,7 @@ class SlimmableNet(nn.Module):
 
     @torch.no_grad()  # not through .data: writes must leave a trace in the version of the weights
     def reset_parameters(self, seed: int) -> None:
-        """Convolutions N(0, sqrt(2 / (k k out))), linear layers N(0, .01), norms 1 and 0 (as US-Net)."""
+        """Draw convolutions from N(0, sqrt(2 / (k k out))), linear ones from N(0, .01); norms are 1 and 0 (US-Net)."""
         if next(self.parameters()).is_meta:
             return  # shapes only: enough to count MACs and parameters
         rng = torch.Generator().manual_seed(seed)
@@ -140,13 +133,13 @@ class SlimmableNet(nn.Module):
                 module.bias.zero_()
 
     def widths_at(self, mult: float) -> tuple[int, ...]:
-        """Channels of every unit at width multiplier `mult` (1.0 = the paper's net)."""
+        """Return the channels of every unit at width multiplier `mult` (1.0 is the paper's net)."""
         raise NotImplementedError
 
     # -- subnets -----------------------------------------------------------------------------------------
 
     def uniform(self, mult: float, resolution: int | None = None) -> Subnet:
-        """The subnet whose every unit has `mult` times the paper's channels."""
+        """Return the subnet whose every unit has `mult` times the paper's channels."""
         widths = self.widths_at(_checked_mult("mult", mult))
         subnet = replace(self.largest, widths=widths, resolution=resolution)
         self.check(subnet)
@@ -154,7 +147,7 @@ class SlimmableNet(nn.Module):
 
     @property
     def stages(self) -> tuple[int, ...]:
-        """The stage of every unit, for `space(mults, tied=net.stages)`.
+        """Return the stage of every unit, for `space(mults, tied=net.stages)`.
 
         An inverted residual's hidden layer goes with its input, of which it is a multiple.
         """
@@ -168,7 +161,7 @@ class SlimmableNet(nn.Module):
 
     def space(self, mults: Sequence[float], resolutions: Sequence[int] = (),
               tied: tuple[int, ...] = ()) -> SearchSpace:
-        """Every unit at the width of any of `mults`, on its own or with the others of its group in `tied`."""
+        """Return the space where a unit has the width of any of `mults`, alone or with all of its group in `tied`."""
         if not len(mults):
             raise ParameterError("mults = ()", "a space has at least one width multiplier",
                                  "Set e.g. (0.25, 0.5, 1.0).")
@@ -201,9 +194,9 @@ class SlimmableNet(nn.Module):
         self._checked.add(subnet)
 
     def reach(self, subnet: Subnet) -> tuple[int, ...]:
-        """Channels of its residual stream up to the end of each unit; () in a net that was not embedded.
+        """Return how many channels the residual stream of each unit has up to its end; () in a net not embedded.
 
-        More than the unit's width where zeros lie in between: what reads the stream computes on them, too.
+        That is more than the unit's width where zeros lie in between: what reads the stream computes on them, too.
         """
         if self.padding is None:
             return ()
@@ -214,13 +207,13 @@ class SlimmableNet(nn.Module):
         return self._reach[key]
 
     def set_padding(self, padding: str | None, places: Mapping[int, Tensor] | None = None) -> None:
-        """Pad joins as `padding` says, the channels of units scattered to `places` (by unit: (C,) int64)."""
+        """Pad joins as `padding` says, and scatter the channels of each unit in `places` to its places, (C,) int64."""
         self.padding = padding
         self._reach.clear()
         place_(self, places or {})
 
     def masks(self, widths: Tensor, subnets: list[Subnet] | None = None) -> Masks:
-        """Masks of `widths` (B, units) ints; with `subnets`, one per sample, each uses its own statistics."""
+        """Return masks of `widths` (B, units) ints; with `subnets`, one per sample, each has statistics of its own."""
         device = next(self.parameters()).device
         widths = widths.to(device)
         each = tuple((torch.arange(most, device=device) < widths[:, unit, None]).float()
@@ -228,96 +221,11 @@ class SlimmableNet(nn.Module):
         slot = None if subnets is None else torch.tensor([self.slot_of(s) for s in subnets], device=device)
         return Masks(each, slot)
 
-    # -- statistics --------------------------------------------------------------------------------------
-
-    def norms(self) -> list[SwitchableBatchNorm2d]:
-        """The switchable batch-norm layers, in order."""
-        return [m for m in self.modules() if isinstance(m, SwitchableBatchNorm2d)]
-
-    def reserve(self, subnets: list[Subnet], shared: bool = False) -> None:
-        """Give each subnet a row of batch-norm statistics, and of gamma and beta where they are private.
-
-        Do it before making the optimiser. With `shared` all of them use one row: the single batch norm that
-        slimmable networks start from.
-        """
-        for subnet in subnets:
-            self.check(subnet)
-            if subnet not in self.slots:
-                self.slots[subnet] = 0 if shared else len(self._stamps)
-                self._stamps += [None] * (self.slots[subnet] == len(self._stamps))
-        for norm in self.norms():
-            norm.reserve(max(1, len(self._stamps)))
-
-    def weights_checksum(self) -> int:
-        """48 bits that change with the weights, the same on every device and after a save and load.
-
-        Summed anew only if a parameter has a new version, or may have changed without one: fused optimisers
-        write weights without counting it, so after a forward pass that records gradients nothing is taken on
-        trust. Writes through `.data` go unseen; say `mark_changed()` after them.
-        """
-        version = sum(p._version for held in self._held for p in held.values() if p is not None)
-        if self._touched or self._summed is None or self._summed[0] != version:
-            self._summed = version, _checksum(self.parameters())
-        return self._summed[1]
-
-    def _apply(self, fn, recurse=True):
-        # A cast changes every bit of the weights, yet their statistics remain theirs.
-        before = self.weights_checksum() if any(self._stamps) else None
-        super()._apply(fn, recurse)
-        if before is not None and not next(self.parameters()).is_meta:
-            self._summed = None
-            after = self.weights_checksum()
-            self._stamps = [after if stamp == before else stamp for stamp in self._stamps]
-        return self
-
-    def mark_changed(self) -> None:
-        """Say that the weights may have changed in a way PyTorch does not count, e.g. in a CUDA graph."""
-        self._touched = True
-
-    def mark_calibrated(self, subnets: Sequence[Subnet]) -> None:
-        """Record that the statistics of `subnets` belong to the weights as they are now."""
-        self._touched, self._summed = False, None
-        stamp = self.weights_checksum() if self.bn == CALIBRATED else 0
-        for subnet in subnets:
-            self._stamps[self.slots[subnet]] = stamp
-
-    def mark_uncalibrated(self, subnets: Sequence[Subnet]) -> None:
-        """Forget that `subnets` have statistics, e.g. before they are taken anew."""
-        for subnet in subnets:
-            self._stamps[self.slots[subnet]] = None
-
-    def slot_of(self, subnet: Subnet) -> int:
-        """Row of a subnet's statistics; raises if there are none or if they were taken from other weights."""
-        if self.bn == GROUP:
-            return 0
-        slot = self.slots.get(subnet)
-        if slot is None or self._stamps[slot] is None:
-            raise NumericsError(f"subnet {_short(subnet)} has no batch-norm statistics",
-                                "a subnet is evaluated with statistics of its own",
-                                "Call calibrate_bn(net, [subnet], images) first.")
-        if self.bn == CALIBRATED and self._stamps[slot] != self.weights_checksum():
-            raise NumericsError(f"statistics of subnet {_short(subnet)} are stale",
-                                "the weights changed after they were taken",
-                                "Call calibrate_bn(net, [subnet], images) again.")
-        return slot
-
-    def _training_slot(self, subnet: Subnet) -> tuple[int, float | None]:
-        if self.bn in (CALIBRATED, GROUP):
-            return self.slots.get(subnet, 0), None
-        slot = self._reserved(subnet)
-        self._stamps[slot] = 0  # tracked while training
-        return slot, self.momentum
-
-    def _reserved(self, subnet: Subnet) -> int:
-        if subnet not in self.slots:
-            raise NumericsError(f"subnet {_short(subnet)} has no batch-norm slot",
-                                f"bn={self.bn!r} keeps statistics per subnet",
-                                "Call net.reserve([...]) before making the optimiser.")
-        return self.slots[subnet]
+    # -- running -----------------------------------------------------------------------------------------
 
     def select(self, route: Subnet | Masks, momentum: float | None = None,
                statistics: str = "auto") -> Selection:
-        """How one forward pass runs `route`: see `forward` for `momentum` and `statistics`."""
+        """Say how one forward pass runs `route`: see `forward` for `momentum` and `statistics`."""
         batch = self.training if statistics == "auto" else statistics == "batch"
         if isinstance(route, Masks):
             if self.padding == ENDS:
@@ -328,7 +236,7 @@ class SlimmableNet(nn.Module):
                                     "evaluation needs statistics for every sample",
                                     "Make them with net.masks(widths, subnets).")
             slot = 0 if batch else route.slot
-            return Selection(route.widths, route.depths, route.kernels, slot, batch, None)
+            return Selection(route.widths, route.depths, route.kernels, slot, batch, resolution=route.resolution)
         self.check(route)
         if not batch:
             slot = self.slot_of(route)
@@ -339,25 +247,25 @@ class SlimmableNet(nn.Module):
         else:
             slot, momentum = self._training_slot(route)
         return Selection(route.widths, route.depths, route.kernels, slot, batch, momentum, self.reach(route),
-                         self.padding == ENDS)
-
-    # -- running -----------------------------------------------------------------------------------------
+                         self.padding == ENDS, resolution=route.resolution)
 
     def forward(self, x: Tensor, route: Subnet | Masks | None = None, *, dropout: float = 0.0,
                 generator: torch.Generator | None = None, momentum: float | None = None,
                 statistics: str = "auto") -> Tensor | RoutedLogits:
-        """x (B, 3, H, W) -> logits (B, num_classes) float32, by the subnet or masks `route`, or the largest.
+        """Run the subnet or masks `route` (None: the largest): x (B, 3, H, W) gives logits (B, num_classes) float32.
 
-        `statistics`: "auto" normalises by the batch while training and by the subnet's own slot otherwise;
-        "batch" by the batch and "slot" by the slot in any mode. `momentum` is this batch's weight in the
-        running statistics (None: 0.1 while training where the policy tracks them). `dropout` acts before the
-        classifier, its mask drawn from `generator`. For a route that gates choose (`slimnb.nn.gate.Gated`) the logits
-        come with the gates' decisions.
+        With `statistics` "auto" the batch normalises while training, and the subnet's own slot otherwise; "batch" and
+        "slot" say so for any mode. `momentum` is this batch's weight in the running statistics (None: 0.1 while
+        training, where the policy tracks them). `dropout` acts before the classifier; `generator` draws its mask. For a
+        route that gates choose (`slimnb.nn.gate.Gated`) the logits come with the gates' decisions.
         """
         route = self.largest if route is None else route
         self._touched = self._touched or torch.is_grad_enabled()
-        s = self.select(route, momentum, statistics)
-        x = resize(x, route.resolution)
+        return self.run(x, self.select(route, momentum, statistics), dropout, generator)
+
+    def run(self, x: Tensor, s: Selection, dropout: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
+        """Run what `select` returned, without another check: x (B, 3, H, W) gives logits (B, num_classes) float32."""
+        x = resize(x, s.resolution)
         x = F.adaptive_avg_pool2d(self.features(x, s), 1)
         x = (x if self.mix is None else self.mix(x, s)).flatten(1)
         if dropout:
@@ -367,12 +275,18 @@ class SlimmableNet(nn.Module):
         return logits if s.routing is None else RoutedLogits(logits, tuple(s.decisions))
 
     def bind(self, subnet: Subnet) -> BoundNet:
-        """A module with plain `forward(x)` that shares this supernet's parameters."""
+        """Return a module with a plain `forward(x)` that shares this supernet's parameters.
+
+        `torch.export` and `torch.compile` take it in one graph. Such a graph cannot check that statistics belong to
+        the weights, so a net in eval mode checks it here, and raises NumericsError; other calls check every time.
+        """
         self.check(subnet)
+        if not self.training:
+            self.slot_of(subnet)
         return BoundNet(self, subnet)
 
     def extract(self, subnet: Subnet) -> nn.Sequential:
-        """A stand-alone plain module, in eval mode, with only `subnet`'s parameters and statistics."""
+        """Copy the parameters and statistics of `subnet` into a stand-alone plain module in eval mode."""
         s = self.select(subnet, statistics="slot")
         head = [Resize(subnet.resolution)] if subnet.resolution else []
         mix = [] if self.mix is None else [self.mix.extract(s)]
@@ -383,7 +297,7 @@ class SlimmableNet(nn.Module):
     # -- description -------------------------------------------------------------------------------------
 
     def channel_units(self) -> list[ChannelUnit]:
-        """The table that sorting, pruning and pairwise costs read: one row per channel unit."""
+        """List all channel units: sorting, pruning and pairwise costs read this table."""
         named = list(self.named_modules())
         convs = [(n, m) for n, m in named if isinstance(m, SlimmableConv2d)]
         readers = convs + [(n, m) for n, m in named if isinstance(m, SlimmableLinear)]
@@ -395,44 +309,24 @@ class SlimmableNet(nn.Module):
                 for u, name in enumerate(self.unit_names)]
 
     def frozen_copy(self) -> SlimmableNet:
-        """A copy with tensors of its own, in eval mode, that takes no gradients; process groups are shared."""
+        """Copy the net, in eval mode and without gradients; the copy shares process groups, but no tensor."""
         groups = {id(norm.group): norm.group for norm in self.norms() if norm.group is not None}  # cannot be copied
         return copy.deepcopy(self, groups).requires_grad_(False).eval()
 
     def get_extra_state(self) -> dict:
-        """JSON-able: which slot is whose, the checksum of the weights its statistics belong to, scattered units."""
-        slots = [[subnet.to_json(), slot] for subnet, slot in self.slots.items()]
-        state = {"slots": slots, "stamps": list(self._stamps)}
-        if self.padding is not None:
-            state |= {"padding": self.padding, "scattered": list(places_of(self))}
-        return state
+        """Return as JSON what `Slots` keeps, how joins are padded, and which units are scattered."""
+        state = super().get_extra_state()
+        return state if self.padding is None else state | {"padding": self.padding, "scattered": list(places_of(self))}
 
     def set_extra_state(self, state: dict) -> None:
-        """Reserve slots and index buffers of a saved net; runs before the layers' own tensors are loaded."""
+        """Make the index buffers and slots of a saved net; runs before the layers' own tensors are loaded."""
         most = self.largest.widths
         self.set_padding(state.get("padding"), {u: torch.arange(most[u]) for u in state.get("scattered", ())})
-        self.slots = {Subnet.from_json(subnet): slot for subnet, slot in state["slots"]}
-        self._stamps = list(state["stamps"])
-        self.reserve(list(self.slots))
+        super().set_extra_state(state)
 
 
-def _forget_old_weights(net: SlimmableNet, incompatible) -> None:
-    net._summed = None  # load_state_dict(assign=True) brings parameters whose versions start again at 0
+def _forget_reach(net: SlimmableNet, incompatible) -> None:
     net._reach.clear()
-
-
-def _checksum(parameters: Iterable[Tensor]) -> int:
-    total: int | Tensor = 0
-    ramp = None
-    for p in parameters:
-        flat = p.detach().flatten()
-        bits = flat.view(torch.int32) if p.element_size() >= 4 else flat.view(torch.int16).int()
-        if ramp is None:
-            ramp = torch.arange(1, 2**17, 2, dtype=torch.int32, device=p.device)
-        for piece in bits.split(len(ramp)):  # small enough to stay in cache
-            # Weighted by position (modulo 2^32), so that reordered channels count as other weights.
-            total = 31 * total + (piece * ramp[: len(piece)]).sum(dtype=torch.int32).long()
-    return int(total) % 2**48  # one wait for the device
 
 
 def _checked_mult(name: str, mult: float) -> float:
@@ -440,8 +334,3 @@ def _checked_mult(name: str, mult: float) -> float:
         raise ParameterError(f"{name} = {mult!r}"[:60], "a width multiplier is a finite number > 0",
                              f"Set e.g. {name}=0.5.")
     return mult
-
-
-def _short(subnet: Subnet) -> str:
-    text = str(subnet)
-    return text if len(text) < 40 else f"{text[:18]}...{text[-18:]}"

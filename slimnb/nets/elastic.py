@@ -1,4 +1,4 @@
-"""Elastic depth, expansion and kernel size (Once-for-All, section 3): what inverted-residual supernets are built of."""
+"""Elastic depth, expansion and kernel size (Once-for-All, section 3), for supernets of inverted residuals."""
 
 from __future__ import annotations
 
@@ -26,10 +26,10 @@ from slimnb.subnet import SearchSpace, Subnet, make_divisible, scaled
 
 
 class ElasticDepthwise(SlimmableConv2d):
-    """Depthwise convolution whose kernel is `kernels[block]` pixels a side.
+    """A depthwise convolution whose kernel is `kernels[block]` pixels a side.
 
-    A smaller filter is the centre of the next larger one times a learned matrix that all its channels share
-    (7 -> 5: 25 x 25, 5 -> 3: 9 x 9), the identity at first.
+    A smaller filter is the centre of the next larger one times a matrix that all its channels share (7 -> 5: 25 x 25,
+    5 -> 3: 9 x 9). The matrices are learned and start as identities.
     """
 
     def __init__(self, channels: int, kernels: tuple[int, ...], stride: int, *, unit: int, block: int):
@@ -38,7 +38,7 @@ class ElasticDepthwise(SlimmableConv2d):
         self.transforms = nn.ParameterList(torch.empty(k * k, k * k) for k in reversed(kernels[:-1]))
 
     def filters(self, s: Selection, channels: int) -> Tensor:
-        """(channels, 1, k, k) of the selected kernel size, in the parameters' own precision."""
+        """Return filters (channels, 1, k, k) of the selected size in the precision of the parameters."""
         weight, kernel = self.weight[:channels], self.kernel_at(s)
         for (larger, smaller), matrix in zip(pairwise(reversed(self.kernels)), self.transforms, strict=True):
             if larger <= kernel:
@@ -49,25 +49,25 @@ class ElasticDepthwise(SlimmableConv2d):
         return weight
 
     def kernel_at(self, s: Selection | Subnet) -> int:
-        """Side of the selected kernel, pixels: 0 in a dropped block, the largest where nothing is said."""
+        """Return the side of the selected kernel in pixels: 0 in a dropped block, the largest where nothing is said."""
         return s.kernels[self.block] if s.kernels else self.kernel
 
 
 class ElasticStage(Chain):
-    """Blocks of one stage, of which a subnet runs the first `depths[stage]`: the strided one always."""
+    """A stage of blocks, of which a subnet runs the first `depths[stage]`, so always the strided one."""
 
     def __init__(self, stage: int, blocks: Sequence[nn.Module]):
         super().__init__(*blocks)
         self.stage = stage
 
     def forward(self, x: Tensor, s: Selection) -> Tensor:
-        """(B, C, H, W) -> the output of the last block kept."""
+        """Map x (B, C, H, W) to the output of the last block that the subnet keeps."""
         for block in self._kept(s):
             x = block(x, s)
         return x
 
     def extract(self, s: Selection) -> nn.Sequential:
-        """The blocks kept, as plain modules."""
+        """Extract the blocks that the subnet keeps."""
         return nn.Sequential(*(block.extract(s) for block in self._kept(s)))
 
     def _kept(self, s: Selection):
@@ -75,7 +75,7 @@ class ElasticStage(Chain):
 
 
 class FeatureMix(nn.Module):
-    """Pointwise convolution without bias or norm, then an activation: MobileNetV3's layer after the pool."""
+    """A pointwise convolution and an activation, without bias or norm: MobileNetV3's layer after the pool."""
 
     def __init__(self, in_channels: int, out_channels: int, activation: str, *, unit: int, sources: tuple[int, ...]):
         super().__init__()
@@ -83,11 +83,11 @@ class FeatureMix(nn.Module):
         self.conv = SlimmableConv2d(in_channels, out_channels, 1, unit=unit, sources=sources)
 
     def forward(self, x: Tensor, s: Selection) -> Tensor:
-        """(B, I, 1, 1) -> (B, O, 1, 1)."""
+        """Map x (B, I, 1, 1) to (B, O, 1, 1)."""
         return narrow(ACTIVATIONS[self.activation](self.conv(x, s)), s.widths[self.unit])
 
     def extract(self, s: Selection) -> nn.Sequential:
-        """The same of plain modules."""
+        """Extract convolution and activation."""
         return nn.Sequential(self.conv.extract(s), PLAIN_ACTIVATIONS[self.activation]())
 
 
@@ -96,7 +96,7 @@ Row = tuple[int, int, int, str, bool]
 
 
 def at_size(layout: tuple[Row, ...], input_size: int) -> tuple[Row, ...]:
-    """A layout made for 224 pixels; for 32 its first stage keeps the resolution."""
+    """Fit a layout for 224 pixels to `input_size`: for 32 its first stage keeps the resolution."""
     first, *others = layout
     return layout if input_size == 224 else ((*first[:2], 1, *first[3:]), *others)
 
@@ -113,7 +113,7 @@ class ElasticNet(SlimmableNet):
 
     def build(self, largest: float, layout: tuple[Row, ...], ends: tuple[int, int, int, int], depths: tuple[int, ...],
               expands: tuple[int, ...], kernels: tuple[int, ...]) -> None:
-        """Make all layers; `ends` are the channels of stem, first block, tail and head (0: no layer after the pool)."""
+        """Make all layers; `ends` has the channels of stem, first block, tail and head (0: no layer after the pool)."""
         _check_kernels(kernels)
         self.layout, self.ends = tuple(map(tuple, layout)), ends
         self.depths = tuple(_up_to(depths, blocks) for _, blocks, *_ in self.layout)
@@ -176,7 +176,7 @@ class ElasticNet(SlimmableNet):
                            block_units=tuple(self.block_units))
 
     def widths_at(self, mult: float) -> tuple[int, ...]:
-        """Channels of all units at full depth and expansion, the paper's numbers times `mult`."""
+        """Return the channels of all units at full depth and expansion, the paper's numbers times `mult`."""
         stem, first, tail, head = (scaled(channels, mult) if channels else 0 for channels in self.ends)
         widths, before = [stem, first], first
         for channels, blocks, *_ in self.layout:
@@ -189,7 +189,7 @@ class ElasticNet(SlimmableNet):
 
     def elastic(self, depth: int | None = None, expand: int | None = None, kernel: int | None = None,
                 resolution: int | None = None) -> Subnet:
-        """The subnet whose every stage keeps `depth` blocks and whose every block has `expand` and `kernel`.
+        """Return the subnet whose every stage keeps `depth` blocks and whose every block has `expand` and `kernel`.
 
         None stands for the largest; a stage with fewer blocks keeps them all. `elastic(2, 3, 7)` is the
         papers' D2E3 with 7 x 7 kernels. Raises ParameterError if that is no subnet of this net.
@@ -211,7 +211,7 @@ class ElasticNet(SlimmableNet):
         return subnet
 
     def check(self, subnet: Subnet) -> None:
-        """Raise ParameterError unless `subnet` is one of `search_space`, in canonical form; any side of 8 pixels on."""
+        """Raise ParameterError unless `search_space` has `subnet`, in canonical form; its resolution may be any."""
         if subnet not in self._checked and not self.search_space.contains(replace(subnet, resolution=None)):
             what, why = self._misfit(subnet)
             raise ParameterError(what, why, "Make it with net.elastic(depth, expand, kernel) or "
@@ -219,12 +219,12 @@ class ElasticNet(SlimmableNet):
         super().check(subnet)
 
     def _misfit(self, subnet: Subnet) -> tuple[str, str]:
-        """What is wrong with a subnet that `search_space` does not contain, and the rule it breaks."""
+        """Say what is wrong with a subnet that `search_space` does not contain, and which rule it breaks."""
         space, kinds = self.search_space, ("widths", "depths", "kernels")
         for kind in kinds:
-            given, expected = len(getattr(subnet, kind)), len(getattr(space, kind))
-            if given != expected:
-                return f"a subnet of {given} {kind}", f"{type(self).__name__} has {expected}"
+            count, expected = len(getattr(subnet, kind)), len(getattr(space, kind))
+            if count != expected:
+                return f"a subnet of {count} {kind}", f"{type(self).__name__} has {expected}"
         for stage, (depth, choices) in enumerate(zip(subnet.depths, space.depths, strict=True)):
             if depth not in choices:
                 return f"depth {depth} of stage {stage}", f"it keeps {_listed(choices)} blocks"
@@ -238,7 +238,7 @@ class ElasticNet(SlimmableNet):
         return what.format(value), f"it is {_listed(choices)}" if keep else "it is 0, as its block is dropped"
 
     def masks(self, widths: Tensor, subnets: list[Subnet] | None = None) -> Masks:
-        """As of any net, dropped blocks at width 0; samples may differ in depth and width, not in kernels."""
+        """Return masks as any net does, with dropped blocks at width 0; samples may not differ in kernels."""
         masks = super().masks(widths, subnets)
         if not subnets:
             return masks
@@ -253,7 +253,7 @@ class ElasticNet(SlimmableNet):
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:
-        """As of any net; kernel transforms start as identities."""
+        """Draw weights as any net does; kernel transforms start as identities."""
         super().reset_parameters(seed)
         for module in self.modules():
             if isinstance(module, ElasticDepthwise):
@@ -262,7 +262,7 @@ class ElasticNet(SlimmableNet):
 
 
 def _up_to(depths: Sequence[int], blocks: int) -> tuple[int, ...]:
-    """The depths that a stage of `blocks` blocks has: all of its blocks where a depth is larger."""
+    """Return the depths that a stage of `blocks` blocks has; a larger one stands for all of its blocks."""
     if max(depths, default=0) < blocks:
         raise ParameterError(f"depths = {depths!r} of a stage of {blocks} blocks"[:90],
                              "no subnet keeps its last block", f"Add {blocks} to depths, or lay out fewer blocks.")

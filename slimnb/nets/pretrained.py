@@ -1,4 +1,4 @@
-"""ImageNet weights in torchvision's layout, loaded into the slimmable ResNet-50 and MobileNetV2."""
+"""The slimmable ResNet-50 and MobileNetV2 load ImageNet weights in torchvision's layout."""
 
 from __future__ import annotations
 
@@ -10,7 +10,7 @@ from torch import Tensor
 
 from slimnb.errors import DataError, ParameterError, StoreError
 from slimnb.nets.base import SlimmableNet
-from slimnb.nets.mobilenet_v2 import MobileNetV2
+from slimnb.nets.mobilenet import MobileNetV2
 from slimnb.nets.resnet import ResNet50
 from slimnb.nn.blocks import ConvNormAct
 from slimnb.nn.norm import GROUP, PRIVATE
@@ -19,11 +19,12 @@ UNTOUCHED = "The net is as it was."
 
 
 def load_torchvision_(net: ResNet50 | MobileNetV2, state: dict[str, Tensor], head: bool = True) -> None:
-    """Load torchvision's state dict at full width, statistics into the slot of `net.largest`.
+    """Load torchvision's state dict at full width; the statistics go into the slot of `net.largest`.
 
     `state` maps torchvision's names to tensors, in any order. With private batch norm every slot that is
-    reserved starts from the same gamma and beta. `head=False` keeps the net's own classifier (another number
-    of classes). Names, shapes and values are checked before anything is written.
+    reserved starts from the same gamma and beta. `head=False` keeps the net's own classifier (for another number
+    of classes). Raises ParameterError for another net, and StoreError for a name, shape or value that does not fit,
+    before anything is written.
     """
     names, classifier = _layers_of(net)
     blocks = [module for module in net.modules() if isinstance(module, ConvNormAct)]
@@ -55,7 +56,8 @@ def load_imagenet_(net: ResNet50 | MobileNetV2, weights: str = "DEFAULT", head: 
     """Download torchvision's own ImageNet weights (ResNet-50 98 MB, MobileNetV2 14 MB) and load them.
 
     `weights` names a member of torchvision's enum: "IMAGENET1K_V1", "IMAGENET1K_V2" or "DEFAULT", its best.
-    The file is kept in torch's cache and its checksum is verified; only tensors are read from it.
+    The file stays in torch's cache and its checksum is verified; only tensors are read from it. Raises ParameterError
+    for an unknown member and DataError if it cannot be fetched.
     """
     from torchvision.models import MobileNet_V2_Weights, ResNet50_Weights
 
@@ -74,7 +76,7 @@ def load_imagenet_(net: ResNet50 | MobileNetV2, weights: str = "DEFAULT", head: 
 
 
 def _layers_of(net: SlimmableNet) -> tuple[list[tuple[str, str]], str]:
-    """torchvision's names of (convolution, batch norm) in the net's order, and of the classifier."""
+    """Return torchvision's names of (convolution, batch norm) in the net's order, and of the classifier."""
     if net.bn == GROUP:
         raise ParameterError("bn = 'group'", "torchvision's weights are for batch norm",
                              f"Build the net with bn={PRIVATE!r} or another batch norm.", UNTOUCHED)

@@ -10,7 +10,7 @@ LAYOUT = ((24, 4, 2), (40, 4, 2), (80, 4, 2), (96, 4, 1), (192, 4, 2), (320, 1, 
 class ProxylessNAS(ElasticNet):
     """Once-for-All ProxylessNAS (Cai et al. 2019), for 224 or 32 pixels (stem and first stage at stride 1).
 
-    `layout` rows are (channels, blocks, first stride); the rest as `MobileNetV3`.
+    `layout` rows are (channels, blocks, first stride); all other options are those of `MobileNetV3`.
     """
 
     def __init__(self, num_classes: int = 1000, input_size: int = 224, largest: float = 1.0, *,

@@ -1,4 +1,4 @@
-"""ResNet-50: bottleneck blocks; a channel unit for every convolution, so that any pruned net has a name."""
+"""ResNet-50 is built of bottlenecks; every convolution is a channel unit, so that any pruned net has a name."""
 
 from __future__ import annotations
 
@@ -12,7 +12,7 @@ EXPANSION = 4
 
 
 class ResNet50(SlimmableNet):
-    """Slimmable ResNet-50, stride in the 3x3 convolution; for 32 pixels with a 3x3 stem and no max-pool.
+    """Slimmable ResNet-50 with its strides in 3x3 convolutions; for 32 pixels it has a 3x3 stem and no max-pool.
 
     Body and projection of a block may differ in width: the narrower side is padded with zeros.
     """
@@ -43,7 +43,7 @@ class ResNet50(SlimmableNet):
         self.finish(widths)
 
     def widths_at(self, mult: float) -> tuple[int, ...]:
-        """Channels of all units at `mult`: out = round(4 x channels x mult), bottleneck = out // 4."""
+        """Return the channels of all units at `mult`: out = round(4 x channels x mult), bottleneck = out // 4."""
         widths = [scaled(self.stem, mult, self.rounding)]
         for channels, count in self.layout:
             out = scaled(channels * EXPANSION, mult, self.rounding)
@@ -54,7 +54,7 @@ class ResNet50(SlimmableNet):
 
 def bottleneck(net: SlimmableNet, name: str, widths: tuple[int, ...], sources: tuple[int, ...], channels: int,
                stride: int, project: bool) -> tuple[Residual, tuple[int, ...], int]:
-    """A block of `net` with its new channel units, then the units and the most channels of the stream behind it."""
+    """Make a block of `net`; return it, and the channel units and most channels of the stream behind it."""
     reduce, spatial, out = (net.new_unit(f"{name}.{part}") for part in ("reduce", "spatial", "out"))
     body = Chain(
         ConvNormAct(net, channels, widths[reduce], 1, unit=reduce, sources=sources),

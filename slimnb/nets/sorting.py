@@ -1,4 +1,4 @@
-"""Slimmable channel sorting (SP-Net, section 3.3): channels in order of importance, the net's outputs unchanged."""
+"""Slimmable channel sorting (SP-Net, section 3.3) puts channels in order of importance; the net's outputs stay."""
 
 from __future__ import annotations
 
@@ -35,14 +35,14 @@ def embed_(net: SlimmableNet, order: Order, counts: Mapping[str, Sequence[int]] 
     - "shortcut": counts and order of the shortcut overwrite the body's; the subnets returned have them.
 
     The largest subnet's outputs stay as they were; statistics of all others are forgotten. Do it before making the
-    optimiser. Errors: ParameterError unknown padding, ParameterError not one count or order per unit, ParameterError a
-    count that is not 1 to the unit's channels, ParameterError not a permutation, ParameterError group norm,
-    ParameterError a stream or a net that cannot be sorted.
+    optimiser. Raises ParameterError for an unknown padding, for orders that are not one permutation per unit, for
+    counts that are not one per unit, from 1 to its channels, and for a net that cannot be sorted: it has group norm,
+    or a stream whose units differ in width, or one that a depthwise layer reads.
     """
     if padding not in PADDINGS:
         raise ParameterError(f"padding = {padding!r}"[:60], f"it is one of {', '.join(PADDINGS)}",
                              f"Set padding={MATCH!r}.")
-    subnets = {name: Subnet(tuple(np.asarray(kept).tolist())) for name, kept in (counts or {}).items()}
+    subnets = {name: Subnet(tuple(np.asarray(row).tolist())) for name, row in (counts or {}).items()}
     orders = _checked(net, order, padding)
     for subnet in subnets.values():
         net.check(subnet)
@@ -60,7 +60,7 @@ def embed_(net: SlimmableNet, order: Order, counts: Mapping[str, Sequence[int]] 
 
 
 def expand_order(net: ElasticNet, levels: Sequence[int] = ()) -> list[np.ndarray]:
-    """Order for `embed_`: hidden channels by the L1 norm of what reads them, all others as they lie (OFA, section 3.3).
+    """Order hidden channels, for `embed_`, by the L1 norm of what reads them; others stay (OFA, section 3.3).
 
     `levels` are expansions across which nothing moves, so that subnets of these expansions compute what they
     did: () sorts all channels, (4,) is stage 1 of OFA's released code, which DepS runs, (3, 4) its stage 2.
@@ -78,12 +78,12 @@ def expand_order(net: ElasticNet, levels: Sequence[int] = ()) -> list[np.ndarray
 
 
 def _leaders(net: SlimmableNet) -> list[int]:
-    """Of every unit, the one whose shortcut it meets first; itself if it meets none."""
+    """Return for every unit the one whose shortcut it meets first; itself if it meets none."""
     leads = {unit: leader(net, stream) for stream in streams(net) for unit in stream}
     return [leads[unit] for unit in range(len(leads))]
 
 
-def _arrange_(net: SlimmableNet, orders: list[np.ndarray], kept: list[tuple[int, ...]], padding: str) -> None:
+def _arrange_(net: SlimmableNet, orders: list[np.ndarray], counts: list[tuple[int, ...]], padding: str) -> None:
     """Permute weights, or remember places only ("ends"), and say where in its stream each channel now lies."""
     now, leads = ({} if net.padding == ENDS else places_of(net)), _leaders(net)
     now = [now.get(unit, np.arange(channels)) for unit, channels in enumerate(net.largest.widths)]
@@ -94,7 +94,7 @@ def _arrange_(net: SlimmableNet, orders: list[np.ndarray], kept: list[tuple[int,
     read, places = list(orders), {}
     for stream in (stream for stream in streams(net) if len(stream) > 1):
         sequence = stream_order([orders[unit] for unit in stream],
-                                [[widths[unit] for unit in stream] for widths in kept], orders[leads[stream[0]]])
+                                [[widths[unit] for unit in stream] for widths in counts], orders[leads[stream[0]]])
         for unit in stream:
             read[unit], places[unit] = sequence, np.argsort(sequence)[orders[unit]]
     if padding == ENDS:
@@ -135,7 +135,7 @@ def _permute_(net: SlimmableNet, own: list[np.ndarray], read: list[np.ndarray]) 
 
 
 def _checked(net: SlimmableNet, order: Order, padding: str) -> list[np.ndarray]:
-    """`order` as arrays; raises unless it can be applied to `net`."""
+    """Return `order` as arrays; raises ParameterError unless it fits `net`."""
     if net.bn == GROUP and padding != ENDS:
         raise ParameterError("a net with group norm", "sorting moves channels from group to group",
                              "Build it with another bn, e.g. bn='shared_affine'.")

@@ -1,4 +1,4 @@
-"""VGG with 16 convolutions as SP-Net has it: batch norm, four max-pools, global pool, one linear layer."""
+"""VGG has 16 convolutions, batch norm, four max-pools, a global pool and one linear layer, as in SP-Net."""
 
 from __future__ import annotations
 
@@ -34,5 +34,5 @@ class VGG(SlimmableNet):
         self.finish(widths)
 
     def widths_at(self, mult: float) -> tuple[int, ...]:
-        """Channels of the convolutions at `mult`."""
+        """Return the channels of the convolutions at `mult`."""
         return tuple(scaled(channels, mult, self.rounding) for row in self.layout for channels in row)

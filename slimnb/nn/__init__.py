@@ -1,1 +1,1 @@
-"""Slimmable layers, norms, blocks and gates: what nets are written in."""
+"""Nets are written in these: slimmable layers, norms, blocks and gates."""

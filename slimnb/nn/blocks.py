@@ -1,4 +1,4 @@
-"""What nets are built of: chains, convolution-norm-activation, residual joins, each with a plain twin."""
+"""Nets are built of these: chains, convolution-norm-activation, residual joins, each with a plain twin."""
 
 from __future__ import annotations
 
@@ -10,23 +10,23 @@ from slimnb.nn.norm import normalisation
 
 
 class Chain(nn.Sequential):
-    """Slimmable modules one after the other."""
+    """A chain runs slimmable modules one after the other."""
 
     def forward(self, x: Tensor, s: Selection) -> Tensor:
-        """(B, C, H, W) -> the last module's output."""
+        """Map x (B, C, H, W) to the output of the last module."""
         for module in self:
             x = module(x, s)
         return x
 
     def extract(self, s: Selection) -> nn.Sequential:
-        """Plain modules one after the other."""
+        """Extract every module."""
         return nn.Sequential(*(module.extract(s) for module in self))
 
 
 class ConvNormAct(nn.Module):
-    """Convolution, normalisation, activation, and only then the mask: beta could light a masked channel.
+    """Convolution, normalisation and activation come first, and then the mask: beta could light a masked channel.
 
-    The normalisation is `net.bn`'s and the activation, unless given, is `net.activation`.
+    `net.bn` names the normalisation; `activation` (None: `net.activation`) names the activation.
     """
 
     def __init__(self, net: nn.Module, in_channels: int, out_channels: int, kernel: int,
@@ -40,14 +40,14 @@ class ConvNormAct(nn.Module):
         self.place = None  # a Placement, where the channels lie scattered in a residual stream
 
     def forward(self, x: Tensor, s: Selection) -> Tensor:
-        """(B, I, H, W) -> (B, O, H / stride, W / stride)."""
+        """Map x (B, I, H, W) to (B, O, H / stride, W / stride)."""
         x = self.conv(x, s)  # rebinding lets the input die before the next activation is made
         x = self.norm(x, s)
         x = narrow(ACTIVATIONS[self.activation](x), s.widths[self.unit])
         return x if self.place is None else self.place(x, s)
 
     def extract(self, s: Selection) -> nn.Sequential:
-        """Plain convolution, normalisation, activation and placement."""
+        """Extract convolution, normalisation, activation and placement."""
         plain = nn.Sequential(self.conv.extract(s), self.norm.extract(s))
         if self.activation != "none":
             plain.append(PLAIN_ACTIVATIONS[self.activation]())
@@ -55,25 +55,25 @@ class ConvNormAct(nn.Module):
 
 
 class MaxPool(nn.Module):
-    """Max-pooling of channels that come from the units `sources`."""
+    """Max-pooling of the channels of the units `sources`."""
 
     def __init__(self, kernel: int, stride: int, padding: int = 0, *, sources: tuple[int, ...]):
         super().__init__()
         self.kernel, self.stride, self.padding, self.sources = kernel, stride, padding, sources
 
     def forward(self, x: Tensor, s: Selection) -> Tensor:
-        """(B, C, H, W) -> (B, C, H / stride, W / stride)."""
+        """Map x (B, C, H, W) to (B, C, H / stride, W / stride)."""
         return F.max_pool2d(x, self.kernel, self.stride, self.padding)
 
     def extract(self, s: Selection) -> nn.MaxPool2d:
-        """The same as a plain module."""
+        """Return the plain module that does the same."""
         return nn.MaxPool2d(self.kernel, self.stride, self.padding)
 
 
 class Residual(nn.Module):
-    """Body plus shortcut (None: identity), zero-padded where their widths differ, then an activation.
+    """Body and shortcut (None: the identity) are added, the narrower padded with zeros, and activated.
 
-    `sources` are the channel units its output comes from; its width is the largest of theirs.
+    `sources` are the channel units that its output comes from; the widest of them says how wide it is.
     """
 
     def __init__(self, body: nn.Module, shortcut: nn.Module | None, activation: str,
@@ -82,7 +82,7 @@ class Residual(nn.Module):
         self.body, self.shortcut, self.activation, self.sources = body, shortcut, activation, sources
 
     def forward(self, x: Tensor, s: Selection) -> Tensor:
-        """(B, I, H, W) -> (B, max(body, shortcut), H / stride, W / stride)."""
+        """Map x (B, I, H, W) to (B, max(body, shortcut), H / stride, W / stride)."""
         shortcut = x if self.shortcut is None else self.shortcut(x, s)
         if s.ends:
             x = join_ends(self.body(x, s), shortcut, s.reaching(self.sources))
@@ -91,16 +91,16 @@ class Residual(nn.Module):
         return ACTIVATIONS[self.activation](x)
 
     def extract(self, s: Selection) -> PlainResidual:
-        """The same of plain modules."""
+        """Extract body and shortcut."""
         shortcut = None if self.shortcut is None else self.shortcut.extract(s)
         activation = PLAIN_ACTIVATIONS[self.activation]()
         return PlainResidual(self.body.extract(s), shortcut, activation, s.reaching(self.sources) * s.ends)
 
 
 class PlainResidual(nn.Module):
-    """Body plus shortcut (None: identity) of plain modules, then an activation.
+    """Body and shortcut (None: the identity) of plain modules are added and activated.
 
-    With `ends` > 0 the join has that many channels: the body's come first, the shortcut's last.
+    With `ends` > 0 their sum has that many channels: the body's come first, the shortcut's last.
     """
 
     def __init__(self, body: nn.Module, shortcut: nn.Module | None, activation: nn.Module, ends: int = 0):
@@ -109,25 +109,25 @@ class PlainResidual(nn.Module):
         self.ends = ends
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, I, H, W) -> (B, O, H / stride, W / stride)."""
+        """Map x (B, I, H, W) to (B, O, H / stride, W / stride)."""
         body, shortcut = self.body(x), self.shortcut(x)
         return self.activation(join_ends(body, shortcut, self.ends) if self.ends else join(body, shortcut))
 
 
 class Resize(nn.Module):
-    """Bilinear resize to `resolution` pixels a side, corners aligned."""
+    """A layer that calls `resize`."""
 
     def __init__(self, resolution: int):
         super().__init__()
         self.resolution = resolution
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) -> (B, 3, resolution, resolution)."""
+        """Map x (B, 3, H, W) to (B, 3, resolution, resolution)."""
         return resize(x, self.resolution)
 
 
 def resize(x: Tensor, resolution: int | None) -> Tensor:
-    """x (B, 3, H, W) at `resolution` pixels a side; as it is if that is None or already so."""
+    """Bring x (B, 3, H, W) to `resolution` pixels a side, bilinearly with corners aligned; None leaves it as it is."""
     if resolution is None or x.shape[-2:] == (resolution, resolution):
         return x
     return F.interpolate(x, size=(resolution, resolution), mode="bilinear", align_corners=True)

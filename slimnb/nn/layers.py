@@ -1,4 +1,4 @@
-"""Layers whose width is an argument of the call: an int (slice) or a mask (one width per sample)."""
+"""Layers take their width with every call: as an int (they slice), or as a mask (one width per sample)."""
 
 from __future__ import annotations
 
@@ -12,13 +12,12 @@ from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
 from slimnb.errors import ParameterError
-from slimnb.nn.depthwise import DepthwiseConv2d, backward_is_slow
+from slimnb.nn.repairs import conv2d, depthwise_conv2d, relu6
 from slimnb.subnet import Subnet, make_divisible
 
 ACTIVATIONS: dict[str, Callable[[Tensor], Tensor]] = {
     "relu": lambda x: F.relu(x, inplace=True),
-    # In place for inference only: while training, hardtanh_ keeps a copy of its input for the backward pass.
-    "relu6": lambda x: F.relu6(x, inplace=torch.is_inference_mode_enabled()),
+    "relu6": relu6,
     "swish": F.silu,
     "hswish": F.hardswish,
     "none": lambda x: x,
@@ -29,13 +28,14 @@ PLAIN_ACTIVATIONS = {"relu": nn.ReLU, "relu6": nn.ReLU6, "swish": nn.SiLU, "hswi
 
 @dataclass(slots=True)
 class Selection:
-    """What one forward pass selects: channels per unit, blocks, kernels, and how normalisation behaves.
+    """A selection says what one forward pass runs: channels per unit, blocks, kernels, and whose statistics.
 
     `widths[u]` is an int or a (B, C) mask of zeros and ones. `slot` is the row of batch-norm statistics, a
     (B,) tensor with one row per sample, or a (B, slots) one of weights that mix the rows. `batch_statistics`
     normalises by the batch at hand; `momentum` is then its weight in the running statistics of `slot` (None
-    leaves them alone). `reach` is `net.reach` of the subnet and `ends` how its joins are padded with zeros: see
-    slimnb/nn/zero_padding.py. With a `routing` gates fill in widths and slot on the way: see slimnb/nn/gate.py.
+    leaves them alone). `reach` is `net.reach` of the subnet and `ends` says whether its joins are padded at their
+    ends: see slimnb/nn/zero_padding.py. With a `routing` gates fill in widths and slot on the way: see
+    slimnb/nn/gate.py. Images are brought to `resolution` pixels a side (None leaves them as they are).
     """
 
     widths: tuple | list
@@ -48,21 +48,25 @@ class Selection:
     ends: bool = False
     routing: Any = None
     decisions: list = field(default_factory=list)  # of the gates so far
+    resolution: int | None = None
 
     def reaching(self, units: tuple[int, ...], otherwise: int = 0) -> int:
-        """Channels that a layer fed by channel units `units` reads, under int widths."""
+        """Return how many channels a layer reads that the channel units `units` feed; widths must be ints."""
         return max(((self.reach or self.widths)[u] for u in units), default=otherwise)
 
 
 def narrow(x: Tensor, width: int | Tensor) -> Tensor:
-    """The first `width` channels of x (B, C, H, W), or x times a (B, C) mask, of which a short batch takes the head."""
+    """Keep the first `width` channels of x (B, C, H, W), or multiply x by the (B, C) mask `width`.
+
+    If the batch is shorter than the mask, its first rows are used; if x has fewer channels, its first columns.
+    """
     if isinstance(width, int):
         return x if x.shape[1] <= width else x[:, :width]
     return x * width[: len(x), : x.shape[1], None, None].to(x.dtype)
 
 
 def join(body: Tensor, shortcut: Tensor) -> Tensor:
-    """Sum of two (B, C, H, W) tensors; channels that only the wider one has are added to zeros."""
+    """Add two (B, C, H, W) tensors; the narrower one counts as zero in the channels that it lacks."""
     if body.shape[1] == shortcut.shape[1]:
         return body + shortcut
     thin, wide = sorted((body, shortcut), key=lambda t: t.shape[1])
@@ -70,7 +74,7 @@ def join(body: Tensor, shortcut: Tensor) -> Tensor:
 
 
 def join_ends(body: Tensor, shortcut: Tensor, width: int) -> Tensor:
-    """Sum of two (B, C, H, W) tensors in `width` channels: the body in the first, the shortcut in the last."""
+    """Add two (B, C, H, W) tensors in `width` channels: the body lies in the first, the shortcut in the last."""
     if body.shape[1] == shortcut.shape[1] == width:
         return body + shortcut
     behind, before = width - body.shape[1], width - shortcut.shape[1]
@@ -83,57 +87,49 @@ def _uninitialised(kind: type[nn.Module], like: Tensor, *args, **kwargs) -> nn.M
 
 
 class SlimmableConv2d(nn.Module):
-    """Convolution that uses the first `widths[unit]` filters and as many input channels as its input has.
+    """A convolution that uses its first `widths[unit]` filters and as many input channels as its input has.
 
-    `sources` are the channel units its input may come from (none: the image). A depthwise convolution has no
-    width of its own: it follows its input.
+    `sources` are the channel units that its input may come from; without any it reads the image. A depthwise
+    convolution has no width of its own: it follows its input.
     """
 
     def __init__(self, in_channels: int, out_channels: int, kernel: int, stride: int = 1, *, unit: int,
                  sources: tuple[int, ...] = (), depthwise: bool = False):
         super().__init__()
         self.in_channels, self.out_channels = in_channels, out_channels
-        self.kernel, self.stride, self.padding = kernel, stride, kernel // 2
+        self.kernel, self.stride = kernel, stride
         self.kernels = (kernel,)  # sides that it can have, ascending
         self.unit, self.sources, self.depthwise = unit, sources, depthwise
         shape = (out_channels, 1 if depthwise else in_channels, kernel, kernel)
         self.weight = nn.Parameter(torch.empty(shape))
 
     def forward(self, x: Tensor, s: Selection) -> Tensor:
-        """(B, I, H, W) -> (B, O, H / stride, W / stride) with I <= in_channels and O the selected width."""
+        """Map x (B, I, H, W), I <= in_channels, to (B, O, H / stride, W / stride), where O is the selected width."""
         inputs = x.shape[1]
         if inputs > self.in_channels:
             raise ParameterError(f"{inputs} input channels for a convolution of {self.in_channels}",
                                  "a subnet is nowhere wider than its supernet", "Use widths within net.largest.")
         # Casting here, not by autocast: autocast caches casts of parameters but not of their slices.
         if self.depthwise:
-            weight = self.filters(s, inputs).to(x.dtype)
-            if backward_is_slow(x, weight.shape[-1], self.stride):
-                return DepthwiseConv2d.apply(x, weight, self.stride)
-            return F.conv2d(x, weight, None, self.stride, weight.shape[-1] // 2, 1, inputs)
+            return depthwise_conv2d(x, self.filters(s, inputs).to(x.dtype), self.stride)
         width = s.widths[self.unit]
         outputs = width if isinstance(width, int) else self.out_channels
-        weight = self.weight[:outputs, :inputs].to(x.dtype)
-        if self.kernel == 1 and self.stride > 1 and inputs < 8:
-            # oneDNN 3.x, where the processor has AVX2 but not AVX-512, writes beyond its buffers in the backward pass
-            # of a strided 1 x 1 convolution of so few channels. Taking the pixels that it reads first gives the same.
-            return F.conv2d(x[:, :, :: self.stride, :: self.stride], weight)
-        return F.conv2d(x, weight, None, self.stride, self.padding)
+        return conv2d(x, self.weight[:outputs, :inputs].to(x.dtype), self.stride)
 
     def kernel_at(self, s: Selection | Subnet) -> int:
-        """Side of the selected kernel, pixels."""
+        """Return the side of the selected kernel in pixels."""
         return self.kernel
 
     def filters(self, s: Selection, channels: int) -> Tensor:
-        """The first `channels` filters, in the parameters' own precision."""
+        """Return the first `channels` filters in the precision of the parameters."""
         return self.weight[:channels]
 
     def input_width(self, s: Selection) -> int:
-        """Channels that reach this layer under an int-width selection."""
+        """Return how many channels come to this layer; the widths of `s` must be ints."""
         return s.reaching(self.sources, self.in_channels)
 
     def extract(self, s: Selection) -> nn.Conv2d:
-        """The selected part as a plain `nn.Conv2d` with its own parameters."""
+        """Copy the selected part into a plain `nn.Conv2d`."""
         inputs = self.input_width(s)
         outputs = inputs if self.depthwise else s.widths[self.unit]
         groups = inputs if self.depthwise else 1
@@ -146,7 +142,7 @@ class SlimmableConv2d(nn.Module):
 
 
 class SlimmableLinear(nn.Module):
-    """Linear layer on as many input features as its input has; all outputs are always computed."""
+    """A linear layer that reads as many features as its input has, and always computes all outputs."""
 
     def __init__(self, in_features: int, out_features: int, *, sources: tuple[int, ...]):
         super().__init__()
@@ -155,11 +151,11 @@ class SlimmableLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_features))
 
     def forward(self, x: Tensor, s: Selection | None = None) -> Tensor:
-        """(B, I) -> (B, out_features) with I <= in_features."""
+        """Map x (B, I), I <= in_features, to (B, out_features)."""
         return F.linear(x, self.weight[:, : x.shape[1]].to(x.dtype), self.bias.to(x.dtype))
 
     def extract(self, s: Selection) -> nn.Linear:
-        """The selected part as a plain `nn.Linear`."""
+        """Copy the selected part into a plain `nn.Linear`."""
         inputs = s.reaching(self.sources)
         plain = _uninitialised(nn.Linear, self.weight, inputs, self.out_features)
         plain.weight.data.copy_(self.weight.detach()[:, :inputs])
@@ -168,14 +164,14 @@ class SlimmableLinear(nn.Module):
 
 
 class PlainSqueezeExcite(nn.Module):
-    """Squeeze-and-excitation at one width: x * gate(W2 relu(W1 mean(x)))."""
+    """Squeeze-and-excitation at one width computes x * gate(W2 relu(W1 mean(x)))."""
 
     def __init__(self, channels: int, hidden: int, gate: str):
         super().__init__()
         self.squeeze, self.excite, self.gate = nn.Linear(channels, hidden), nn.Linear(hidden, channels), gate
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same shape."""
+        """Map x (B, C, H, W) to the same shape."""
         gate = self.excite(F.relu(self.squeeze(x.mean((2, 3)))))
         return x * _gate(gate, self.gate)[:, :, None, None]
 
@@ -185,7 +181,7 @@ def _gate(x: Tensor, kind: str) -> Tensor:
 
 
 class SlimmableSqueezeExcite(nn.Module):
-    """Squeeze-and-excitation; its hidden width is `make_divisible(C // reduction)` of the width C at hand."""
+    """Squeeze-and-excitation whose hidden width is `make_divisible(C // reduction)` if its input has C channels."""
 
     def __init__(self, channels: int, *, unit: int, reduction: int = 4, gate: str = "hsigmoid"):
         super().__init__()
@@ -197,7 +193,7 @@ class SlimmableSqueezeExcite(nn.Module):
         self.excite = nn.Linear(hidden[-1], channels)
 
     def forward(self, x: Tensor, s: Selection) -> Tensor:
-        """(B, C, H, W) -> the same shape."""
+        """Map x (B, C, H, W) to the same shape."""
         c, width, dtype = x.shape[1], s.widths[self.unit], x.dtype
         h = self.hidden[c] if isinstance(width, int) else self.squeeze.out_features
         weight, bias = self.squeeze.weight[:h, :c], self.squeeze.bias[:h]
@@ -209,7 +205,7 @@ class SlimmableSqueezeExcite(nn.Module):
         return x * _gate(z, self.gate)[:, :, None, None]
 
     def extract(self, s: Selection) -> PlainSqueezeExcite:
-        """The selected channels as plain linear layers."""
+        """Copy the selected part into a plain module."""
         c = s.widths[self.unit]
         h = self.hidden[c]
         weight = self.squeeze.weight

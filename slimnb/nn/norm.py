@@ -1,4 +1,4 @@
-"""Normalisation whose width is an argument of the call: batch norm with a row of statistics per subnet, group norm."""
+"""Normalisation takes its width with every call: batch norm with a row of statistics per subnet, and group norm."""
 
 from __future__ import annotations
 
@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from slimnb.errors import ParameterError
 from slimnb.nn.layers import Selection, _uninitialised
+from slimnb.nn.repairs import group_norm
 
 PRIVATE, SHARED_AFFINE, CALIBRATED, GROUP = "private", "shared_affine", "calibrated", "group"
 
@@ -16,7 +17,7 @@ BN_POLICIES = (PRIVATE, SHARED_AFFINE, CALIBRATED, GROUP)
 
 
 class _SumOverRanks(torch.autograd.Function):
-    """Sum of x over the ranks of a group; what any rank's loss takes from the sum flows back to every x."""
+    """Sum x over the ranks of a group; the gradients of all ranks flow back to every x."""
 
     @staticmethod
     def forward(ctx, x: Tensor, group) -> Tensor:
@@ -35,9 +36,9 @@ class _SumOverRanks(torch.autograd.Function):
 class SwitchableBatchNorm2d(nn.Module):
     """Batch normalisation whose running statistics are rows of (slots, C) buffers, one row per subnet.
 
-    Policies: "private" gives every slot its own gamma and beta too (S-Net), "shared_affine" shares them
-    (SP-Net, DS-Net), "calibrated" shares them and takes statistics only by `calibrate_bn` (US-Net).
-    With a process `group` the batch is the joined batch of all its ranks.
+    The policy "private" gives every slot its own gamma and beta too (S-Net), "shared_affine" shares them
+    (SP-Net, DS-Net), "calibrated" shares them and leaves statistics to `calibrate_bn` (US-Net).
+    With a process `group` the batches of all its ranks count as one.
     """
 
     eps = 1e-5
@@ -51,7 +52,7 @@ class SwitchableBatchNorm2d(nn.Module):
         self.register_buffer("running_var", torch.ones(1, channels))
 
     def reserve(self, slots: int) -> None:
-        """Grow to `slots` rows; new statistics start at mean 0, variance 1, new affine rows at 1 and 0."""
+        """Grow to `slots` rows; new ones start at mean 0 and variance 1, with gamma 1 and beta 0."""
         grow = slots - self.running_mean.shape[0]
         if grow <= 0:
             return
@@ -63,7 +64,7 @@ class SwitchableBatchNorm2d(nn.Module):
             self.bias = nn.Parameter(torch.cat([self.bias.detach(), rows]))
 
     def forward(self, x: Tensor, s: Selection) -> Tensor:
-        """(B, C, H, W) -> the same shape, C <= channels."""
+        """Map x (B, C, H, W), C <= channels, to the same shape."""
         c = x.shape[1]
         if isinstance(s.slot, Tensor) and not s.batch_statistics:
             return self._per_sample(x, s.slot)
@@ -107,7 +108,7 @@ class SwitchableBatchNorm2d(nn.Module):
         return (centred * scale[:, None, None] + bias[:, None, None]).to(x.dtype)
 
     def extract(self, s: Selection) -> nn.BatchNorm2d:
-        """The selected channels as a plain `nn.BatchNorm2d`, statistics included."""
+        """Copy the selected channels, with their statistics, into a plain `nn.BatchNorm2d`."""
         c = s.widths[self.unit]
         row = s.slot if self.policy == PRIVATE else 0
         plain = _uninitialised(nn.BatchNorm2d, self.weight, c, eps=self.eps)
@@ -120,7 +121,7 @@ class SwitchableBatchNorm2d(nn.Module):
 
 
 class SlimmableGroupNorm(nn.Module):
-    """Group normalisation with a fixed number of channels per group, so that a slice and a mask agree."""
+    """Group normalisation whose groups have the same number of channels at any width, so that slice and mask agree."""
 
     eps = 1e-5
 
@@ -136,7 +137,7 @@ class SlimmableGroupNorm(nn.Module):
         self.bias = nn.Parameter(torch.zeros(channels))
 
     def forward(self, x: Tensor, s: Selection) -> Tensor:
-        """(B, C, H, W) -> the same shape; C a multiple of channels_per_group."""
+        """Map x (B, C, H, W) to the same shape; raises ParameterError unless channels_per_group divides C."""
         c = x.shape[1]
         if c % self.channels_per_group:
             raise ParameterError(f"width {c} in channel unit {self.unit}",
@@ -144,12 +145,10 @@ class SlimmableGroupNorm(nn.Module):
                                  f"Use {max(1, c // self.channels_per_group) * self.channels_per_group}.")
         dtype = x.dtype
         groups = c // self.channels_per_group
-        if x.device.type == "cpu":  # there the kernel for channels_last is 2 to 17 times as slow
-            x = x.contiguous()
-        return F.group_norm(x, groups, self.weight[:c].to(dtype), self.bias[:c].to(dtype), self.eps)
+        return group_norm(x, groups, self.weight[:c].to(dtype), self.bias[:c].to(dtype), self.eps)
 
     def extract(self, s: Selection) -> nn.GroupNorm:
-        """The selected channels as a plain `nn.GroupNorm`."""
+        """Copy the selected channels into a plain `nn.GroupNorm`."""
         c = s.widths[self.unit]
         plain = _uninitialised(nn.GroupNorm, self.weight, c // self.channels_per_group, c, self.eps)
         plain.weight.data.copy_(self.weight.detach()[:c])
@@ -158,7 +157,7 @@ class SlimmableGroupNorm(nn.Module):
 
 
 def normalisation(channels: int, *, unit: int, policy: str, channels_per_group: int = 8) -> nn.Module:
-    """The normalisation layer of a policy: one of "private", "shared_affine", "calibrated", "group"."""
+    """Make the normalisation layer of a policy: "private", "shared_affine", "calibrated" or "group"."""
     if policy == GROUP:
         return SlimmableGroupNorm(channels, unit=unit, channels_per_group=channels_per_group)
     return SwitchableBatchNorm2d(channels, unit=unit, policy=policy)

@@ -1,9 +1,9 @@
-"""Zero padding match (SP-Net, section 3.4): the paths that meet in a join each keep channels of their own.
+"""Zero padding match (SP-Net, section 3.4) lets the paths that meet in a join each keep channels of their own.
 
 Every unit of a residual stream holds its channels in its own order, most important first, so that a subnet's
-are a slice; its `Placement` scatters them to their places in the stream and leaves zeros in between. The
-stream's order puts first what the smallest subnet uses: all that a subnet uses then lies in a prefix, and
-the layers that read the stream slice their inputs as everywhere.
+are a slice. Its `Placement` scatters them to their places in the stream and leaves zeros in between. The
+stream's order puts first what the smallest subnet uses. So all that a subnet uses lies in a prefix of the
+stream, and the layers that read it slice their inputs as everywhere.
 """
 
 from __future__ import annotations
@@ -23,9 +23,9 @@ PADDINGS = (MATCH, ENDS, SHORTCUT)
 
 
 class Placement(nn.Module):
-    """Scatters the channels of one unit into its residual stream of `channels` channels.
+    """A placement scatters the channels of one unit into its residual stream of `channels` channels.
 
-    `index` (C,) int64: the place in the stream of each of the unit's channels.
+    `index` (C,) int64 holds the place in the stream of each of the unit's channels.
     """
 
     def __init__(self, index: Tensor, unit: int, channels: int):
@@ -34,18 +34,18 @@ class Placement(nn.Module):
         self.register_buffer("index", index)
 
     def forward(self, x: Tensor, s: Selection) -> Tensor:
-        """(B, C, H, W) -> (B, the reach of C, H, W), zeros where no channel goes; masks fill the whole stream."""
+        """Map x (B, C, H, W) to (B, reach of the unit, H, W), zero where no channel goes; masks fill the stream."""
         if s.ends:
             return x
         return scatter(x, self.index[: x.shape[1]], s.reach[self.unit] if s.reach else self.channels)
 
     def extract(self, s: Selection) -> PlainPlacement:
-        """The selected channels' places as a plain module."""
+        """Copy the places of the selected channels into a plain module."""
         return PlainPlacement(self.index[: s.widths[self.unit]].clone(), s.reach[self.unit])
 
 
 class PlainPlacement(nn.Module):
-    """Scatters (B, C, H, W) to the places `index` (C,) of `width` channels."""
+    """A plain placement scatters C channels to the places `index` (C,) of `width` channels."""
 
     def __init__(self, index: Tensor, width: int):
         super().__init__()
@@ -53,19 +53,19 @@ class PlainPlacement(nn.Module):
         self.register_buffer("index", index)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> (B, width, H, W)."""
+        """Map x (B, C, H, W) to (B, width, H, W)."""
         return scatter(x, self.index, self.width)
 
 
 def scatter(x: Tensor, index: Tensor, width: int) -> Tensor:
-    """(B, C, H, W) -> (B, width, H, W), channels_last: channel c goes to index[c], zeros elsewhere."""
+    """Put channel c of x (B, C, H, W) at index[c] of (B, width, H, W), which is channels_last and elsewhere zero."""
     last = x.permute(0, 2, 3, 1)  # index_copy and index_select over channels are several times slower
     out = last.new_zeros(*last.shape[:3], width)
     return out.scatter_(3, index.expand(last.shape), last).permute(0, 3, 1, 2)
 
 
 def streams(net: nn.Module) -> list[tuple[int, ...]]:
-    """The channel units that meet in residual joins, in forward order; a unit that meets none is alone."""
+    """List the channel units that meet in residual joins, in forward order; a unit that meets none is alone."""
     home: dict[int, tuple[int, ...]] = {unit: (unit,) for unit in range(len(net.unit_names))}
     for join in _joins(net):
         met = tuple(sorted({unit for source in join.sources for unit in home[source]}))
@@ -74,7 +74,7 @@ def streams(net: nn.Module) -> list[tuple[int, ...]]:
 
 
 def leader(net: nn.Module, stream: tuple[int, ...]) -> int:
-    """The unit of a stream that comes by the first shortcut: the projection, or the block before an identity."""
+    """Return the unit of a stream that comes by the first shortcut: a projection, or the block before an identity."""
     projections = (join.shortcut.unit for join in _joins(net) if join.shortcut is not None)
     return next((unit for unit in projections if unit in stream), stream[0])
 
@@ -84,7 +84,7 @@ def _joins(net: nn.Module) -> list[Residual]:
 
 
 def place_(net: nn.Module, places: Mapping[int, np.ndarray | Tensor]) -> None:
-    """Give the units named in `places` their places (C,) in their stream; all others lie as they are."""
+    """Give each unit in `places` its places (C,) in its stream; all others lie as they are."""
     device = next(net.parameters()).device
     most = {unit: max(net.largest.widths[u] for u in stream) for stream in streams(net) for unit in stream}
     for block in _makers(net):
@@ -101,15 +101,15 @@ def _makers(net: nn.Module) -> Iterable[ConvNormAct]:
 
 
 def places_of(net: nn.Module) -> dict[int, np.ndarray]:
-    """The place in its stream of each channel (C,), of the units that are scattered."""
+    """Return of each unit that is scattered the place of every channel in its stream, (C,)."""
     return {block.unit: block.place.index.cpu().numpy() for block in _makers(net) if block.place is not None}
 
 
 def reach_of(net: nn.Module, widths: Sequence[int], ends: bool) -> tuple[int, ...]:
-    """Channels of the stream up to the end of each unit, for a subnet of `widths` channels.
+    """Return for each unit how many channels its stream has up to its end, in a subnet of `widths` channels.
 
-    The last place that the unit's channels are scattered to, plus one; with `ends` the number of different
-    channels that it and the units before it in the stream hold (the paper's fused mask).
+    That is the last place that the unit's channels are scattered to, plus one; with `ends` it is the number of
+    different channels that the unit and those before it in the stream hold (the paper's fused mask).
     """
     places, reach = places_of(net), list(widths)
     for stream in streams(net):
@@ -122,13 +122,13 @@ def reach_of(net: nn.Module, widths: Sequence[int], ends: bool) -> tuple[int, ..
     return tuple(reach)
 
 
-def stream_order(orders: Sequence[np.ndarray], kept: Iterable[Sequence[int]], first: np.ndarray) -> np.ndarray:
-    """Order of a stream in which the smallest subnet's channels come first, then those the next one adds.
+def stream_order(orders: Sequence[np.ndarray], counts: Iterable[Sequence[int]], first: np.ndarray) -> np.ndarray:
+    """Order a stream so that the smallest subnet's channels come first, then those that the next one adds.
 
-    `orders`: of each unit in forward order, its channels, most important first; `kept`: of each subnet, how
-    many of them. Within a subnet the channels of earlier units come first; what no subnet uses follows in the
-    order of `first`.
+    `orders` has the channels of each unit in forward order, most important first; `counts` says for each subnet how
+    many of them it has. Within a subnet the channels of earlier units come first; what no subnet uses follows in
+    the order of `first`.
     """
-    used = [[order[:n] for order, n in zip(orders, counts, strict=True)] for counts in kept]
+    used = [[order[:n] for order, n in zip(orders, row, strict=True)] for row in counts]
     used.sort(key=lambda parts: len(set(chain.from_iterable(part.tolist() for part in parts))))
     return np.array(list(dict.fromkeys(c for parts in (*used, [first]) for part in parts for c in part.tolist())))

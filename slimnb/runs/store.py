@@ -13,13 +13,12 @@ the events too.
 from __future__ import annotations
 
 import os
-import shutil
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from slimnb.errors import BusyError, ResourceError, StoreError
+from slimnb.errors import BusyError, StoreError
 from slimnb.runs import checkpoint, files, lock, results
 from slimnb.runs.checkpoint import check_like
 from slimnb.runs.files import STAGES, Damaged, Failpoint, from_json, label, plain, to_json
@@ -36,9 +35,6 @@ __all__ = [
 ]  # fmt: skip
 
 KEPT = 2
-MARGIN = 16 * 2**20
-"""Bytes that must stay free beside the checkpoints."""
-
 FAILPOINTS = (
     *(f"{kind}{suffix}.{stage}"
       for kind in ("checkpoint", "weights", "result")
@@ -278,16 +274,6 @@ class Run:
         files.write_checked(self.path / "result.json", text.encode(), self._fail, "result")
         self._fail("finish.committed")
         self._generations.prune(0)
-
-    def preflight(self, tensors: dict[str, Tensor]) -> None:
-        """Error ResourceError unless the disk takes the three checkpoints that a run may hold at once."""
-        files.make_folder(self.path)
-        size = sum(tensor.numel() * tensor.element_size() for tensor in tensors.values())
-        need, free = (KEPT + 1) * size + MARGIN, shutil.disk_usage(self.path).free
-        if free < need:
-            what = f"{label(self.path)}: {free / 1e6:.0f} MB free"
-            why = f"three checkpoints need {need / 1e6:.0f} MB"
-            raise ResourceError(what, why, "Free some space or choose another store folder.")
 
     def _identity(self) -> dict[str, Any]:
         ids = {"schema": SCHEMA, "run_id": self.id, "recipe_id": self.recipe_id}

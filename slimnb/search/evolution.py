@@ -66,8 +66,7 @@ def evolve(table: ElasticTable, target: float, score: Score, evaluations: int = 
     The first generation is that of `random_search` with the same seed. The best `parents` share of all seen breeds the
     next: half are mutants, every choice drawn anew with probability `mutate`, half take every choice from one of two
     parents. Nothing that breaks the constraint is scored, nothing is scored twice; the search ends early where no new
-    structure is found. Errors: SearchError for a target out of the table's reach, ParameterError for numbers out of
-    range.
+    structure is found. Raises SearchError for a target outside `cost_range`, ParameterError for numbers out of range.
     """
     if population < 2 or not 0 < parents <= 1 or not 0 < mutate <= 1:
         raise ParameterError(f"population = {population}, parents = {parents:g}, mutate = {mutate:g}",
@@ -86,7 +85,7 @@ class _Search:
         self.table, self.target, self.least, self.score = table, target, least, score
         self.space, self.seed, self.parents, self.mutate = table.space, seed, parents, mutate
         self.columns = len(table.space.depths) + len(table.space.kernels)
-        cheapest, dearest = reach(table)
+        cheapest, dearest = cost_range(table)
         if not max(least, cheapest) <= min(target, dearest):
             raise SearchError(f"target {target:,.4g} {table.unit}, at least {least:,.4g}",
                               f"subnets cost {cheapest:,.4g} to {dearest:,.4g} {table.unit}",
@@ -159,8 +158,8 @@ def canonical(space: SearchSpace, structures: np.ndarray) -> np.ndarray:
     return np.concatenate([structures[:, :stages], structures[:, stages:] * kept_blocks(space, structures)], 1)
 
 
-def reach(table: ElasticTable) -> tuple[float, float]:
-    """Costs of the cheapest and of the dearest subnet, exact: stages add up, and so do the blocks of one."""
+def cost_range(table: ElasticTable) -> tuple[float, float]:
+    """Return the exact costs of the cheapest and of the dearest subnet: stages add up, and so do the blocks of one."""
     ends, first = [table.constant, table.constant], 0
     for choices in table.space.depths:
         blocks = table.terms[first: first + choices[-1]]

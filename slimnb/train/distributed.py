@@ -10,7 +10,7 @@ import os
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 import torch.distributed as dist
@@ -22,9 +22,7 @@ from slimnb.nets.base import SlimmableNet
 from slimnb.runs.checkpoint import pack, unpack
 from slimnb.runs.files import from_json, to_json
 from slimnb.runs.lock import Preemption
-
-if TYPE_CHECKING:
-    from slimnb.runs.store import Run
+from slimnb.runs.store import Run
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
 PATIENCE = timedelta(minutes=30)

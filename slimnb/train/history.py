@@ -9,16 +9,13 @@ import math
 import sys
 import time
 from collections.abc import Sequence
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 from tqdm import tqdm
 
 from slimnb.errors import NumericsError
-
-if TYPE_CHECKING:
-    from slimnb.train.protocols import Outcome
+from slimnb.train.protocols import Outcome
 
 
 class Watch:

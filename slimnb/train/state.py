@@ -2,17 +2,13 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING
-
 import torch
 from torch import Tensor
 
 from slimnb.errors import StoreError
 from slimnb.nets.base import SlimmableNet
-
-if TYPE_CHECKING:
-    from slimnb.train.history import History
-    from slimnb.train.protocols import Objective, Sampler
+from slimnb.train.history import History
+from slimnb.train.protocols import Objective, Sampler
 
 EXTRA = "_extra_state"
 

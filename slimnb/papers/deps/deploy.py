@@ -14,7 +14,7 @@ from slimnb.cost.elastic_latency import check_latency, elastic_latency
 from slimnb.data.datasets import ImageData
 from slimnb.nets.base import SlimmableNet
 from slimnb.runs.store import RunStore, code_fingerprint
-from slimnb.search.evolution import Found, evolve, random_search, reach
+from slimnb.search.evolution import Found, cost_range, evolve, random_search
 from slimnb.subnet import Subnet
 from slimnb.train.calibrate import calibrate_bn, evaluate
 from slimnb.train.experiment import Result, once, trained
@@ -47,7 +47,7 @@ def latency_table(result: Result, num_classes: int, store: RunStore, *, batch: i
 
 def between(table: ElasticTable, share: float) -> float:
     """The cost at `share` of the way from the cheapest subnet to the dearest."""
-    cheapest, dearest = reach(table)
+    cheapest, dearest = cost_range(table)
     return cheapest + share * (dearest - cheapest)
 
 

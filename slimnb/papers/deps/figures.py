@@ -2,16 +2,18 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import matplotlib as mpl
 import numpy as np
 import pandas as pd
 from matplotlib.axes import Axes
 
-from slimnb.book.marks import MACS, TOP1, curves, millions, paper_lines, told_ends
-from slimnb.book.style import GREY, INK, METHODS, described, label_ends, legible, look, new_axes, styled
+from slimnb.book.marks import MACS, TOP1, alt_of_ends, curves, line_chart, millions
+from slimnb.book.style import GREY, INK, METHODS, Look, described, legible, look, new_axes, styled
 
-GRADIENTS = {"full": ("Full net", INK, "o"), "shrinking": ("Shrinking", METHODS["bignas"].colour, "s"),
-             "epsilon-shrinking": ("ε-shrinking", METHODS["deps"].colour, "p")}
+GRADIENTS = {"full": Look("Full net", INK), "shrinking": replace(METHODS["bignas"], label="Shrinking"),
+             "epsilon-shrinking": replace(METHODS["deps"], label="ε-shrinking")}
 
 
 @styled("arm", "phase", "subnets", "length")
@@ -22,7 +24,7 @@ def training_cost(frame: pd.DataFrame, title: str) -> Axes:
     """
     arms = list(dict.fromkeys(frame["arm"]))
     ax = new_axes(title, height=0.5 + 0.2 * len(arms))[0]
-    told = []
+    alt = []
     for row, arm in enumerate(arms):
         style, start = look(arm), 0.0
         rows = frame[frame["arm"] == arm]
@@ -32,12 +34,12 @@ def training_cost(frame: pd.DataFrame, title: str) -> Axes:
             start += length
         cost = (rows["length"] * rows["subnets"]).sum()
         ax.text(start, row + 0.4, f" {cost:g}", va="bottom", color=legible(style.colour), fontweight="bold")
-        told.append(f"{style.label}: {cost:g}.")
+        alt.append(f"{style.label}: {cost:g}.")
     ax.set_yticks(range(len(arms)), [look(arm).label for arm in arms])
     ax.grid(axis="y", visible=False)
     ax.set(xlabel="Epoch (units of n; height: subnets per minibatch)", ylabel="Passes (bold: total, Tn)",
            ylim=(len(arms) - 0.5, -0.5), xlim=(0, 1.1 * frame.groupby("arm")["length"].sum().max()))
-    return described(ax, f"Bars of subnets per minibatch over time; their area is the cost. {title}. {' '.join(told)}")
+    return described(ax, f"Bars of subnets per minibatch over time; their area is the cost. {title}. {' '.join(alt)}")
 
 
 @styled("share", "macs", "top1")
@@ -46,24 +48,13 @@ def by_share(frame: pd.DataFrame, title: str, paper: pd.DataFrame | None = None)
 
     The share is that of the full net's training before the look or before shrinking; `paper` has the same columns.
     """
-    ax, frame = new_axes(title)[0], millions(frame)
-    ends, told = [], []
-    for share, rows in frame.groupby("share"):
-        mean, colour = rows.groupby("macs")["top1"].mean(), _share_colour(share)
-        ax.plot(rows["macs"], rows["top1"], "o", ms=5, mew=0, alpha=0.7, color=colour)
-        ax.plot(mean.index, mean, color=colour)
-        ends.append((mean.index[-1], mean.iloc[-1], f"{100 * share:.3g} %", colour))
-        told.append(f"{100 * share:.3g} %: {mean.iloc[0]:.3g} % at {mean.index[0]:.3g} M MACs, "
-                    f"{mean.iloc[-1]:.3g} % at {mean.index[-1]:.3g} M.")
-    if paper is not None:
-        ends += paper_lines(ax, millions(paper), "share", "macs", "top1")
-    ax.set(xlabel=MACS, ylabel=TOP1)
-    label_ends(ax, ends)
-    return described(ax, f"Line chart of top-1 accuracy against MACs by share of training. {title}. {' '.join(told)}")
+    ax, alt = line_chart(millions(frame).sort_values("share"), title, "share", "macs", "top1", _share_look,
+                          ("M MACs", "%"), millions(paper), xlabel=MACS, ylabel=TOP1)
+    return described(ax, f"Line chart of top-1 accuracy against MACs by share of training. {title}. {alt}")
 
 
-def _share_colour(share: float) -> tuple:
-    return mpl.colormaps["plasma"](0.8 * (1 - share))
+def _share_look(share: float) -> Look:
+    return Look(f"{100 * share:.3g} %", mpl.colormaps["plasma"](0.8 * (1 - share)))
 
 
 @styled("layer", "gradient", "norm", "cosine")
@@ -73,15 +64,15 @@ def layer_gradients(frame: pd.DataFrame, title: str) -> np.ndarray:
     Columns layer, gradient ("full", "shrinking", "epsilon-shrinking"), norm, cosine. Norms of zero are not drawn.
     """
     axes = new_axes(title, 2)
-    told = []
+    alt = []
     for gradient, rows in frame.groupby("gradient", sort=False):
-        label, colour, marker = GRADIENTS[gradient]
+        style = GRADIENTS[gradient]
         mean = rows.astype({"cosine": float}).groupby("layer")[["norm", "cosine"]].mean()
-        axes[0].plot(mean.index, mean["norm"].where(mean["norm"] > 0), marker, ls="-", ms=3.5, mew=0, lw=1.2,
-                     color=colour, label=label)
+        axes[0].plot(mean.index, mean["norm"].where(mean["norm"] > 0), style.marker, ls="-", ms=3.5, mew=0,
+                     lw=1.2, color=style.colour, label=style.label)
         if gradient != "full":
-            axes[1].plot(mean.index, mean["cosine"], marker, ls="-", ms=3.5, mew=0, lw=1.2, color=colour)
-        told.append(f"{label}: median norm {mean['norm'].median():.2g}, cosine {mean['cosine'].median():.2g}.")
+            axes[1].plot(mean.index, mean["cosine"], style.marker, ls="-", ms=3.5, mew=0, lw=1.2, color=style.colour)
+        alt.append(f"{style.label}: median norm {mean['norm'].median():.2g}, cosine {mean['cosine'].median():.2g}.")
     axes[0].set(yscale="log", ylabel="Gradient norm")
     axes[0].yaxis.set_major_formatter("{x:g}")
     axes[0].minorticks_off()
@@ -90,14 +81,14 @@ def layer_gradients(frame: pd.DataFrame, title: str) -> np.ndarray:
     for ax in axes:
         ax.set(xlabel="Layer (1 is the stem)")
     axes[0].figure.legend(*axes[0].get_legend_handles_labels(), loc="outside lower center", ncols=3)
-    return described(axes, f"Line charts of gradient norm and direction by layer. {title}. {' '.join(told)}")
+    return described(axes, f"Line charts of gradient norm and direction by layer. {title}. {' '.join(alt)}")
 
 
 @styled("arm", "step", "epsilon")
 def epsilon_ramps(frame: pd.DataFrame, title: str) -> Axes:
     """Epsilon over the steps of shrinking, a line per form of the ramp (section 4.2). Columns arm, step, epsilon."""
     ax = curves(frame, title, "step", "epsilon", "Training step (0: shrinking begins)", "Epsilon (full net = 1)")
-    return described(ax, f"Line chart of epsilon over steps. {title}. {told_ends(frame, 'step', 'epsilon')}")
+    return described(ax, f"Line chart of epsilon over steps. {title}. {alt_of_ends(frame, 'step', 'epsilon')}")
 
 
 @styled("arm", "step", "ratio")
@@ -108,7 +99,7 @@ def norm_ratio(frame: pd.DataFrame, title: str) -> Axes:
     """
     ax = curves(frame, title, "step", "ratio", "Training step", "Gradient norm (full net = 1)")
     ax.axhline(1, color=GREY, lw=1.2, zorder=1)
-    return described(ax, f"Line chart of gradient norms over steps. {title}. {told_ends(frame, 'step', 'ratio')}")
+    return described(ax, f"Line chart of gradient norms over steps. {title}. {alt_of_ends(frame, 'step', 'ratio')}")
 
 
 @styled("arm", "epoch", "top1")
@@ -116,26 +107,14 @@ def start_of_shrinking(frame: pd.DataFrame, title: str, start: float, paper: pd.
     """The full net's accuracy over epochs, shrinking from `start` (Fig. 7b). Columns arm, epoch, top1 (%), seed."""
     ax = curves(frame, title, "epoch", "top1", "Epoch", TOP1, paper)
     ax.axvline(start, color=GREY, lw=1.2, zorder=1)
-    told = told_ends(frame, "epoch", "top1")
-    return described(ax, f"Line chart of the full net's accuracy, shrinking from epoch {start:g}. {title}. {told}")
+    alt = alt_of_ends(frame, "epoch", "top1")
+    return described(ax, f"Line chart of the full net's accuracy, shrinking from epoch {start:g}. {title}. {alt}")
 
 
 @styled("arm", "evaluation", "best")
 def search_progress(frame: pd.DataFrame, title: str) -> Axes:
-    """Best validation accuracy so far over the subnets a search has evaluated. Columns arm, evaluation, best (%), seed.
-
-    A thin line per seed, a strong one for their mean.
-    """
-    ax = new_axes(title)[0]
-    ends = []
-    for arm, rows in frame.groupby("arm", sort=False):
-        style = look(arm)
-        for _, of_seed in rows.groupby("seed") if "seed" in rows else [(0, rows)]:
-            ax.step(of_seed["evaluation"], of_seed["best"], where="post", color=style.colour, lw=0.8, alpha=0.4)
-        mean = rows.groupby("evaluation")["best"].mean()
-        ax.step(mean.index, mean, where="post", color=style.colour)
-        ends.append((mean.index[-1], mean.iloc[-1], style.label, style.colour))
-    ax.set(xlabel="Evaluated subnets", ylabel="Best validation accuracy (%)")
-    label_ends(ax, ends)
-    told = told_ends(frame, "evaluation", "best")
-    return described(ax, f"Step chart of the best accuracy found so far. {title}. {told}")
+    """Best validation accuracy so far over evaluated subnets. Columns arm, evaluation, best (%), seed."""
+    ax = curves(frame, title, "evaluation", "best", "Evaluated subnets", "Best validation accuracy (%)",
+                drawstyle="steps-post", err_kws={"step": "post", "lw": 0})
+    alt = alt_of_ends(frame, "evaluation", "best")
+    return described(ax, f"Step chart of the best accuracy found so far. {title}. {alt}")

@@ -14,7 +14,7 @@ from matplotlib.patches import Rectangle
 from matplotlib.patheffects import Normal, Stroke
 from matplotlib.transforms import Bbox
 
-from slimnb.book.marks import MACS, TOP1, curves, lines, millions, told_ends
+from slimnb.book.marks import MACS, TOP1, alt_of_ends, curves, lines, millions, stack
 from slimnb.book.style import GREY, INK, METHODS, described, label_ends, legible, look, new_axes, styled
 from slimnb.errors import ParameterError
 
@@ -35,7 +35,7 @@ def simulation(frame: pd.DataFrame, title: str) -> Axes:
     MACs are means over images, relative to the full net's; top1 is in percent. The strong line is the best that
     any dynamic scheme reaches at that cost or less.
     """
-    ax, ends, told = new_axes(title)[0], [], []
+    ax, ends, alt = new_axes(title)[0], [], []
     static, dynamic = (frame[frame["kind"] == kind].sort_values("macs") for kind in ("static", "dynamic"))
     for _, rows in dynamic.groupby("scheme", sort=False):
         ax.plot(rows["macs"], rows["top1"], "-" if len(rows) > 1 else "o", ms=4, mew=0, lw=0.8, color=ROUTED, alpha=0.4)
@@ -44,13 +44,13 @@ def simulation(frame: pd.DataFrame, title: str) -> Axes:
         if len(curve):
             ax.plot(*curve.to_numpy().T, color=colour, zorder=3)
             ends.append((*curve.to_numpy()[-1], name, colour))
-            told.append(f"{name}: {curve['top1'].iloc[0]:.3g} % at {curve['macs'].iloc[0]:.2g} of the full net's MACs, "
+            alt.append(f"{name}: {curve['top1'].iloc[0]:.3g} % at {curve['macs'].iloc[0]:.2g} of the full net's MACs, "
                         f"{curve['top1'].iloc[-1]:.3g} % at {curve['macs'].iloc[-1]:.2g}.")
     ax.set(xlabel="Mean MACs per image (full net = 1)", ylabel=TOP1)
     ax.plot([], [], color=ROUTED, lw=0.8, alpha=0.6, label=f"each of {dynamic['scheme'].nunique()} dynamic schemes")
     ax.legend(loc="lower right", handlelength=1.4)
     label_ends(ax, ends)
-    return described(ax, f"Line chart of simulated accuracy against mean cost. {title}. {' '.join(told)}")
+    return described(ax, f"Line chart of simulated accuracy against mean cost. {title}. {' '.join(alt)}")
 
 
 def _envelope(dynamic: pd.DataFrame) -> pd.DataFrame:
@@ -68,8 +68,8 @@ def _envelope(dynamic: pd.DataFrame) -> pd.DataFrame:
 def slimmest_over_training(frame: pd.DataFrame, title: str) -> Axes:
     """The slimmest net's accuracy over epochs, a line per arm (Fig. 6). Columns arm, epoch, top1 (%), seed."""
     ax = curves(frame, title, "epoch", "top1", "Epoch", "Top-1 accuracy of the slimmest (%)")
-    told = told_ends(frame, "epoch", "top1")
-    return described(ax, f"Line chart of the slimmest net's accuracy over training. {title}. {told}")
+    alt = alt_of_ends(frame, "epoch", "top1")
+    return described(ax, f"Line chart of the slimmest net's accuracy over training. {title}. {alt}")
 
 
 @styled("setting", "macs", "top1")
@@ -80,7 +80,7 @@ def loss_ablation(frame: pd.DataFrame, title: str, static: pd.DataFrame | None =
     12 settings. `static` has macs and top1 of the static subnets, drawn as a line.
     """
     ax, frame = new_axes(title, height=1.15)[0], millions(frame)
-    points, told = [], []
+    points, alt = [], []
     if static is not None:
         line = millions(static).groupby("macs")["top1"].mean()
         ax.plot(line.index, line, color=STATIC, lw=1.6, zorder=1)
@@ -90,18 +90,18 @@ def loss_ablation(frame: pd.DataFrame, title: str, static: pd.DataFrame | None =
             ax.plot(rows["macs"], rows["top1"], ".", ms=4, mew=0, alpha=0.6, color=style.colour)
         ax.plot(macs, top1, style.marker, ms=8, mew=0, color=style.colour, zorder=3)
         points.append((macs, top1, str(setting), style.colour))
-        told.append(f"{setting}: {top1:.3g} % at {macs:,.4g} M MACs.")
+        alt.append(f"{setting}: {top1:.3g} % at {macs:,.4g} M MACs.")
     ax.set(xlabel=MACS, ylabel=TOP1)
     ax.margins(0.08, 0.12)
     label_ends(ax, [] if static is None else [(line.index[-1], line.iloc[-1], look("Static").label, STATIC)])
     _name_points(ax, points, [] if static is None else np.column_stack([line.index, line]))
-    return described(ax, f"Scatter plot of gates' accuracy against MACs. {title}. {' '.join(told)}")
+    return described(ax, f"Scatter plot of gates' accuracy against MACs. {title}. {' '.join(alt)}")
 
 
 def _name_points(ax: Axes, points: list, line) -> None:
     """Name each (x, y, text, colour) beside it, where neither names nor points nor the line (N, 2) are in the way."""
     ax.figure.draw_without_rendering()  # lays out the axes: only now is it known where points lie
-    scale, taken = ax.figure.dpi / 72, []
+    scale, others = ax.figure.dpi / 72, []
     points = sorted(points, key=lambda point: -len(point[2]))  # long names have the fewest places
     dots = ax.transData.transform([point[:2] for point in points])
     way = [dots + 5 * scale * np.array(shift) for shift in itertools.product((-1, 0, 1), repeat=2)]
@@ -113,11 +113,11 @@ def _name_points(ax: Axes, points: list, line) -> None:
             shift = far * np.array([across, up]) * (0.7 if across and up else 1)
             corner = shift + size * (np.array([across, up]) - 1) / 2
             leader = np.linspace(dot, dot + shift * scale, 20)
-            crossed = sum(((leader > box.min) & (leader < box.max)).all(1).sum() for box in taken)
+            crossed = sum(((leader > box.min) & (leader < box.max)).all(1).sum() for box in others)
             box = Bbox.from_bounds(*(dot + corner * scale), *(size * scale))
             spots.append((box, (shift, across, up, leader), far / 9 + 10 * crossed))
-        box, (shift, across, up, leader) = _freest(spots, ax.bbox, taken, np.concatenate(way))
-        taken.append(box)
+        box, (shift, across, up, leader) = _freest(spots, ax.bbox, others, np.concatenate(way))
+        others.append(box)
         way.append(leader)
         ax.annotate(text, (x, y), shift, textcoords="offset points", fontsize=9.5, color=legible(colour),
                     ha=("center", "left", "right")[across], va=("center", "bottom", "top")[up],
@@ -127,19 +127,19 @@ def _name_points(ax: Axes, points: list, line) -> None:
 
 def _size(ax: Axes, text: str, fontsize: float, **font) -> np.ndarray:
     """Width and height of the text, in pixels of the figure."""
-    drawn = ax.text(0, 0, text, fontsize=fontsize, **font)
-    box = drawn.get_window_extent()
-    drawn.remove()
+    label = ax.text(0, 0, text, fontsize=fontsize, **font)
+    box = label.get_window_extent()
+    label.remove()
     return np.array([box.width, box.height])
 
 
-def _freest(spots: list, inside: Bbox, taken: Sequence[Bbox], way: np.ndarray) -> tuple:
+def _freest(spots: list, inside: Bbox, others: Sequence[Bbox], way: np.ndarray) -> tuple:
     """Box and place of the (box, place, cost) that covers least of the boxes and of the points `way` (N, 2)."""
     def covers(spot):
         box, _, cost = spot
         hidden = ((way > box.min) & (way < box.max)).all(1).sum()
         out = (box.min < inside.min - 0.01).any() or (box.max > inside.max + 0.01).any()
-        return cost + hidden + 100 * (out + sum(box.overlaps(other) for other in taken))
+        return cost + hidden + 100 * (out + sum(box.overlaps(other) for other in others))
     return min(spots, key=covers)[:2]
 
 
@@ -152,14 +152,13 @@ def gate_distribution(frame: pd.DataFrame, title: str) -> Axes:
 
     Columns gate (int from 1), choice (a width as number, or a text, narrow to wide), share (0 to 1).
     """
-    table = _shares(frame, "gate")
+    table = _percents(frame, "gate")
     ax = new_axes(title, height=0.6 + 0.13 * len(table))[0]
-    _stack(ax.barh, range(len(table)), table, 0.72)
-    for gate, row in enumerate(table.to_numpy()):
-        for share, end, colour in zip(row, row.cumsum(), _shades(len(row)), strict=True):
-            if share >= 0.08:
-                ax.text(100 * (end - share / 2), gate, f"{100 * share:.0f} %", ha="center", va="center", fontsize=9,
-                        color="white" if np.dot(to_rgb(colour), (0.3, 0.59, 0.11)) < 0.56 else INK)
+    colours = _shades(table.shape[1])
+    stack(ax.barh, range(len(table)), table, 0.72, colours, ec="white", lw=0.6)
+    for bars, colour in zip(ax.containers, colours, strict=True):
+        ax.bar_label(bars, [f"{percent:.0f} %" if percent >= 8 else "" for percent in bars.datavalues], fontsize=9,
+                     label_type="center", color="white" if np.dot(to_rgb(colour), (0.3, 0.59, 0.11)) < 0.56 else INK)
     ax.set_yticks(range(len(table)), table.index)
     ax.grid(axis="y", visible=False)
     ax.set(xlabel="Share of images (%)", ylabel="Gate (1: first)", xlim=(0, 100), ylim=(len(table) - 0.5, -0.5))
@@ -167,8 +166,8 @@ def gate_distribution(frame: pd.DataFrame, title: str) -> Axes:
     across = max(1, min(7, len(labels), 56 // (max(map(len, labels)) + 4)))
     ax.figure.legend(handles, labels, loc="outside lower center", ncols=across,
                      handlelength=1.0, handletextpad=0.4, columnspacing=1.2, title="Width, narrow to wide")
-    told = " ".join(f"Gate {gate}: {_ends(row)}" for gate, row in table.iterrows())
-    return described(ax, f"Stacked bars of the gates' choices. {title}. {told}")
+    alt = " ".join(f"Gate {gate}: {_ends(row)}" for gate, row in table.iterrows())
+    return described(ax, f"Stacked bars of the gates' choices. {title}. {alt}")
 
 
 @styled("difficulty", "choice", "share")
@@ -178,11 +177,11 @@ def routing_by_difficulty(frame: pd.DataFrame, title: str) -> Axes:
     Columns difficulty (0 to 1, the centres of equal bins; or a text), choice (a width as number, or a text, narrow
     to wide), share (0 to 1, of the images in that bin or group).
     """
-    ax, table = new_axes(title)[0], _shares(frame, "difficulty")
+    ax, table = new_axes(title)[0], _percents(frame, "difficulty")
     binned = pd.api.types.is_numeric_dtype(frame["difficulty"])
     places = table.index.to_numpy(float) if binned else np.arange(len(table))
     step = np.diff(places).min() if len(places) > 1 else 1
-    _stack(ax.bar, places, table, (0.94 if binned else 0.72) * step)
+    stack(ax.bar, places, table, (0.94 if binned else 0.72) * step, _shades(table.shape[1]), ec="white", lw=0.6)
     if not binned:
         ax.set_xticks(places, [str(name).capitalize() for name in table.index])
     ax.grid(axis="x", visible=False)
@@ -192,28 +191,23 @@ def routing_by_difficulty(frame: pd.DataFrame, title: str) -> Axes:
     ax.figure.legend(handles[::-1], labels[::-1], loc="outside right center", title="Width", handlelength=1.0,
                      labelspacing=0.35, handletextpad=0.4)
     name = "{:.2g}".format if binned else str
-    told = " ".join(f"{name(at)}: {_ends(row)}" for at, row in (table.iloc[[0, -1]] if binned else table).iterrows())
-    return described(ax, f"Stacked bars of the choices by difficulty. {title}. {told}")
+    alt = " ".join(f"{name(at)}: {_ends(row)}" for at, row in (table.iloc[[0, -1]] if binned else table).iterrows())
+    return described(ax, f"Stacked bars of the choices by difficulty. {title}. {alt}")
 
 
-def _shares(frame: pd.DataFrame, row: str) -> pd.DataFrame:
-    """A line per `row`, a column per choice: numbers ascending, texts as they come; means where there are seeds."""
-    table = frame.pivot_table("share", row, "choice", fill_value=0, sort=False)
-    table = table[sorted(table)] if pd.api.types.is_numeric_dtype(frame["choice"]) else table
+def _percents(frame: pd.DataFrame, row: str) -> pd.DataFrame:
+    """Shares in percent, a line per `row`, a column per choice, means where there are seeds.
+
+    Numbers are sorted, texts stay as they come; the columns' names are texts.
+    """
+    table = 100 * frame.pivot_table("share", row, "choice", fill_value=0, sort=False)
+    if pd.api.types.is_numeric_dtype(frame["choice"]):
+        table = table[sorted(table)].rename(columns="{:g}".format)
     return table.sort_index() if pd.api.types.is_numeric_dtype(frame[row]) else table
 
 
-def _ends(shares: pd.Series) -> str:
-    return f"{100 * shares.iloc[0]:.0f} % to the narrowest, {100 * shares.iloc[-1]:.0f} % to the widest."
-
-
-def _stack(bars, places, table: pd.DataFrame, size: float) -> None:
-    below = np.zeros(len(table))
-    for choice, colour in zip(table, _shades(table.shape[1]), strict=True):
-        percent = 100 * table[choice].to_numpy()
-        bars(places, percent, size, below, color=colour, ec="white", lw=0.6,
-             label=choice if isinstance(choice, str) else f"{choice:g}")
-        below += percent
+def _ends(percents: pd.Series) -> str:
+    return f"{percents.iloc[0]:.0f} % to the narrowest, {percents.iloc[-1]:.0f} % to the widest."
 
 
 def _shades(choices: int) -> np.ndarray:
@@ -227,7 +221,7 @@ def _shades(choices: int) -> np.ndarray:
 def throughput(frame: pd.DataFrame, title: str) -> Axes:
     """Images per second by batch size, a line per mode. Columns mode, batch, ratio (the widest static net's is 1)."""
     ax = new_axes(title)[0]
-    ends, told = lines(ax, frame, "mode", "batch", "ratio", look, ("images", "×"))
+    ends, alt = lines(ax, frame, "mode", "batch", "ratio", look, ("images", "×"))
     ax.axhline(1, color=GREY, lw=1.2, zorder=1)
     sizes = sorted(frame["batch"].unique())
     if "Widest" not in set(frame["mode"]):
@@ -237,7 +231,7 @@ def throughput(frame: pd.DataFrame, title: str) -> Axes:
     ax.minorticks_off()
     ax.set(xlabel="Batch size (images)", ylabel="Images per second (widest net = 1)", ylim=(0, None))
     label_ends(ax, ends)
-    return described(ax, f"Line chart of throughput against batch size. {title}. {told}")
+    return described(ax, f"Line chart of throughput against batch size. {title}. {alt}")
 
 
 @styled()
@@ -262,8 +256,8 @@ def detections(images, boxes: Sequence[pd.DataFrame], title: str, columns: int =
     ax.set(xlabel="Column (pixels)", ylabel="Row (pixels)", xticks=(0, side), yticks=(0, side))
     ax.grid(visible=False)
     ax.spines[:].set_visible(False)
-    found = pd.concat(boxes)
-    classes = sorted(found["label"].astype(str).unique())
+    every = pd.concat(boxes)
+    classes = sorted(every["label"].astype(str).unique())
     colours = {name: CLASSES[at % len(CLASSES)] for at, name in enumerate(classes)}
     marks = [Line2D([], [], color="white", lw=1.2, path_effects=ON_DARK, label="ground truth")]
     marks += [Line2D([], [], color=colour, label=name) for name, colour in colours.items()]
@@ -274,13 +268,13 @@ def detections(images, boxes: Sequence[pd.DataFrame], title: str, columns: int =
         ax.figure.draw_without_rendering()
     for corner, frame in zip(corners, boxes, strict=True):
         _draw_boxes(ax, frame, np.array(corner), side, colours)
-    told = f"{found['score'].isna().sum()} boxes of ground truth, {found['score'].notna().sum()} predictions."
-    return described(ax, f"{len(images)} pictures with boxes around objects. {title}. {told}")
+    alt = f"{every['score'].isna().sum()} boxes of ground truth, {every['score'].notna().sum()} predictions."
+    return described(ax, f"{len(images)} pictures with boxes around objects. {title}. {alt}")
 
 
 def _draw_boxes(ax: Axes, frame: pd.DataFrame, corner: np.ndarray, side: int, colours: dict) -> None:
     """Boxes of one picture whose upper left corner is given; each score stands where it hides no other."""
-    scale, taken = ax.figure.dpi / 72, []
+    scale, others = ax.figure.dpi / 72, []
     picture = Bbox(ax.transData.transform([corner, corner + side]))
     picture = Bbox.from_extents(picture.xmin, picture.ymin, picture.xmax, picture.ymax)
     for row in frame.sort_values("score", ascending=False, na_position="first").to_dict("records"):
@@ -299,7 +293,7 @@ def _draw_boxes(ax: Axes, frame: pd.DataFrame, corner: np.ndarray, side: int, co
         for at in [*near, *sorted(far, key=lambda spot: np.hypot(*(spot - near[0])))]:
             at = np.clip(at, picture.min, picture.max - size)
             spots.append((Bbox.from_bounds(*at, *size), at + size / 2, 0.1 * len(spots)))
-        box, centre = _freest(spots, picture, taken, np.empty((0, 2)))
-        taken.append(box)
+        box, centre = _freest(spots, picture, others, np.empty((0, 2)))
+        others.append(box)
         ax.text(*ax.transData.inverted().transform(centre), text, fontsize=8, fontweight="bold", color="white",
                 ha="center", va="center", bbox={"facecolor": legible(colour), "edgecolor": "none", "pad": 1.5})

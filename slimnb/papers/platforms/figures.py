@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pandas as pd
+import seaborn as sns
 from matplotlib.axes import Axes
 from matplotlib.colors import LinearSegmentedColormap
 
@@ -11,7 +12,7 @@ from slimnb.book.marks import NEUTRAL, TOP1, dot_rows
 from slimnb.book.style import GREY, INK, described, label_ends, look, new_axes, styled
 
 SHADES = ["#CFCFCF", "#A6A6A6"]  # a figure's first and second set of the paper's bars
-MODELS = [("o", "#2F6690"), ("^", "#E0B84C"), ("s", "#B5482A")]  # marker and colour of latency models
+MODELS = {"o": "#2F6690", "^": "#E0B84C", "s": "#B5482A"}  # marker and colour of latency models
 GAIN_TO_LOSS = LinearSegmentedColormap.from_list("gain to loss", ["#2C7FB8", "#FFFFFF", "#D95F0E"], 257)
 
 
@@ -26,22 +27,23 @@ def market_shares(sizes: np.ndarray, title: str, paper: pd.DataFrame | None = No
     shares = np.sort(100 * np.asarray(sizes) / np.sum(sizes, axis=1, keepdims=True), axis=1)[:, :-ranks - 1:-1]
     rank = np.arange(1, shares.shape[1] + 1)
     beside = 0.0 if paper is None else 0.28  # bars on the left, realisations on the right
-    for at, (source, rows) in enumerate([] if paper is None else paper.groupby("source", sort=False)):
-        size = 0.54 / paper["source"].nunique()
-        ax.bar(rows["rank"] - 0.42 + size * (at + 0.5), rows["share"], size, color=SHADES[at % 2], lw=0,
-               label=source)
-    mean, ends = shares.mean(0), np.quantile(shares, [0.05, 0.95], axis=0)
-    ax.plot(rank + beside, mean, "D", color=INK, ms=6, mew=0, clip_on=False, zorder=3,
-            label=f"mean of {len(shares):,} realisations")
-    ax.vlines(rank + beside, *ends, color=INK, lw=1.4, label="90 % of them")
+    if paper is not None:
+        sns.barplot(paper.assign(rank=paper["rank"] - 0.14), x="rank", y="share", hue="source",
+                    palette=SHADES[:paper["source"].nunique()], native_scale=True, width=0.54, saturation=1, ax=ax)
+    ranked = pd.DataFrame(shares, columns=rank + beside).melt(var_name="rank", value_name="share")
+    sns.pointplot(ranked, x="rank", y="share", errorbar=("pi", 90), err_kws={"lw": 1.4}, marker="D", ms=6, mew=0,
+                  linestyle="none", color=INK, native_scale=True, zorder=3, ax=ax,
+                  label=f"mean of {len(shares):,} realisations, and 90 % of them")
+    ax.get_legend().remove()
     some = shares[:60]
     jitter = np.resize(np.linspace(-0.1, 0.1, 7), some.shape[::-1]).T
     ax.plot(rank + beside + jitter, some, "o", ms=2.5, mew=0, color=NEUTRAL, alpha=0.6, zorder=1)
+    mean = shares.mean(0)
     ax.set(xlabel="Rank (1 is the largest share)", ylabel="Market share (%)", ylim=(0, 104), xticks=rank)
     ax.grid(axis="x", visible=False)
     ax.figure.legend(loc="outside lower center", ncols=2, handlelength=1.2)
-    told = ", ".join(f"{share:.3g} %" for share in mean)
-    return described(ax, f"Ranked market shares, means and spread. {title}. Means by rank: {told}.")
+    alt = ", ".join(f"{share:.3g} %" for share in mean)
+    return described(ax, f"Ranked market shares, means and spread. {title}. Means by rank: {alt}.")
 
 
 @styled("source", "platform", "unit", "channels")
@@ -55,7 +57,7 @@ def channels(frame: pd.DataFrame, title: str) -> np.ndarray:
     axes = new_axes(title, len(platforms), sharey=True)
     per_unit = frame.groupby(["source", "unit"], sort=False)["channels"]
     shared = per_unit.min() == per_unit.max()
-    told = []
+    alt = []
     for ax, platform in zip(axes, platforms, strict=True):
         ends = []
         groups = frame[frame["platform"] == platform].groupby("source", sort=False)
@@ -67,7 +69,7 @@ def channels(frame: pd.DataFrame, title: str) -> np.ndarray:
             ax.scatter(rows["unit"], rows["channels"], 12 + 8 * wide, c=fills, marker=style.marker,
                        edgecolors=style.colour, zorder=3)
             ends.append((rows["unit"].iloc[-1], rows["channels"].iloc[-1], style.label, style.colour))
-            told.append(f"{style.label} on {platform}: {', '.join(map(str, rows['channels']))}.")
+            alt.append(f"{style.label} on {platform}: {', '.join(map(str, rows['channels']))}.")
         ax.set_yscale("log", base=2)
         ax.yaxis.set_major_formatter("{x:g}")
         ax.set(xlabel="Channel unit (1 is the stem)", xticks=sorted(frame["unit"].unique())[::3])
@@ -78,8 +80,8 @@ def channels(frame: pd.DataFrame, title: str) -> np.ndarray:
         counts = shared.groupby("source", sort=False).sum()
         note = "\n".join(f"{look(source).label}: {count} of {len(shared[source])}" for source, count in counts.items())
         axes[0].annotate(f"filled: shared\n{note}", (0.98, 0.03), xycoords="axes fraction", ha="right", color=GREY)
-        told.append(f"Units shared by the platforms, {note}.")
-    return described(axes, f"Step chart of channels per channel unit. {title}. {' '.join(told)}")
+        alt.append(f"Units shared by the platforms, {note}.")
+    return described(axes, f"Step chart of channels per channel unit. {title}. {' '.join(alt)}")
 
 
 @styled("market", "arm", "top1")
@@ -92,8 +94,8 @@ def weighted_accuracy(frame: pd.DataFrame, title: str, paper: pd.DataFrame | Non
     axes = dot_rows(frame, paper, title, "market", "top1", f"Weighted {TOP1[0].lower()}{TOP1[1:]}")
     axes[0].set(ylabel="Market")
     best = frame.groupby(["market", "arm"], sort=False)["top1"].mean().groupby("market", sort=False).idxmax()
-    told = "; ".join(f"{market}: {arm}" for market, arm in best)
-    return described(axes, f"Dot plot of accuracy weighted by market. {title}. Best arms: {told}.")
+    alt = "; ".join(f"{market}: {arm}" for market, arm in best)
+    return described(axes, f"Dot plot of accuracy weighted by market. {title}. Best arms: {alt}.")
 
 
 @styled("trained", "used", "lost")
@@ -107,22 +109,15 @@ def forecast(frame: pd.DataFrame, title: str) -> Axes:
     table = frame.pivot_table("lost", "trained", "used", sort=False)[markets]
     ax = new_axes(title, height=1.1)[0]
     reach = 1.4 * max(0.1, np.nanmax(table.abs()))  # pale enough for the numbers
-    places = np.arange(len(markets)), np.arange(len(table))
-    ax.pcolormesh(*places, table, cmap=GAIN_TO_LOSS, vmin=-reach, vmax=reach, edgecolors="white", lw=1.5)
-    for (row, column), value in np.ndenumerate(table.to_numpy()):
-        if np.isfinite(value):
-            text = f"{value:.2f}".replace("-", "−") if round(value, 2) else "0"
-            ax.text(column, row, text, ha="center", va="center", color=INK)
-    ax.invert_yaxis()
-    ax.set_xticks(range(len(markets)), markets)
-    ax.set_yticks(range(len(table)), table.index)
+    texts = table.map(lambda lost: f"{lost:.2f}".replace("-", "−") if round(lost, 2) else "0")
+    sns.heatmap(table, vmin=-reach, vmax=reach, cmap=GAIN_TO_LOSS, annot=texts, fmt="", annot_kws={"color": INK},
+                linewidths=1.5, cbar=False, ax=ax)
+    ax.tick_params("y", rotation=0)
     ax.set(xlabel="Market it is used in (cells: points lost)", ylabel="Market it is trained for")
-    ax.grid(visible=False)
-    ax.spines[:].set_visible(False)
     row, column = np.unravel_index(np.nanargmax(table), table.shape)
-    told = (f"Most is lost when trained for {table.index[row]} and used in {markets[column]}: "
+    alt = (f"Most is lost when trained for {table.index[row]} and used in {markets[column]}: "
             f"{table.iloc[row, column]:.2f}.")
-    return described(ax, f"Heat map of points lost to a wrong forecast. {title}. {told}")
+    return described(ax, f"Heat map of points lost to a wrong forecast. {title}. {alt}")
 
 
 @styled("measured", "predicted")
@@ -133,14 +128,13 @@ def latency_fit(frame: pd.DataFrame, title: str) -> Axes:
     """
     ax = new_axes(title, height=1.15)[0]
     models = frame["model"] if "model" in frame else pd.Series("held-out subnets", frame.index)
-    told = []
-    for (model, rows), (marker, colour) in zip(frame.groupby(models, sort=False), MODELS, strict=False):
-        error = 100 * (rows["predicted"] / rows["measured"] - 1).abs().mean()
-        ax.plot(rows["measured"], rows["predicted"], marker, ms=4.5, mew=0, alpha=0.7, color=colour,
-                label=f"{model}: off by {error:.2g} %")
-        told.append(f"{model}: mean error {error:.2g} %.")
+    error = 100 * (frame["predicted"] / frame["measured"] - 1).abs().groupby(models, sort=False).mean()
+    labels = models.map({model: f"{model}: off by {value:.2g} %" for model, value in error.items()})
+    sns.scatterplot(frame, x="measured", y="predicted", hue=labels, palette=[*MODELS.values()][:len(error)],
+                    style=labels, markers=[*MODELS][:len(error)], s=20, lw=0, alpha=0.7, ax=ax)
     ends = min(ax.get_xlim()[0], ax.get_ylim()[0]), max(ax.get_xlim()[1], ax.get_ylim()[1])
     ax.plot(ends, ends, color=GREY, lw=1.2, zorder=1)
     ax.set(xlabel="Measured latency (ms)", ylabel="Predicted latency (ms)", xlim=ends, ylim=ends)
     ax.legend(loc="upper left", handletextpad=0.1, borderaxespad=0)
-    return described(ax, f"Scatter plot of predicted against measured latency. {title}. {' '.join(told)}")
+    alt = " ".join(f"{model}: mean error {value:.2g} %." for model, value in error.items())
+    return described(ax, f"Scatter plot of predicted against measured latency. {title}. {alt}")

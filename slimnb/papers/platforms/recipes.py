@@ -75,7 +75,7 @@ class PlatformRecipe(Recipe):
 
 # Section 4.1 and, where it is silent, what chapter 01 does: crop and flip, private batch norm per platform.
 FULL = replace(SMOKE, epochs=300, batch_size=128, lr=0.1, schedule="exponential", gamma=0.985, weight_decay=5e-4,
-               augment="crop_flip", calibration_images=5 * 1024, layout=None, dropout=0.6)
+               augment="crop_flip", calibration_images=5 * 1024, layout=None, dropout=0.6, dtype="bfloat16")
 RETRAINING = {"smoke": replace(SMOKE, epochs=1, batch_size=128), "small": replace(SMALL, epochs=4), "full": FULL}
 SEARCH_EPOCHS = {"smoke": 1, "small": 5, "full": 50}
 WINDOWS = {"smoke": 1_000, "small": 10_000, "full": 100_000}  # of 14 choices the last six tenths; of fewer, less

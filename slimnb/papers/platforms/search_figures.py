@@ -90,9 +90,9 @@ def unary(frame: pd.DataFrame, paths: pd.DataFrame, title: str) -> Axes:
     bar.set_ticks(ticks, labels=[f"{tick:.2g}" for tick in ticks])
     bar.set_label("Score lost against the unit's best (nats)")
     bar.outline.set_visible(False)
-    told = "; ".join(f"{name}: {', '.join(f'{m:.3g}' for m in paths.loc[paths['platform'] == name, 'mult'])}"
+    alt = "; ".join(f"{name}: {', '.join(f'{m:.3g}' for m in paths.loc[paths['platform'] == name, 'mult'])}"
                      for name in names)
-    return described(ax, f"Heat map of unary scores with one path per platform. {title}. Multipliers: {told}.")
+    return described(ax, f"Heat map of unary scores with one path per platform. {title}. Multipliers: {alt}.")
 
 
 @styled("kind", "budget", "macs", "score")
@@ -104,14 +104,14 @@ def duality(frame: pd.DataFrame, title: str) -> np.ndarray:
     """
     axes = new_axes(title, 2)
     frame = millions(frame).assign(budget=frame["budget"] / 1e6)
-    exact, found, random = (frame[frame["kind"] == kind].sort_values("budget")
-                            for kind in ("exact", "lagrangian", "random"))
+    exact, answer, random = (frame[frame["kind"] == kind].sort_values("budget")
+                             for kind in ("exact", "lagrangian", "random"))
     axes[0].plot(random["macs"], random["score"], ".", ms=3.5, mew=0, color=NEUTRAL, alpha=0.5,
                  label="random subnets")
     axes[0].plot(exact["macs"], exact["score"], color=INK, label="exact")
-    axes[0].plot(found["macs"], found["score"], "o", ms=4.5, mfc="white", mec=BEST, mew=1.4, label="Lagrangian")
+    axes[0].plot(answer["macs"], answer["score"], "o", ms=4.5, mfc="white", mec=BEST, mew=1.4, label="Lagrangian")
     axes[0].set(xlabel=MACS, ylabel="Score (nats)")
-    both = found.merge(exact[["budget", "score"]], on="budget", suffixes=("", "_exact"))
+    both = answer.merge(exact[["budget", "score"]], on="budget", suffixes=("", "_exact"))
     axes[1].plot(both["budget"], both["bound"] - both["score"], "-", color=GREY, label="duality gap")
     axes[1].plot(both["budget"], both["score_exact"] - both["score"], "o", ms=4, mew=0, color=BEST,
                  label="lost against exact")
@@ -119,9 +119,9 @@ def duality(frame: pd.DataFrame, title: str) -> np.ndarray:
     axes[0].legend(loc="lower right", handletextpad=0.4, markerscale=1.4)
     axes[1].legend(loc="upper right", handletextpad=0.4)
     lost = both["score_exact"] - both["score"]
-    told = (f"The Lagrangian loses at most {lost.max():.2g} nats against the exact answer, and its gap is at most "
+    alt = (f"The Lagrangian loses at most {lost.max():.2g} nats against the exact answer, and its gap is at most "
             f"{(both['bound'] - both['score']).max():.2g}.")
-    return described(axes, f"Scatter plot of score against MACs, and of gaps against budgets. {title}. {told}")
+    return described(axes, f"Scatter plot of score against MACs, and of gaps against budgets. {title}. {alt}")
 
 
 @styled("epoch", "unit", "mult", "probability")
@@ -132,27 +132,25 @@ def marginals(frame: pd.DataFrame, title: str) -> np.ndarray:
     """
     units = list(dict.fromkeys(frame["unit"]))
     axes = new_axes(title, len(units), sharey=True)
-    told = []
+    alt = []
     for ax, unit in zip(axes, units, strict=True):
         rows = frame[frame["unit"] == unit]
         table = rows.pivot_table("probability", "epoch", "mult")
-        top = table.cumsum(axis=1)
-        colours = dict(zip(table, map(width_colour, np.linspace(0.25, 1, table.shape[1])), strict=True))
-        for mult in table:
-            ax.fill_between(table.index, top[mult] - table[mult], top[mult], color=colours[mult], lw=0.4,
-                            edgecolor="white")
+        colours = [width_colour(share) for share in np.linspace(0.25, 1, table.shape[1])]
+        ax.stackplot(table.index, table.T, colors=colours, lw=0.4, edgecolor="white")
         last = table.iloc[-1]
-        ends = [(table.index[-1], top[mult].iloc[-1] - p / 2, f"{mult:.3g}×", colours[mult])
-                for mult, p in last.items() if p > 0.04]
+        middle = last.cumsum() - last / 2
+        ends = [(table.index[-1], middle[mult], f"{mult:.3g}×", colour)
+                for (mult, p), colour in zip(last.items(), colours, strict=True) if p > 0.04]
         ax.set(xlabel="Epoch", xlim=(table.index[0], table.index[-1]), ylim=(0, 1))
         if "temperature" in rows:
             _temperatures(ax, rows.groupby("epoch")["temperature"].first())
         ax.set_title(f"Channel unit {unit}", loc="left")
         ax.grid(visible=False)
         label_ends(ax, ends)
-        told.append(f"Unit {unit} ends at {last.idxmax():.3g}× with probability {last.max():.2f}.")
+        alt.append(f"Unit {unit} ends at {last.idxmax():.3g}× with probability {last.max():.2f}.")
     axes[0].set(ylabel="Probability of a width")
-    return described(axes, f"Stacked areas of sampling probabilities. {title}. {' '.join(told)}")
+    return described(axes, f"Stacked areas of sampling probabilities. {title}. {' '.join(alt)}")
 
 
 def _temperatures(ax: Axes, temperature: pd.Series) -> None:

@@ -29,18 +29,18 @@ def trials(frame: pd.DataFrame, title: str) -> Axes:
 
     Arms as `look` knows them, or "Naive", "Eq. 4" and "Exact". A bucket in which nothing was accepted has NaN.
     """
-    ax, ends, told = new_axes(title)[0], [], []
+    ax, ends, alt = new_axes(title)[0], [], []
     ways = {"Naive": GREY, "Eq. 4": POOLED, "Exact": INK}
     for (arm, rows), dashes in zip(frame.groupby("arm", sort=False), DASHES * 3, strict=False):
         rows, colour = rows.sort_values("cost"), ways.get(arm, look(arm).colour)
-        ax.plot(rows["cost"] / 1e6, rows["trials"], ls=dashes, color=colour, marker="o", ms=4, mew=0)
-        known = rows.dropna(subset="trials")
-        ends.append((known["cost"].iloc[-1] / 1e6, known["trials"].iloc[-1], arm, colour))
-        told.append(f"{arm}: {known['trials'].min():,.3g} to {known['trials'].max():,.3g} per accepted one.")
+        ax.plot(rows["cost"] / 1e6, rows["trials"], dashes=dashes, color=colour, marker="o", ms=4, mew=0)
+        finite = rows.dropna(subset="trials")
+        ends.append((finite["cost"].iloc[-1] / 1e6, finite["trials"].iloc[-1], arm, colour))
+        alt.append(f"{arm}: {finite['trials'].min():,.3g} to {finite['trials'].max():,.3g} per accepted one.")
     ax.set(yscale="log", xlabel=MACS, ylabel="Drawn subnets per accepted one")
     _plain_log(ax)
     label_ends(ax, ends)
-    return described(ax, f"Line chart of drawn subnets per accepted one, by bucket. {title}. {' '.join(told)}")
+    return described(ax, f"Line chart of drawn subnets per accepted one, by bucket. {title}. {' '.join(alt)}")
 
 
 def _plain_log(ax: Axes) -> None:
@@ -58,7 +58,7 @@ def bucket_marginals(frame: pd.DataFrame, title: str) -> np.ndarray:
     axes = new_axes(title, len(buckets), height=1.1, sharey=True)
     change = np.log2(frame["probability"].clip(lower=2e-3) / frame["prior"])
     frame, reach = frame.assign(change=change), max(0.5, np.ceil(2 * change.abs().quantile(0.98)) / 2)
-    told = []
+    alt = []
     for ax, bucket in zip(axes, buckets, strict=True):
         panel = frame[frame["bucket"] == bucket]
         for at, unit in enumerate(units):
@@ -67,7 +67,7 @@ def bucket_marginals(frame: pd.DataFrame, title: str) -> np.ndarray:
             image = ax.pcolormesh([at - 0.5, at + 0.5], edges, rows[["change"]], cmap=RARER_TO_LIKELIER,
                                   vmin=-reach, vmax=reach)
         widest = panel.groupby("unit")["mult"].transform("max") == panel["mult"]
-        told.append(f"{bucket}: largest choices have probability {panel.loc[widest, 'probability'].mean():.2g}.")
+        alt.append(f"{bucket}: largest choices have probability {panel.loc[widest, 'probability'].mean():.2g}.")
         ax.set_title(bucket, loc="left")
         ax.set(xlabel="Unit (1: the stem)", xlim=(-0.5, len(units) - 0.5),
                ylim=(frame["mult"].min() - 0.02, frame["mult"].max() + 0.02))
@@ -77,7 +77,7 @@ def bucket_marginals(frame: pd.DataFrame, title: str) -> np.ndarray:
     bar = axes[0].figure.colorbar(image, ax=axes.tolist(), ticks=[-reach, 0, reach], aspect=30)
     bar.ax.set_yticklabels([f"{2 ** -reach:.2g}×", "as drawn", f"{2 ** reach:.2g}×"])
     bar.outline.set_visible(False)
-    return described(axes, f"Heat maps of choices in buckets. {title}. {' '.join(told)}")
+    return described(axes, f"Heat maps of choices in buckets. {title}. {' '.join(alt)}")
 
 
 def _edges(centres: np.ndarray) -> np.ndarray:
@@ -118,7 +118,7 @@ def pool_contents(frame: pd.DataFrame, title: str) -> np.ndarray:
     pools = list(dict.fromkeys(frame["pool"]))
     axes = new_axes(title, len(pools), sharex=True, sharey=True)
     chosen = frame["chosen"] if "chosen" in frame else pd.Series(False, frame.index)
-    told = []
+    alt = []
     for ax, pool in zip(axes, pools, strict=True):
         rows, marked = frame[frame["pool"] == pool], chosen[frame["pool"] == pool]
         ax.plot(rows["since"], rows["metric"], "o", ms=4.5, mew=0, alpha=0.75, color=POOLED)
@@ -128,13 +128,13 @@ def pool_contents(frame: pd.DataFrame, title: str) -> np.ndarray:
         ax.locator_params(axis="x", nbins=3)
         varied = rows[["since", "metric"]].nunique().min() > 1
         rank = rows["since"].corr(rows["metric"], "spearman") if varied else 0.0
-        told.append(f"{pool}: {len(rows)} structures, rank correlation {rank:.2f}.")
+        alt.append(f"{pool}: {len(rows)} structures, rank correlation {rank:.2f}.")
     axes[0].set(ylabel="Metric (nats)")
     if chosen.any():
         marks = [("o", POOLED, "in the pool"), ("D", INK, "chosen by validation")]
         handles = [Line2D([], [], ls="none", marker=m, color=c, mew=0, label=text) for m, c, text in marks]
         axes[0].figure.legend(handles=handles, loc="outside lower center", ncols=2, handletextpad=0.1)
-    return described(axes, f"Scatter plots of metric against step of entry. {title}. {' '.join(told)}")
+    return described(axes, f"Scatter plots of metric against step of entry. {title}. {' '.join(alt)}")
 
 
 # -- accuracy --------------------------------------------------------------------------------------------
@@ -149,14 +149,14 @@ def accuracy_by_resource(frame: pd.DataFrame, title: str, paper: pd.DataFrame | 
     resources = list(dict.fromkeys(frame["resource"]))
     frames = [frame] if paper is None else [frame, paper]
     axes = new_axes(title, len(resources), height=0.95 * len(frames), rows=len(frames))
-    told, arms = [], list(dict.fromkeys(pd.concat(frames)["arm"]))
+    alt, arms = [], list(dict.fromkeys(pd.concat(frames)["arm"]))
     panels = [(rows, resource, rows is paper) for rows in frames for resource in resources]
     for ax, (rows, resource, grey) in zip(axes, panels, strict=True):
         label, unit = RESOURCES[resource]
         rows = rows[rows["resource"] == resource]
         rows = rows.assign(cost=rows["cost"] / (1e6 if resource == "MACs" else 1))
         _, text = lines(ax, rows, "arm", "cost", "top1", _grey if grey else look, (unit, "%"))
-        told.append(f"{resource}{' in the paper' if grey else ''}: {text}")
+        alt.append(f"{resource}{' in the paper' if grey else ''}: {text}")
         ax.set(xlabel=label)
         ax.locator_params(axis="x", nbins=4)
     for ax, name in zip(axes[::len(resources)], ("Here", "Paper"), strict=False):
@@ -167,7 +167,7 @@ def accuracy_by_resource(frame: pd.DataFrame, title: str, paper: pd.DataFrame | 
                for arm in arms]
     columns = min(len(handles), 3 if len(resources) == 1 else 5)
     axes[0].figure.legend(handles=handles, loc="outside lower center", ncols=columns)
-    return described(axes, f"Line charts of top-1 accuracy by resource. {title}. {' '.join(told)}")
+    return described(axes, f"Line charts of top-1 accuracy by resource. {title}. {' '.join(alt)}")
 
 
 def _grey(arm: str) -> Look:
@@ -180,20 +180,20 @@ def top_k(frame: pd.DataFrame, title: str, paper: pd.DataFrame | None = None) ->
 
     `paper` has the same columns and is grey; gains are over its own k = 1.
     """
-    ax, told, ends = new_axes(title)[0], [], []
+    ax, alt, ends = new_axes(title)[0], [], []
     for rows, colours in ((frame, [POOLED, INK, NEUTRAL]), (paper, [GREY] * 3)):
-        for at, (pool, found) in enumerate([] if rows is None else rows.groupby("pool", sort=False)):
-            mean = found.groupby("k")["top1"].mean()
+        for at, (pool, of_pool) in enumerate([] if rows is None else rows.groupby("pool", sort=False)):
+            mean = of_pool.groupby("k")["top1"].mean()
             gain, colour = mean - mean.iloc[0], colours[at % 3]
-            ax.plot(gain.index, gain, ls=DASHES[at % 3], color=colour, marker="o", ms=4.5, mew=0,
+            ax.plot(gain.index, gain, dashes=DASHES[at % 3], color=colour, marker="o", ms=4.5, mew=0,
                     zorder=1 if rows is paper else 2)
             name = f"{pool} (paper)" if rows is paper else pool
             ends.append((gain.index[-1], gain.iloc[-1], name, colour))
-            told.append(f"{name}: {gain.iloc[-1]:+.2g} points at k = {gain.index[-1]}.")
+            alt.append(f"{name}: {gain.iloc[-1]:+.2g} points at k = {gain.index[-1]}.")
     ax.set(xlabel="Calibrated subnets of each pool", ylabel="Gain over the first (points)")
     ax.set_xticks(sorted(frame["k"].unique()))
     label_ends(ax, ends)
-    return described(ax, f"Line chart of gains by calibrating more subnets. {title}. {' '.join(told)}")
+    return described(ax, f"Line chart of gains by calibrating more subnets. {title}. {' '.join(alt)}")
 
 
 @styled("pool", "arm", "top1")
@@ -202,8 +202,8 @@ def fine_tuning(frame: pd.DataFrame, title: str, paper: pd.DataFrame | None = No
     axes = dot_rows(frame, paper, title, "pool", "top1", TOP1)
     axes[0].set(ylabel="Pool (MACs)")
     mean = frame.groupby(["pool", "arm"], sort=False)["top1"].mean()
-    told = "; ".join(f"{pool}, {arm}: {value:.1f} %" for (pool, arm), value in mean.items())
-    return described(axes, f"Dot plot of accuracy before and after fine-tuning. {title}. {told}.")
+    alt = "; ".join(f"{pool}, {arm}: {value:.1f} %" for (pool, arm), value in mean.items())
+    return described(axes, f"Dot plot of accuracy before and after fine-tuning. {title}. {alt}.")
 
 
 # -- what it costs, and running it -----------------------------------------------------------------------
@@ -219,9 +219,7 @@ def costs(frame: pd.DataFrame, title: str) -> np.ndarray:
     measured = frame["measured"] if "measured" in frame else pd.Series(False, frame.index)
     for ax, column in zip(axes, ("training", "storage"), strict=True):
         colours = np.where(measured, [look(method).colour for method in frame["method"]], GREY)
-        ax.barh(range(len(frame)), frame[column], 0.62, color=colours)
-        for at, value in enumerate(frame[column]):
-            ax.annotate(f"{value:.3g}", (value, at), xytext=(4, 0), textcoords="offset points", va="center", color=INK)
+        ax.bar_label(ax.barh(range(len(frame)), frame[column], 0.62, color=colours), fmt="{:.3g}", padding=4)
         ax.set(xscale="log", xlim=(0.8, 3 * frame[column].max()), xlabel=f"{column.title()} (supernet = 1)")
         ax.xaxis.set_major_formatter("{x:g}")
         ax.minorticks_off()
@@ -231,9 +229,9 @@ def costs(frame: pd.DataFrame, title: str) -> np.ndarray:
     if measured.any():
         handles = [Patch(color=GREY, label="bound, as printed"), Patch(color=POOLED, label="measured")]
         axes[0].figure.legend(handles=handles, loc="outside lower center", ncols=2)
-    told = "; ".join(f"{row.method}: training {row.training:.3g}, storage {row.storage:.3g}"
+    alt = "; ".join(f"{row.method}: training {row.training:.3g}, storage {row.storage:.3g}"
                      for row in frame.itertuples())
-    return described(axes, f"Bars of training and storage cost. {title}. {told}.")
+    return described(axes, f"Bars of training and storage cost. {title}. {alt}.")
 
 
 @styled("batch", "budget", "cost", "top1_val")
@@ -242,17 +240,17 @@ def switching(frame: pd.DataFrame, title: str, resource: str = "MACs") -> np.nda
 
     Columns batch (its number), budget, cost (MACs or ms), top1_val (%) of the subnet that was picked.
     """
-    spent, served = axes = new_axes(title, rows=2, height=1.2, sharex=True)
+    upper, lower = axes = new_axes(title, rows=2, height=1.2, sharex=True)
     label, unit = RESOURCES[resource]
     scale = 1e6 if resource == "MACs" else 1
     for column, colour, name in (("budget", GREY, "budget"), ("cost", POOLED, "picked")):
-        spent.step(frame["batch"], frame[column] / scale, where="post", color=colour, label=name)
-    spent.set(ylabel=label.replace(" per image", ""))
-    spent.figure.legend(loc="outside lower center", ncols=2)
-    served.step(frame["batch"], frame["top1_val"], where="post", color=POOLED)
-    served.set(xlabel="Batch of images", ylabel=TOP1)
+        upper.step(frame["batch"], frame[column] / scale, where="post", color=colour, label=name)
+    upper.set(ylabel=label.replace(" per image", ""))
+    upper.figure.legend(loc="outside lower center", ncols=2)
+    lower.step(frame["batch"], frame["top1_val"], where="post", color=POOLED)
+    lower.set(xlabel="Batch of images", ylabel=TOP1)
     over = int((frame["cost"] > frame["budget"]).sum())
-    told = (f"Of {len(frame)} batches {over} cost more than allowed; budgets run from "
+    alt = (f"Of {len(frame)} batches {over} cost more than allowed; budgets run from "
             f"{frame['budget'].min() / scale:.3g} to {frame['budget'].max() / scale:.3g} {unit}, accuracies from "
             f"{frame['top1_val'].min():.3g} to {frame['top1_val'].max():.3g} %.")
-    return described(axes, f"Step charts of budget, cost and accuracy. {title}. {told}")
+    return described(axes, f"Step charts of budget, cost and accuracy. {title}. {alt}")

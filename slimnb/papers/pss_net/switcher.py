@@ -1,4 +1,4 @@
-"""One net in memory, many budgets: for each request the most accurate subnet that the budget pays for."""
+"""One net in memory serves many budgets: each request gets the most accurate subnet that its budget pays for."""
 
 from __future__ import annotations
 
@@ -8,12 +8,10 @@ from dataclasses import dataclass
 
 import numpy as np
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from slimnb.errors import SearchError
 from slimnb.nets.base import SlimmableNet
-from slimnb.nn.blocks import resize
 from slimnb.nn.layers import Selection
 from slimnb.search.pareto import pareto_front
 from slimnb.subnet import Subnet
@@ -45,27 +43,27 @@ class _Table:
 class SubnetSwitcher:
     """A frozen supernet that serves each batch with the most accurate subnet a budget allows.
 
-    Of `choices` those stay that are more accurate than all that cost no more. What a call needs is made here, once:
-    picking is a search in sorted costs, and neither copies nor checks weights. Any number of threads may call it while
-    another gives it new `choices`: a call reads one table from beginning to end. Do not train or calibrate the net any
-    more; calls see its weights as they are. Errors: SearchError without choices or with numbers that are none,
+    It keeps those `choices` that are more accurate than all that cost no more, and prepares each once: a call then
+    searches in sorted costs, and neither copies nor checks weights. Any number of threads may call it while another
+    gives it new `choices`: a call reads one table from beginning to end. Do not train or calibrate the net any more;
+    calls see its weights as they are. Raises SearchError without choices, or for a cost or accuracy that is none, and
     NumericsError for subnets without statistics of these weights.
     """
 
     def __init__(self, net: SlimmableNet, choices: Sequence[Choice]):
         self.net = net
-        self._table = self._made(choices)
+        self._table = self._table_of(choices)
 
     @property
     def choices(self) -> tuple[Choice, ...]:
-        """What it switches between, cheapest first; assigning others replaces all of them at once."""
+        """The choices it switches between, cheapest first; an assignment replaces all of them at once."""
         return self._table.choices
 
     @choices.setter
     def choices(self, choices: Sequence[Choice]) -> None:
-        self._table = self._made(choices)
+        self._table = self._table_of(choices)
 
-    def _made(self, choices: Sequence[Choice]) -> _Table:
+    def _table_of(self, choices: Sequence[Choice]) -> _Table:
         for choice in choices:
             if not (0 < choice.cost < float("inf") and 0 <= choice.top1_val <= 100):
                 raise SearchError(f"cost {choice.cost}, accuracy {choice.top1_val} %",
@@ -76,30 +74,27 @@ class SubnetSwitcher:
             raise SearchError("0 subnets", "a switcher has at least one to switch to",
                               "Give the best subnet of each pool.")
         front = pareto_front(np.array([c.cost for c in choices]), np.array([c.top1_val for c in choices]))
-        kept = [choices[i] for i in front]
-        selections = tuple(self.net.select(choice.subnet, statistics="slot") for choice in kept)
-        return _Table(tuple(choice.cost for choice in kept), tuple(kept), selections)
+        best = tuple(choices[i] for i in front)
+        selections = tuple(self.net.select(choice.subnet, statistics="slot") for choice in best)
+        return _Table(tuple(choice.cost for choice in best), best, selections)
 
     def pick(self, budget: float) -> Choice:
-        """The most accurate choice that costs at most `budget`; raises SearchError if even the cheapest costs more."""
+        """Return the most accurate choice that costs at most `budget`; raises SearchError if all cost more."""
         table = self._table
         return table.choices[table.find(budget)]
 
     @torch.inference_mode()
     def __call__(self, x: Tensor, budget: float) -> Tensor:
-        """(B, 3, H, W) -> logits (B, classes) float32 of `pick(budget)`, whose resolution x is brought to."""
+        """Map x (B, 3, H, W) to the logits (B, classes) float32 of `pick(budget)`, at its resolution."""
         table = self._table
-        at = table.find(budget)
-        selection = table.selections[at]
-        x = self.net.features(resize(x, table.choices[at].subnet.resolution), selection)
-        return self.net.classifier(F.adaptive_avg_pool2d(x, 1).flatten(1), selection).float()
+        return self.net.run(x, table.selections[table.find(budget)])
 
 
 def storage(net: SlimmableNet, subnets: Sequence[Subnet]) -> dict[str, float]:
-    """Bytes of the supernet's parameters, of the batch-norm statistics of all `subnets`, and their share of it.
+    """Return the bytes of the supernet's parameters and of the batch-norm statistics of all `subnets`, and their share.
 
-    Keys supernet, statistics, share. PSS-Net's Table 3 has a share of .02 N for N subnets, gamma and beta with them;
-    where these are shared, only mean and variance of the channels that a subnet has are its own.
+    The keys are supernet, statistics, share. PSS-Net's Table 3 has a share of .02 N for N subnets, gamma and beta with
+    them; where these are shared, only mean and variance of the channels that a subnet has are its own.
     """
     whole = sum(p.numel() * p.element_size() for p in net.parameters())
     own = sum(2 * subnet.widths[norm.unit] * norm.running_mean.element_size() for norm in net.norms()

@@ -13,8 +13,7 @@ import torch
 from slimnb.cost.macs import CONVENTIONS, trace_macs
 from slimnb.data.datasets import Split
 from slimnb.nets.base import SlimmableNet
-from slimnb.nets.mobilenet_v1 import MobileNetV1
-from slimnb.nets.mobilenet_v2 import MobileNetV2
+from slimnb.nets.mobilenet import MobileNetV1, MobileNetV2
 from slimnb.nets.resnet import ResNet50
 from slimnb.nets.vgg import VGG
 from slimnb.nn.layers import SlimmableConv2d, SlimmableLinear

@@ -44,9 +44,9 @@ def gamma_histogram(frame: pd.DataFrame, title: str, threshold: float) -> np.nda
     handles = [Patch(color=KEPT, lw=0, label="kept"), Patch(color=PRUNED, lw=0, label="pruned"),
                Line2D([], [], color=INK, lw=1.2, label=f"threshold, {threshold:.2g}")]
     together.figure.legend(handles=handles, loc="outside lower center", ncols=3, handlelength=1.2)
-    told = (f"Of {len(frame):,} gammas {above.mean():.0%} are above {threshold:.3g}. Unit {units.idxmax()} keeps most, "
+    alt = (f"Of {len(frame):,} gammas {above.mean():.0%} are above {threshold:.3g}. Unit {units.idxmax()} keeps most, "
             f"{units.max():.0%} of its channels, unit {units.idxmin()} least, {units.min():.0%}.")
-    return described(axes, f"Sorted |gamma| of all batch norms and of each channel unit. {title}. {told}")
+    return described(axes, f"Sorted |gamma| of all batch norms and of each channel unit. {title}. {alt}")
 
 
 @styled("arm", "name", "unit", "channels", "full")
@@ -59,20 +59,20 @@ def widths_by_layer(frame: pd.DataFrame, title: str) -> np.ndarray:
     names = list(dict.fromkeys(frame["name"]))
     axes = new_axes(title, rows=len(names), height=0.42 + 0.34 * len(names), sharex=True, sharey=True)
     frame = frame.assign(share=100 * frame["channels"] / frame["full"])
-    told = []
+    alt = []
     for ax, name in zip(axes, names, strict=True):
         for arm, rows in frame[frame["name"] == name].sort_values("unit").groupby("arm", sort=False):
             style, unit = look(arm), rows["unit"].to_numpy()
             ax.stairs(rows["share"], [*(unit - 0.5), unit[-1] + 0.5], baseline=None, color=style.colour, lw=1.6)
             low, high = rows["share"].min(), rows["share"].max()
-            told.append(f"{style.label} at {name}: {low:.0f} to {high:.0f} %.")
+            alt.append(f"{style.label} at {name}: {low:.0f} to {high:.0f} %.")
         ax.set(ylabel="Kept (%)", ylim=(0, 104), yticks=[0, 50, 100], xticks=_ticks(frame["unit"].unique()),
                xlim=(frame["unit"].min() - 0.5, frame["unit"].max() + 0.5))
         ax.set_title(name, loc="left", fontweight="bold")
         ax.grid(axis="x", visible=False)
     axes[-1].set(xlabel=UNIT)
     axes[0].figure.legend(handles=_handles(frame["arm"], marker=""), loc="outside lower center", ncols=2)
-    return described(axes, f"Step charts of channels kept by channel unit. {title}. {' '.join(told)}")
+    return described(axes, f"Step charts of channels kept by channel unit. {title}. {' '.join(alt)}")
 
 
 @styled()
@@ -92,8 +92,8 @@ def survivors(masks: Mapping[str, Sequence[bool]], order: Sequence[int], title: 
         ax.plot([channel, places[channel]], [len(cells) - 0.45, below - 0.55], color=KEPT, lw=0.8, alpha=0.7)
     ax.set(ylabel="Channels kept, by subnet", xlabel="Place of the channel in its unit")
     ax.locator_params(axis="x", integer=True)
-    told = "; ".join(f"{name} keeps {note} of {len(order)}" for name, note in zip(names, notes, strict=True))
-    return described(ax, f"Strips of a unit's channels before and after sorting. {title}. {told}.")
+    alt = "; ".join(f"{name} keeps {note} of {len(order)}" for name, note in zip(names, notes, strict=True))
+    return described(ax, f"Strips of a unit's channels before and after sorting. {title}. {alt}.")
 
 
 @styled()
@@ -119,8 +119,8 @@ def padding(paths: Mapping[str, Sequence[bool]], order: Sequence[int], title: st
     handles = [Patch(color=colour, lw=0, label=label) for colour, label in
                ((KEPT, "kept"), (ZERO, "zeros put in"), (ABSENT, "pruned"))]
     ax.figure.legend(handles=handles, loc="outside lower center", ncols=3, handlelength=1.2)
-    told = "; ".join(f"{name} {row.sum()}" for name, row in zip(paths, kept, strict=True))
-    return described(ax, f"Strips of channels at a join. {title}. Of {len(order)} channels, {told}; "
+    alt = "; ".join(f"{name} {row.sum()}" for name, row in zip(paths, kept, strict=True))
+    return described(ax, f"Strips of channels at a join. {title}. Of {len(order)} channels, {alt}; "
                          f"the sum {union}, of which {kept.all(0).sum()} in all paths; a slice of {reach}.")
 
 
@@ -133,7 +133,7 @@ def multi_base(frame: pd.DataFrame, title: str) -> np.ndarray:
     """
     arms = list(dict.fromkeys(frame["arm"]))
     axes = new_axes(title, len(arms), height=0.9, sharey=True)
-    told = []
+    alt = []
     for ax, arm in zip(axes, arms, strict=True):
         style, stage, bases = look(arm), {}, {}
         for row in millions(frame[frame["arm"] == arm]).sort_values("macs", ascending=False).itertuples():
@@ -147,7 +147,7 @@ def multi_base(frame: pd.DataFrame, title: str) -> np.ndarray:
             ax.plot(*end, style.marker, ms=7, mew=0, color=style.colour)
             ax.annotate(row.name, end, xytext=(7, 0), textcoords="offset points", va="center",
                         color=legible(style.colour))
-            told.append(f"{style.label}: {row.name} from {row.base}.")
+            alt.append(f"{style.label}: {row.name} from {row.base}.")
         for base, at in bases.items():
             ax.plot(*at, "s", ms=7, mew=0, color=INK)
             ax.annotate(base, at, xytext=(0, 6), textcoords="offset points", ha="center")
@@ -156,7 +156,7 @@ def multi_base(frame: pd.DataFrame, title: str) -> np.ndarray:
         ax.set(xlabel="Times pruned", xlim=(-0.8 * stages, 1.95 * stages), xticks=range(stages + 1))
         ax.grid(axis="x", visible=False)
     axes[0].set(ylabel=MACS, ylim=(0, 1.12e-6 * frame["base_macs"].max()))
-    return described(axes, f"Arrows from bases to the subnets pruned from them. {title}. {' '.join(told)}")
+    return described(axes, f"Arrows from bases to the subnets pruned from them. {title}. {' '.join(alt)}")
 
 
 @styled("net", "width", "way", "ms")
@@ -169,7 +169,7 @@ def latency_pairs(frame: pd.DataFrame, title: str, paper: pd.DataFrame | None = 
     nets = list(dict.fromkeys(frame["net"]))
     rows = 1 if len(nets) < 3 else 2
     axes = new_axes(title, -(-len(nets) // rows), height=0.15 + 0.85 * rows, rows=rows)
-    told = []
+    alt = []
     for ax, net in zip(axes, nets, strict=False):
         ours = frame[frame["net"] == net]
         _, text = lines(ax, ours, "way", "width", "ms", look, ("×", "ms"))
@@ -182,14 +182,14 @@ def latency_pairs(frame: pd.DataFrame, title: str, paper: pd.DataFrame | None = 
         ax.set_title(net, loc="left")
         ax.set(xlabel="Width multiplier", ylabel="Latency (ms)", ylim=(0, None))
         ax.set_xticks(widths := sorted(ours["width"].unique()), [f"{width:g}" for width in widths])
-        told.append(f"{net}: {text}")
+        alt.append(f"{net}: {text}")
     for ax in axes[len(nets):]:
         ax.remove()
     handles = _handles(frame["way"], ms=6, mew=0)
     if paper is not None:
         handles.append(Line2D([], [], ls="none", marker="o", mfc="none", mec=GREY, label="paper, scaled"))
     axes[0].figure.legend(handles=handles, loc="outside lower center", ncols=2 if len(nets) == 1 else 4)
-    return described(axes[:len(nets)], f"Line charts of latency against width. {title}. {' '.join(told)}")
+    return described(axes[:len(nets)], f"Line charts of latency against width. {title}. {' '.join(alt)}")
 
 
 @styled("arm", "name", "error")
@@ -199,8 +199,8 @@ def errors(frame: pd.DataFrame, title: str, paper: pd.DataFrame | None = None) -
     axes[0].set(ylabel="Width multiplier")
     means = frame.groupby(["name", "arm"], sort=False)["error"].mean()
     best = means.groupby("name", sort=False).idxmin()
-    told = "; ".join(f"{name}: {look(arm).label}, {means[name, arm]:.1f} %" for name, arm in best)
-    return described(axes, f"Dot plot of top-1 error. {title}. Least error: {told}.")
+    alt = "; ".join(f"{name}: {look(arm).label}, {means[name, arm]:.1f} %" for name, arm in best)
+    return described(axes, f"Dot plot of top-1 error. {title}. Least error: {alt}.")
 
 
 def _profile(ax: Axes, rows: pd.DataFrame, start: float, width: float) -> None:
@@ -230,12 +230,12 @@ def _two_blocks(blocks: Sequence[np.ndarray], names: list[str], notes: Sequence[
     below = rows + 1.7
     ax = new_axes(title, height=0.5 + 0.14 * rows)[0]
     edges = {"edgecolors": "white", "lw": 0.8} if channels <= 64 else {"lw": 0}  # of many, edges would cover the cells
-    for start, block, told, head in zip((0, below), blocks, notes, heads, strict=True):
+    for start, block, of_rows, head in zip((0, below), blocks, notes, heads, strict=True):
         ax.pcolormesh(np.arange(channels), start + np.arange(rows), block, vmin=0, vmax=2,
                       cmap=ListedColormap([ABSENT, KEPT, ZERO]), **edges)
         ax.annotate(head, (channels - 0.5, start - 0.6), xytext=(0, 2), textcoords="offset points", ha="right",
                     fontweight="bold", bbox={"facecolor": "white", "lw": 0, "pad": 1})
-        for row, note in enumerate(told):
+        for row, note in enumerate(of_rows):
             ax.annotate(note, (1, start + row), xytext=(5, 0), textcoords="offset points", va="center",
                         xycoords=("axes fraction", "data"))
     ax.set(xlim=(-0.5, channels - 0.5), ylim=(below + rows - 0.4, -1.4))

@@ -13,8 +13,7 @@ from slimnb.cost.execution import IndexedBatchNorm2d, IndexedConv2d, IndexedLine
 from slimnb.cost.latency import compare_latency, conditions
 from slimnb.cost.macs import count_macs
 from slimnb.nets.base import SlimmableNet
-from slimnb.nets.mobilenet_v1 import MobileNetV1
-from slimnb.nets.mobilenet_v2 import MobileNetV2
+from slimnb.nets.mobilenet import MobileNetV1, MobileNetV2
 from slimnb.nets.resnet import ResNet50
 from slimnb.nets.sorting import embed_
 from slimnb.nets.vgg import VGG
