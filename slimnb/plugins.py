@@ -13,13 +13,14 @@ Names stand in recipes and so in the ids of runs: they are keys, and stay as the
 from __future__ import annotations
 
 import importlib
+import textwrap
 from importlib.metadata import entry_points
 from typing import Any
 
 from slimnb.errors import ParameterError
 
 OURS = {
-    # a module with STAGES (see `slimnb.train.experiment.Stage`), CHAPTER and, where it has any, CLAIMS
+    # a module with STAGES (see `slimnb.train.experiment.Stage`) and, if the book has a chapter on it, CHAPTER
     "papers": {
         "slimmable": "slimnb.papers.slimmable.recipes",
         "sp_net": "slimnb.papers.sp_net.recipes",
@@ -60,5 +61,6 @@ def find(kind: str, name: str) -> Any:
         return found
     for entry in entry_points(group=f"slimnb.{kind}", name=name):
         return entry.load()
-    raise ParameterError(f"{kind.removesuffix('s')} = {str(name)[:40]!r}", f"it is one of {', '.join(names(kind))}",
-                         f"Correct the name, or install a package that has it as an entry point of slimnb.{kind}.")
+    raise ParameterError(f"{kind.removesuffix('s')} = {str(name)[:20]!r}",
+                         f"there are {textwrap.shorten(', '.join(names(kind)), 120, placeholder=' ...')}",
+                         f"Correct it, or install its package (entry points slimnb.{kind}).")

@@ -10,13 +10,13 @@ import pandas as pd
 import pytest
 import torch
 from figure_checks import holds_for
+from refusals import refused
 from seventh_paper import claims, figures, recipes
 from seventh_paper.net import TinyNet
 from seventh_paper.resource import weights
 
 from slimnb import count_params, load_data, plugins
 from slimnb.__main__ import main
-from slimnb.errors import SlimnbError
 from slimnb.nets.vgg import VGG
 from slimnb.papers.pss_net import recipes as pss_net
 from slimnb.papers.pss_net.structures import StructureCosts, structure_space
@@ -57,11 +57,8 @@ def test_all_three_are_found_by_name():
 
 @pytest.mark.parametrize("kind", ["papers", "nets", "resources"])
 def test_an_unknown_name_says_what_there_is_and_how_to_add_to_it(kind):
-    with pytest.raises(SlimnbError) as caught:
-        plugins.find(kind, "eighth")
-    line = str(caught.value)
-    assert "\n" not in line and plugins.names(kind)[-1] in line
-    assert f"install a package that has it as an entry point of slimnb.{kind}" in line
+    line = refused("ParameterError", plugins.find, kind, "x" * 99)
+    assert plugins.names(kind)[-1] in line and f"install its package (entry points slimnb.{kind})" in line
 
 
 # -- a run -----------------------------------------------------------------------------------------------
@@ -126,8 +123,7 @@ def test_the_command_line_trains_a_paper_without_a_chapter(results, data, store,
 
 
 def test_a_scale_that_it_lacks_is_refused(data):
-    with pytest.raises(SlimnbError, match="ParameterError: scale = 'full' — it is one of smoke, small"):
-        recipes.arms(Context("full", 0, data))
+    refused("ParameterError", recipes.arms, Context("full", 0, data), words="it is one of smoke, small")
 
 
 # -- its parts -------------------------------------------------------------------------------------------

@@ -363,7 +363,7 @@ def test_zero_is_a_choice_of_a_nets_option_and_not_the_nets_own():
     assert replace(recipe, head=0).to_json()["head"] == 0
 
 
-@pytest.mark.parametrize("paper", plugins.names("papers"))
+@pytest.mark.parametrize("paper", plugins.OURS["papers"])
 def test_everything_at_full_trains_in_bfloat16(paper):
     for size, classes in ((32, 100), (224, 1000)):
         context = Context("full", 0, SimpleNamespace(size=size, num_classes=classes), (), None)
