@@ -13,13 +13,14 @@ Names stand in recipes and so in the ids of runs: they are keys, and stay as the
 from __future__ import annotations
 
 import importlib
+import importlib.util
 from importlib.metadata import entry_points
 from typing import Any
 
 from slimnb.errors import ParameterError
 
 OURS = {
-    # a module with STAGES (see `slimnb.train.experiment.Stage`), CHAPTER and, where it has any, CLAIMS
+    # a module with STAGES (see `slimnb.train.experiment.Stage`) and CHAPTER; beside it, a module `claims` with CLAIMS
     "papers": {
         "slimmable": "slimnb.papers.slimmable.recipes",
         "sp_net": "slimnb.papers.sp_net.recipes",
@@ -48,6 +49,16 @@ OURS = {
 def names(kind: str) -> list[str]:
     """The names of all there are of a kind: "papers", "nets" or "resources"; ours first."""
     return list(dict.fromkeys([*OURS[kind], *sorted(entry.name for entry in entry_points(group=f"slimnb.{kind}"))]))
+
+
+def claims(paper: str) -> dict[str, Any]:
+    """The claims of the paper of that name (id -> `slimnb.book.claims.Claim`), of the module `claims` by its recipes.
+
+    Empty where a paper has no such module. Raises ParameterError if there is no such paper.
+    """
+    package = find("papers", paper).__name__.rpartition(".")[0]
+    found = package and importlib.util.find_spec(f"{package}.claims")
+    return dict(importlib.import_module(f"{package}.claims").CLAIMS) if found else {}
 
 
 def find(kind: str, name: str) -> Any:

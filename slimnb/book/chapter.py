@@ -1,4 +1,4 @@
-"""What each chapter does first and last: check parameters, say where it runs, keep figures and claims.
+"""What each chapter does: check parameters, say where it runs, keep figures and claims, print library code.
 
 The set-up cell calls `chapter = Chapter.begin("01_slimmable_networks", globals(), widths=Numbers(1.0))`, the
 last cell `chapter.end()`. torch is imported only after the parameters have passed.
@@ -6,6 +6,7 @@ last cell `chapter.end()`. torch is imported only after the parameters have pass
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import sys
@@ -16,7 +17,8 @@ from pathlib import Path
 from typing import Any
 
 from slimnb.book.parameters import COMMON, Rule, check_parameters, refuse
-from slimnb.errors import ParameterError
+from slimnb.errors import BookError, ParameterError
+from slimnb.runs.definitions import shown
 
 END = "slimnb_end"  # key in the metadata of the last cell's output: the chapter ran to its end
 FIRST_REAL_DATA = {"smoke": "synthetic", "small": "cifar100", "full": "cifar100"}
@@ -32,6 +34,15 @@ def find_root(start: str | Path = ".") -> Path:
         if (folder / "pyproject.toml").is_file() and (folder / "slimnb").is_dir():
             return folder
     return start
+
+
+def literature(paper: str) -> Path:
+    """The file of a paper's printed numbers in the repository: data/literature/sp_net.csv. Raises BookError without."""
+    path = find_root() / f"data/literature/{paper}.csv"
+    if not path.is_file():
+        raise BookError(f"data/literature/{paper}.csv", "there is no such file",
+                        "Work in a clone of the repository: papers' printed numbers are no part of the package.")
+    return path
 
 
 @dataclass(frozen=True)
@@ -145,6 +156,22 @@ class Chapter:
         )
         if not _show({"text/plain": text}, raw=True, metadata={END: self.name}):
             print(text)
+
+
+def source(*things: Any) -> Any:
+    """The library's code of functions, methods or classes as a notebook shows it (Markdown), without docstrings.
+
+    Raises ParameterError for what has no Python source.
+    """
+    from IPython.display import Markdown
+
+    texts = []
+    for thing in things:
+        try:
+            texts.append(shown(inspect.getsource(thing)))
+        except (TypeError, OSError):
+            raise refuse("source of", thing, "has no Python source", "Give a function, method or class.") from None
+    return Markdown("```python\n{}\n```".format("\n\n".join(texts)))
 
 
 def _show(thing: Any, **options: Any) -> bool:

@@ -80,10 +80,11 @@ class Reader:
         return self.modules[name]
 
     def source(self, name: str) -> str:
-        """The lines of a definition as its file has them, comments and docstrings too; "" of what is not found."""
+        """The lines of a definition as `shown` has them, comments too; "" of what is not found."""
         nodes = [(node, self.path(home)) for target in self._targets(name, strict=True)
                  for nodes, home in [self._nodes(target)] for node in nodes]
-        return "\n".join(ast.get_source_segment(path.read_text(encoding="utf-8"), node) or "" for node, path in nodes)
+        return "\n".join(shown(ast.get_source_segment(path.read_text(encoding="utf-8"), node, padded=True) or "")
+                         for node, path in nodes)
 
     def path(self, name: str) -> Path | None:
         """Its file."""
@@ -276,6 +277,34 @@ def _chains(node: ast.AST) -> Iterator[list[str]]:
 
 
 # -- a definition as text ---------------------------------------------------------------------------------
+
+
+def shown(text: str) -> str:
+    """A definition's source for a reader: at the left margin, without docstrings; comments and layout stay.
+
+    A body that was its docstring alone becomes "...", so that the result is valid Python.
+    """
+    margin = text[: len(text) - len(text.lstrip(" \t"))]
+    lines = [line.removeprefix(margin) for line in text.split("\n")]  # in a text of several lines some begin before it
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    owners = [node for node in ast.walk(ast.parse("\n".join(lines)))
+              if isinstance(node, kinds) and _is_docstring(node.body[0])]
+    for owner in sorted(owners, key=lambda node: -node.body[0].lineno):  # from the last, so lines keep their numbers
+        _cut(lines, *owner.body[:2])
+    return "\n".join(lines).rstrip()
+
+
+def _cut(lines: list[str], docstring: ast.stmt, after: ast.stmt | None = None) -> None:
+    """Take a docstring out of `lines`, with the empty lines below it; `after` is the next statement of its body."""
+    first, last = docstring.lineno - 1, docstring.end_lineno - 1
+    same = after is not None and after.lineno - 1 == last  # "doc"; x = 1
+    before = lines[first].encode()[: docstring.col_offset].decode()  # a syntax tree counts bytes
+    rest = lines[last].encode()[after.col_offset if same else docstring.end_col_offset:].decode()
+    line = before + ("" if after else "...") + (rest.lstrip() if after else rest)
+    end = last + 1
+    while not line.strip() and not lines[end].strip():
+        end += 1
+    lines[first:end] = [line] if line.strip() else []
 
 
 def form(node: object) -> str:

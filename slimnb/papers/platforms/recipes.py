@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from slimnb.cost.latency_model import time_random
 from slimnb.cost.macs import count_macs
 from slimnb.cost.table import CostTable
 from slimnb.nets.base import SlimmableNet
@@ -16,11 +17,11 @@ from slimnb.papers.platforms.method import PlatformSandwich, SmoothedViterbi, Wi
 from slimnb.papers.slimmable.method import InplaceDistillation, Switches
 from slimnb.papers.slimmable.recipes import SMALL, SMOKE
 from slimnb.rng import rng_at
-from slimnb.runs.store import RunStore
+from slimnb.runs.store import RunStore, code_fingerprint
 from slimnb.search.random_paths import random_under
 from slimnb.search.trellis import Trellis
 from slimnb.subnet import SearchSpace, Subnet
-from slimnb.train.experiment import Context, Result
+from slimnb.train.experiment import Context, Result, once
 from slimnb.train.protocols import Labels, Objective, Outcome, Pass, Sampler
 from slimnb.train.recipe import Recipe, check_scale, unknown_method
 
@@ -122,6 +123,16 @@ def searches(context: Context) -> list[Recipe]:
 def unary_of(result: Result) -> np.ndarray:
     """(units, choices) window means of a finished search, -inf where a unit has fewer choices."""
     return np.array([[-np.inf if value is None else value for value in row] for row in result.found["unary"]])
+
+
+def latency(net: SlimmableNet, num_classes: int, scale: str, store: RunStore, subnets: int, rounds: int,
+            device: str = "cpu") -> dict:
+    """`time_random` of so many subnets of a scale's search space, run by `net`, taken once."""
+    settings = {"paper": "platforms", "arm": "latency model", "scale": scale, "device": torch.device(device).type,
+                "classes": num_classes, "subnets": subnets, "rounds": rounds}
+    space = problem(scale, num_classes).space
+    return once(store, settings, code_fingerprint([time_random, type(net)]),
+                lambda: time_random(net.to(device), space, subnets, rounds=rounds))
 
 
 def search_sums(sampler: WidthSearch, scores: np.ndarray, steps: int, seed: int) -> np.ndarray:

@@ -7,6 +7,7 @@ seed, name ("#1", ...), top1 (%, test), top1_val (%, optional). Accuracies and t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -75,6 +76,11 @@ def best_of(frame: pd.DataFrame, source: str, by: str = "top1") -> pd.DataFrame:
     return best.assign(arm=f"best {source}")
 
 
+def with_best(frame: pd.DataFrame, by: str) -> pd.DataFrame:
+    """`weighted`, and `best_of` both searches by a column."""
+    return pd.concat([frame, *(best_of(frame, source, by) for source in ("OWS", "AOWS"))])
+
+
 def regret(frame: pd.DataFrame) -> pd.DataFrame:
     """Points that each arm loses on each platform against the best arm there, means over seeds: (arms, platforms).
 
@@ -129,3 +135,14 @@ def choice_scores(unary: np.ndarray, space: SearchSpace, full: Subnet) -> pd.Dat
             for unit, (choices, most, scores) in enumerate(zip(space.widths, full.widths, unary, strict=True), 1)
             for width, score in zip(choices, scores, strict=False)]
     return pd.DataFrame(rows, columns=["unit", "mult", "score"])
+
+
+def paper_table_2(path: Path) -> pd.DataFrame:
+    """Table 2 of `data/literature/platforms.csv` as `weighted` has it: in market U, -W would be -U."""
+    rows = pd.read_csv(path).query("table == '2'").rename(columns={"row": "market", "value": "top1"}).assign(seed=0)
+    return rows[(rows["market"] != "U") | rows["arm"].str.endswith("-U")]
+
+
+def shared_units_in_paper(path: Path) -> float:
+    """Units to which the paper's OWS gives #6 and #7 the same width, of 14 (section 4.3), in that file."""
+    return pd.read_csv(path).query("row == '#6 = #7'")["value"].item()
