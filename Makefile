@@ -44,8 +44,8 @@ lint: setup  ## Check the style of the code
 	@$(VENV)/bin/lint-imports
 
 clean:  ## Delete what was built (environment, data sets and runs stay)
-	@rm -rf build .snakemake .pytest_cache .ruff_cache .hypothesis *.egg-info
-	@find slimnb tests tools benchmarks notebooks -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
+	@rm -rf build .snakemake .pytest_cache .ruff_cache .hypothesis *.egg-info examples/*/*.egg-info
+	@find slimnb tests tools benchmarks notebooks examples -name __pycache__ -type d -prune -exec rm -rf {} + 2>/dev/null || true
 
 distclean: clean  ## Delete the environment, too
 	@rm -rf $(VENV)

@@ -40,10 +40,10 @@ class Run:
 
 @dataclass(frozen=True)
 class Train:
-    """Train a chapter's runs without its notebook, which then finds them finished; also under torchrun."""
+    """Train the runs of a chapter, or of a paper without one, which its notebook then finds; also under torchrun."""
 
     notebook: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHAPTER")]
-    """A chapter's file, or the start of its name: 01."""
+    """A chapter's file, or the start of its name: 01. Or a paper's name: pss_net, or one of another package."""
     scale: str = "small"
     """smoke, small or full."""
     seed: int = 0
@@ -152,11 +152,13 @@ def find_chapter(text: str) -> Path:
 
 def train(command: Train) -> None:
     """Train, resume or find the runs of a scale, one after the other. Raises SlimnbError."""
+    from slimnb import plugins
     from slimnb.book.chapter import Chapter
 
     given = {"scale": command.scale, "seed": command.seed, "seeds": command.seeds, "device": command.device,
              "data": command.data, "out": ""}
-    chapter = Chapter.begin(find_chapter(command.notebook).stem, given)
+    is_paper = command.notebook in plugins.names("papers")
+    chapter = Chapter.begin(command.notebook if is_paper else find_chapter(command.notebook).stem, given)
 
     from slimnb.data.datasets import load_data
     from slimnb.runs.store import RunStore

@@ -5,11 +5,13 @@ from __future__ import annotations
 import importlib
 import inspect
 import pkgutil
+from dataclasses import replace
+from types import SimpleNamespace
 
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-import slimnb.papers
+from slimnb import plugins
 from slimnb.cost.macs import count_macs
 from slimnb.cost.table import CostTable
 from slimnb.nets.mobilenet import MobileNetV1
@@ -26,12 +28,15 @@ from slimnb.rng import rng_at
 from slimnb.runs.checkpoint import pack, unpack
 from slimnb.search.trellis import Trellis
 from slimnb.subnet import Subnet
+from slimnb.train.experiment import Context
 from slimnb.train.loop import train
 from slimnb.train.optim import Schedule, make_optimizer
 from slimnb.train.protocols import Labels, Pass
+from slimnb.train.recipe import Recipe
 
 LAYOUT = ((16, 2), (24, 1), (32, 2))  # so small that .875 rounds to the channels of 1.0
 MULTS = (0.5, 0.75, 1.0)
+ANY_DATA = SimpleNamespace(num_classes=10, size=32)  # as much as a stage may ask for
 
 
 def small(bn: str = "calibrated", seed: int = 0) -> MobileNetV1:
@@ -54,15 +59,29 @@ class Noise:
 
 
 def sampler_classes() -> dict[str, type]:
-    """Every class of the papers' methods that has all methods of the Sampler protocol."""
+    """Every class of the papers' modules, other packages' among them, that has all methods of the Sampler protocol."""
     needed = {"subnets", "plan", "observe", "state_dict", "load_state_dict"}
     found = {}
-    for entry in pkgutil.iter_modules(slimnb.papers.__path__):
-        module = importlib.import_module(f"slimnb.papers.{entry.name}.method")
-        for name, kind in inspect.getmembers(module, inspect.isclass):
-            if kind.__module__ == module.__name__ and needed <= set(dir(kind)):
-                found[name] = kind
+    for paper in plugins.names("papers"):
+        package = plugins.find("papers", paper).__package__
+        for entry in pkgutil.iter_modules(importlib.import_module(package).__path__, f"{package}."):
+            if not entry.name.endswith("__main__"):
+                module = importlib.import_module(entry.name)
+                found |= {name: kind for name, kind in inspect.getmembers(module, inspect.isclass)
+                          if kind.__module__ == entry.name and needed <= set(dir(kind))}
     return found
+
+
+def recipes_from_outside() -> list[Recipe]:
+    """What the papers of other packages train first at scale smoke."""
+    papers = [paper for paper in plugins.names("papers") if paper not in plugins.OURS["papers"]]
+    return [recipe for paper in papers
+            for recipe in plugins.find("papers", paper).STAGES[0](Context("smoke", 0, ANY_DATA))]
+
+
+def factory_of(recipe: Recipe):
+    """Makes the recipe's sampler on a net that is given."""
+    return lambda net, seed=0: replace(recipe, seed=seed).sampler_and_objective(net, 12)[0]
 
 
 def switches(net) -> Switches:
@@ -160,7 +179,9 @@ FACTORIES = {
     "Draws": draws,
     "Routed": routed,
 }
-"""How to make each sampler on a `small` net; a new method adds its own here."""
+"""How to make each sampler on a `small` net; a new method adds its own here, but for those of other packages."""
+for outside in recipes_from_outside():
+    FACTORIES.setdefault(type(factory_of(outside)(small())).__name__, factory_of(outside))
 
 
 class Memory:

@@ -28,7 +28,7 @@ def test_conda_makes_the_same_environment():
     python = next(item for item in named if item.startswith("python"))
     assert python.replace(" ", "") == f"python{PROJECT['requires-python']}"
     extras = re.search(r"^EXTRAS := (\S+)$", (ROOT / "Makefile").read_text(), re.M)[1]
-    assert pip == ["--constraint constraints.txt", f"--editable .[{extras}]"]
+    assert pip == ["--constraint constraints.txt", f"--editable .[{extras}]", "--editable ./examples/seventh_paper"]
     assert set(extras.split(",")) == set(PROJECT["optional-dependencies"])
 
 
@@ -91,7 +91,8 @@ def test_an_unfit_python_is_refused_in_one_line(tmp_path, answer, words):
         fake.parent.mkdir(exist_ok=True)
         fake.write_text(f"#!/bin/sh\n[ \"$1\" = --version ] && echo 'Python 3.9.2' && exit 0\n{answer}\n")
         fake.chmod(0o755)
-    for name in ("pyproject.toml", "constraints.txt"):
+    (tmp_path / "examples/seventh_paper").mkdir(parents=True)
+    for name in ("pyproject.toml", "constraints.txt", "examples/seventh_paper/pyproject.toml"):
         (tmp_path / name).write_text("x")
     path = f"{tmp_path / 'bin'}{os.pathsep}{os.environ['PATH']}"
     command = ["sh", str(ROOT / "tools/setup.sh"), ".venv", "test"]

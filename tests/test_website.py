@@ -49,6 +49,8 @@ def test_the_book_builds_clean_and_loads_nothing_from_elsewhere(website, tmp_pat
     assert "mathjax/tex-svg-full.js" in page and "a = 58" not in page and "&lt;b&gt;bold" in page
     assert (tmp_path / "build/html/_static/mathjax/tex-svg-full.js").stat().st_size > 10**6
     assert website.external_requests(tmp_path / "build/html") == []
+    seventh = (tmp_path / "build/html/seventh_paper.html").read_text()
+    assert 'href="seventh_paper.html"' in index and seventh.count("HalfSandwich") > 1
 
 
 @pytest.mark.parametrize(

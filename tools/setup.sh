@@ -1,10 +1,12 @@
 #!/bin/sh
 # Make the virtual environment $1 with the extras $2 of pyproject.toml, unless it is there and up to date.
-# Up to date is a matter of content: the stamp holds a checksum of both files, the extras and the place.
+# Up to date is a matter of content: the stamp holds a checksum of three files, the extras and the place.
+# The template of a paper in another package comes along, so that the tests sweep it.
 set -eu
 venv=$1 extras=$2
+template=examples/seventh_paper
 here=$(pwd -P)
-key="$(cat pyproject.toml constraints.txt | cksum) $extras $here/$venv"
+key="$(cat pyproject.toml constraints.txt "$template/pyproject.toml" | cksum) $extras $here/$venv"
 stamp=$venv/.slimnb-ready
 
 if [ -f "$stamp" ] && [ "$(cat "$stamp")" = "$key" ] && "$venv/bin/python" -c '' 2>/dev/null; then
@@ -39,7 +41,7 @@ else
     "$found" -m venv --clear "$venv"
 fi
 if ! "$venv/bin/python" -m pip install --quiet --disable-pip-version-check --use-pep517 \
-    --constraint constraints.txt --editable ".[$extras]"; then
+    --constraint constraints.txt --editable ".[$extras]" --editable "./$template"; then
     echo "slimnb: error: the packages could not be installed (see above). Check the network and disk, then repeat." >&2
     exit 6
 fi

@@ -36,11 +36,14 @@ def main(notebooks: list[str], build: Path = ROOT / "build") -> int:
 
 
 def assemble(notebooks: list[Path], target: Path) -> None:
-    """Bring the folder `target` up to date from book/ and the notebooks; same content, same file dates."""
+    """Bring the folder `target` up to date from book/, the notebooks and the example; same content, same file dates."""
     wanted = {Path("_static/mathjax/tex-svg-full.js"): _mathjax().read_bytes()}
     for path in (ROOT / "book").rglob("*"):
         if path.is_file() and "__pycache__" not in path.parts:
             wanted[path.relative_to(ROOT / "book")] = path.read_bytes()
+    for path in (ROOT / "examples").rglob("*"):  # shown by book/seventh_paper.md
+        if path.suffix in (".py", ".toml"):
+            wanted[path.relative_to(ROOT)] = path.read_bytes()
     books = {path.stem: nbformat.read(path, as_version=4) for path in notebooks}
     for name, book in books.items():
         wanted[Path(f"{name}.ipynb")] = nbformat.writes(prepared(book)).encode()

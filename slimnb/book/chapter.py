@@ -60,10 +60,11 @@ class Chapter:
     def begin(cls, name: str, namespace: Mapping[str, Any], **rules: Rule) -> Chapter:
         """Check the chapter's parameters (its globals) and print one line on what runs where.
 
+        `name` is that of a chapter, as in "01_slimmable_networks", or of a paper without one.
         `rules` name the chapter's own parameters, as in `lr=Float()`. Raises SlimnbError with ParameterError.
         """
-        if not re.fullmatch(r"[0-9]{2}_[a-z0-9_]{1,60}", name):
-            raise refuse("chapter", name, "must read like 01_slimmable_networks", "Rename it.")
+        if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{1,62}", name):
+            raise refuse("chapter", name, "must be a-z 0-9 _ -, as in 01_slimmable_networks", "Rename it.")
         if any(isinstance(value, cls) and value.begun for value in namespace.values()):
             # The set-up cell is run again, and later cells have made names of their own.
             namespace = {key: value for key, value in namespace.items() if key in COMMON or key in rules}
@@ -114,7 +115,7 @@ class Chapter:
     @property
     def out(self) -> Path:
         """The folder of this chapter's figures: `out` if given; else build/ at smoke, figures/ above."""
-        number = self.name[:2]
+        number = re.match(r"[0-9]{2}(?=_)|.*", self.name)[0]
         if self.parameters["out"]:
             return self.root / Path(self.parameters["out"]).expanduser() / number
         return self.root / ("build/figures" if self.scale == "smoke" else "figures") / number

@@ -62,7 +62,7 @@ search found or what pruning left. A paper's `STAGES` are all of them, in order.
 
 def code_of(recipe: Recipe) -> str:
     """Fingerprint of the code that can change what this recipe's training leaves."""
-    return code_fingerprint(["slimnb.train.loop.train", make_optimizer, Schedule, recipe.net_type(),
+    return code_fingerprint(["slimnb.train.loop.train", make_optimizer, Schedule, *recipe.parts(),
                              *methods_of(recipe, recipe.TRAINING)])
 
 

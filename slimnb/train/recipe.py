@@ -120,6 +120,10 @@ class Recipe:
         """The class of the net. Raises ParameterError for an unknown name."""
         return plugins.find("nets", self.net)
 
+    def parts(self) -> list[Callable]:
+        """What the recipe finds by the names in it, so that its code counts as the recipe's: here the net's class."""
+        return [self.net_type()]
+
     def build(self, num_classes: int) -> SlimmableNet:
         """The untrained supernet, its batch-norm slots reserved."""
         chosen = {name: getattr(self, name, None) for name in NET_OPTIONS}
@@ -196,10 +200,10 @@ class Recipe:
         return f"{self.arm}{f' {only[0]}' if len(only) == 1 else ''} (seed {self.seed})"
 
 
-def check_scale(scale: str) -> str:
-    """`scale` itself if there is such a scale. Raises ParameterError."""
-    if scale not in SCALES:
-        raise ParameterError(f"scale = {scale!r}", f"it is one of {', '.join(SCALES)}", "Set scale='smoke'.")
+def check_scale(scale: str, scales: Iterable[str] = SCALES) -> str:
+    """`scale` itself if it is one of `scales`. Raises ParameterError."""
+    if scale not in scales:
+        raise ParameterError(f"scale = {scale!r}", f"it is one of {', '.join(scales)}", "Set scale='smoke'.")
     return scale
 
 

@@ -208,7 +208,7 @@ def test_schedules_count_in_epochs():
     assert [round(stairs(step), 6) for step in (9, 10, 20)] == [1, 0.2, 0.04]
 
 
-@pytest.mark.parametrize("name", ["slimmable_networks", *plugins.names("papers")[1:]])
+@pytest.mark.parametrize("name", ["slimmable_networks", *list(plugins.OURS["papers"])[1:]])
 def test_every_study_belongs_to_a_chapter(name):
     (chapter,) = Path("notebooks").glob(f"[0-9][0-9]_{name}.py")
     assert experiment.paper_of(chapter.stem).STAGES

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
 
 import numpy as np
@@ -60,6 +60,11 @@ class StructureRecipe(Recipe):
     def named(self, net: SlimmableNet) -> dict[str | float, Subnet]:
         """The subnets that are given, by name."""
         return {name: Subnet(tuple(widths), resolution=side) for name, widths, side in self.kept}
+
+    def parts(self) -> list[Callable]:
+        """The net's class, and of each resource that is no measured one its function; of a class method the class."""
+        found = [plugins.find("resources", name) for name, *_ in self.buckets if name in plugins.names("resources")]
+        return [*super().parts(), *(getattr(each, "__self__", each) for each in found)]
 
     def structures(self, net: SlimmableNet) -> Structures:
         """The space of structures: widths down to the least of `train_mults`, and `resolutions`."""
