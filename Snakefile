@@ -8,7 +8,9 @@ from slimnb.book.notebook import content_key
 
 CHAPTERS = sorted(path.stem for path in Path("notebooks").glob("[0-9][0-9]_*.py"))
 SMOKE = {"scale": "smoke"}
-SITE = [p for p in Path("book").rglob("*") if p.is_file() and "__pycache__" not in p.parts]
+# The page of public names is made from the library's docstrings.
+SITE = [p for folder in ("book", "slimnb") for p in Path(folder).rglob("*")
+        if p.is_file() and "__pycache__" not in p.parts]
 
 
 def key(wildcards):
