@@ -375,7 +375,7 @@ chapter.claim(keeps_direction, *paired(cosines, keeps_direction), ids("DepS"))
 # full net's gradient on the same batch; the paper's caption has that of the first step.
 
 # %%
-norms = tables.looks(results, "norms")
+norms = tables.probe_rows(results, "norms")
 norms["step"] -= norms.groupby(["arm", "seed"])["step"].transform("min")
 norms = norms[norms["arm"] != "DepS, epsilon by rate"]
 along = norms[norms["epoch"] < start + family.ramp_epochs]
@@ -396,7 +396,7 @@ chapter.claim(keeps_norm, *paired(ratios, keeps_norm), ids(*keeps_norm.arms))
 # The paper reports a drop of 2 points at epoch 150 (its figure shows about 4), and none with epsilon.
 
 # %%
-seen = tables.looks(results, "accuracy")
+seen = tables.probe_rows(results, "accuracy")
 full_net = seen[(seen["name"] == "full") & seen["arm"].isin(softens.arms)]
 dropped = tables.drops(full_net)
 mean = dropped.groupby("arm")["drop"].mean()
@@ -509,7 +509,7 @@ proxyless = [r for r in all_nets if r.recipe.net == "proxyless_nas"]
 if proxyless:
     arms = tables.accuracies(proxyless).query("arm in ['DepS', 'OFA']")
     chapter.save(slimmable_figures.accuracy(arms, "DepS and OFA on ProxylessNAS"), "proxyless")
-wanted = {r.arm: r for r in recipes.wanted(recipes.IMAGENET[1], 0)}
+wanted = {r.arm: r for r in recipes.arms_of(recipes.IMAGENET[1], 0)}
 print({name: getattr(wanted["DepS"], name) for name in ("net", "epochs", "lr", "weight_decay", "warm_up", "ramp_epochs")})
 literature[literature["table"] == "fig6"][["method", "macs_m", "top1", "gpu_hours"]]
 

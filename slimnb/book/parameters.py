@@ -1,7 +1,7 @@
-"""What may stand in a chapter's parameters cell, checked before anything is imported, trained or written.
+"""The rules for a chapter's parameters cell, checked before anything is imported, trained or written.
 
-Types are strict because papermill changes them silently: "0.1" is not 0.1, "False" is true, and True would
-pass for the integer 1. This file must stay importable without torch: a typo is refused within a second.
+Types are strict because papermill changes them silently: "0.1" is not 0.1, "False" is true, and True would pass for the
+integer 1. This file must stay importable without torch, so that a typo is refused within a second.
 """
 
 from __future__ import annotations
@@ -34,16 +34,16 @@ def _finite(number: float) -> bool:
 
 
 def refuse(name: str, value: Any, why: str, fix: str) -> ParameterError:
-    """The error for one bad parameter, its value shortened so that the line stays within 240 characters."""
+    """Make the error for one bad parameter; its value is shortened so that the line stays within 240 characters."""
     return ParameterError(f"{name[:40]} = {_short(value)}", why, fix)
 
 
 def _demand(kind: type, name: str, value: Any, fix: str) -> None:
     # `type(...) is`, not isinstance: True is an int to isinstance, and so is every numpy subclass.
     if type(value) is not kind:
-        seen = type(value).__module__.replace("builtins", "").split(".")[0]
-        seen = f"{seen}.{type(value).__name__}".lstrip(".")
-        raise refuse(name, value, f"must be {_WORDS[kind]}, not {seen[:24]}", fix)
+        module = type(value).__module__.replace("builtins", "").split(".")[0]
+        text = f"{module}.{type(value).__name__}".lstrip(".")
+        raise refuse(name, value, f"must be {_WORDS[kind]}, not {text[:24]}", fix)
 
 
 _WORDS = {
@@ -63,7 +63,7 @@ class Int:
     high: int | None = None
 
     def check(self, name: str, value: Any) -> None:
-        """Raise ParameterError for another type, ParameterError outside the bounds."""
+        """Raise ParameterError for another type or a number outside the bounds."""
         _demand(int, name, value, f"Set e.g. {name}={self.low}.")
         if value < self.low or (self.high is not None and value > self.high):
             above = f"an integer >= {self.low}" if self.high is None else f"from {self.low} to {self.high}"
@@ -79,9 +79,9 @@ class Float:
     closed: bool = False
 
     def check(self, name: str, value: Any) -> None:
-        """Raise ParameterError for another type, ParameterError when not finite or outside the bounds.
+        """Raise ParameterError for another type, or a number that is not finite or outside the bounds.
 
-        An int is a number too.
+        An int passes.
         """
         if type(value) is not int:
             _demand(float, name, value, f"Write {name} as a plain number, without quotes.")
@@ -103,12 +103,12 @@ class Bool:
 
 @dataclass(frozen=True, slots=True)
 class Choice:
-    """One of the given texts."""
+    """One text out of a list."""
 
     values: tuple[str, ...]
 
     def check(self, name: str, value: Any) -> None:
-        """Raise ParameterError for another type, ParameterError for a text that is not on the list."""
+        """Raise ParameterError for another type or a text that is not on the list."""
         near = self.values[0]
         _demand(str, name, value, f"Set e.g. {name}={near!r}.")
         if value not in self.values:
@@ -119,9 +119,9 @@ class Choice:
 
 @dataclass(frozen=True, slots=True)
 class Numbers:
-    """A list of finite numbers in (0, high]: not empty, ascending, none twice; `complete`: up to `high`.
+    """An ascending list of different finite numbers in (0, high], not empty; with `complete` it ends at `high`.
 
-    For width multipliers (`Numbers(1.0, complete=True)`) and image sides (`Numbers(224, whole=True)`).
+    It serves width multipliers (`Numbers(1.0, complete=True)`) and image sides (`Numbers(224, whole=True)`).
     """
 
     high: float = 1.0
@@ -129,7 +129,7 @@ class Numbers:
     whole: bool = False
 
     def check(self, name: str, value: Any) -> None:
-        """Raise ParameterError for another type, ParameterError for a list that breaks a rule."""
+        """Raise ParameterError for another type or a list that breaks a rule."""
         example = [int(self.high)] if self.whole else [self.high / 4, self.high / 2, float(self.high)]
         fix = f"Set e.g. {name}={example}."
         _demand(list, name, value, fix)
@@ -152,10 +152,10 @@ class Numbers:
 
 @dataclass(frozen=True, slots=True)
 class Device:
-    """auto, cpu, cuda or cuda:N; whether it exists is asked by `Chapter.begin`, which may import torch."""
+    """auto, cpu, cuda or cuda:N. `Chapter.begin`, which may import torch, finds out whether it exists."""
 
     def check(self, name: str, value: Any) -> None:
-        """Raise ParameterError for another type, ParameterError for a text that names no device."""
+        """Raise ParameterError for another type or a text that names no device."""
         _demand(str, name, value, f"Set {name}='auto'.")
         if not re.fullmatch(r"auto|cpu|cuda(:[0-9]{1,3})?", value):
             raise refuse(name, value, "must be auto, cpu, cuda or cuda:N", f"Set {name}='auto'.")
@@ -163,12 +163,12 @@ class Device:
 
 @dataclass(frozen=True, slots=True)
 class Folder:
-    """A folder, as a path; `names` are accepted beside it. Whether it exists is asked by whoever opens it."""
+    """A folder, as a path; `names` are accepted beside it. Whoever opens it finds out whether it exists."""
 
     names: tuple[str, ...] = ("",)
 
     def check(self, name: str, value: Any) -> None:
-        """Raise ParameterError for another type, an unknown bare name, or a path we do not take."""
+        """Raise ParameterError for another type, an unknown bare name, or a path that we do not take."""
         _demand(str, name, value, f"Set {name}={self.names[0]!r}.")
         if value in self.names:
             return
@@ -189,10 +189,10 @@ RULES = {rule.__name__: rule for rule in Rule.__args__}
 
 @dataclass(frozen=True, slots=True)
 class Seed:
-    """An integer in [0, 2**32): what every random number generator we use accepts unchanged."""
+    """An integer in [0, 2**32), which every random number generator that we use accepts unchanged."""
 
     def check(self, name: str, value: Any) -> None:
-        """Raise ParameterError for another type, ParameterError outside the range."""
+        """Raise ParameterError for another type or a number outside the range."""
         _demand(int, name, value, f"Set e.g. {name}=0.")
         if not 0 <= value < 2**32:
             raise refuse(name, value, "must be an integer from 0 to 4294967295", f"Set e.g. {name}=0.")
@@ -210,17 +210,17 @@ COMMON = {
 
 
 def check_parameters(namespace: Mapping[str, Any], declared: Mapping[str, Rule]) -> dict[str, Any]:
-    """The checked parameters, by name, out of a chapter's globals.
+    """Return the checked parameters, by name, out of a chapter's globals.
 
-    Every simple-valued global (number, text, list ...) must be one of COMMON or of `declared`, so a misspelt
-    name that papermill wrote into the notebook is seen. Raises SlimnbError with ParameterError.
+    Every simple-valued global (number, text, list ...) must be one of COMMON or of `declared`, so that a misspelt name
+    that papermill wrote into the notebook is noticed. Raises ParameterError.
     """
     rules = COMMON | dict(declared)
-    seen = {k: v for k, v in namespace.items() if _looks_like_parameter(k, v)}
-    for name in seen:
+    values = {k: v for k, v in namespace.items() if _looks_like_parameter(k, v)}
+    for name in values:
         check_name(name, rules)
     for name, rule in rules.items():
-        if name not in seen:
+        if name not in values:
             if name in namespace:  # there, but not a simple value: numpy scalars and the like
                 rule.check(name, namespace[name])
             raise ParameterError(
@@ -228,8 +228,8 @@ def check_parameters(namespace: Mapping[str, Any], declared: Mapping[str, Rule])
                 "every declared parameter needs a value in the parameters cell",
                 f"Add {name[:40]} = ... to it.",
             )
-        rule.check(name, seen[name])
-    return {name: seen[name] for name in rules}
+        rule.check(name, values[name])
+    return {name: values[name] for name in rules}
 
 
 def check_name(name: str, known: Mapping[str, Any]) -> None:
@@ -258,14 +258,14 @@ class Declaration:
     defaults: dict[str, Any] = field(default_factory=dict)
     rules: dict[str, Rule] = field(default_factory=dict)
 
-    def check(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """All parameters, `given` over the defaults, checked without running the chapter. Raises ParameterError."""
-        for name in given:
+    def check(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return all parameters, `values` over the defaults, without running the chapter. Raises ParameterError."""
+        for name in values:
             check_name(name, self.defaults)
-        return check_parameters({**self.defaults, **given}, self.rules)
+        return check_parameters({**self.defaults, **values}, self.rules)
 
     def read(self, name: str, text: str) -> Any:
-        """The value that `text` on a command line stands for: itself for a text parameter, else a literal."""
+        """Return the value that `text` on a command line stands for: itself for a text parameter, else a literal."""
         check_name(name, self.defaults)
         if type(self.defaults[name]) is str:
             return text
@@ -276,9 +276,9 @@ class Declaration:
 
 
 def declaration(parameters_cell: str, code: str) -> Declaration:
-    """The defaults in the parameters cell and the rules in `Chapter.begin(...)` of `code`, neither executed.
+    """Return the defaults in the parameters cell and the rules in `Chapter.begin(...)` of `code`; neither is executed.
 
-    Raises ParameterError when the cell holds anything but `name = literal`, or a rule's arguments are not literals.
+    Raises ParameterError if the cell holds anything but `name = literal`, or if a rule's arguments are not literals.
     """
     defaults = {}
     for node in ast.parse(parameters_cell).body:

@@ -18,11 +18,15 @@ from slimnb.subnet import Subnet
 
 
 def execution_modes(net: SlimmableNet, subnet: Subnet, x: Tensor) -> dict[str, Callable[[], Tensor]]:
-    """Five callables that give logits of x (B, 3, H, W), for `compare_latency`; four give the same.
+    """Return five callables that give the logits of x (B, 3, H, W), for `compare_latency`; four give the same logits.
 
-    full: the largest subnet. mask: the largest with the channels outside `subnet` multiplied by zero.
-    index: weights gathered by lists of channel numbers at every call. slice: what slimnb does. ideal: the
-    stand-alone thin net in whichever memory format is the faster here. Both subnets need statistics.
+    - full: the largest subnet.
+    - mask: the largest subnet, with the channels outside `subnet` multiplied by zero.
+    - index: `subnet`, its weights gathered by lists of channel numbers at every call.
+    - slice: `subnet`, as slimnb runs it.
+    - ideal: the stand-alone thin net, in whichever memory format is faster here.
+
+    Both subnets need statistics. Raises NumericsError without them.
     """
     masks = Masks(tuple((torch.arange(most, device=x.device) < width).float()[None]
                         for width, most in zip(subnet.widths, net.largest.widths, strict=True)),
@@ -34,10 +38,10 @@ def execution_modes(net: SlimmableNet, subnet: Subnet, x: Tensor) -> dict[str, C
 
 
 def in_faster_format(plain: nn.Module, x: Tensor, rounds: int = 5) -> Callable[[], Tensor]:
-    """A callable that gives `plain(x)`, both in PyTorch's own memory format or both in channels_last.
+    """Return a callable that gives `plain(x)`, either in PyTorch's own memory format or in channels_last.
 
-    It takes the format whose fastest of `rounds` calls, timed in turn, was the faster: neither wins for every net,
-    and a slice, which is always in channels_last, must not look good beside a net held in the wrong one.
+    The format is the one with the fastest of `rounds` calls, timed in turn. Neither wins for every net, and a slice,
+    which is always in channels_last, must not look good beside a net that is held in the wrong format.
     """
     ways = [partial(copy.deepcopy(plain).to(memory_format=form), x.contiguous(memory_format=form))
             for form in (torch.contiguous_format, torch.channels_last)]
@@ -50,7 +54,7 @@ def _in_eval(net: SlimmableNet, x: Tensor, route: Subnet | Masks) -> Tensor:
 
 
 def indexed(net: SlimmableNet, subnet: Subnet) -> nn.Module:
-    """`net.extract(subnet)`, except that its layers gather the supernet's weights by index at each call."""
+    """Return `net.extract(subnet)`, but with layers that gather the supernet's weights by index at each call."""
     plain = net.extract(subnet)
     s = net.select(subnet, statistics="slot")
     wide = [m for m in net.modules() if isinstance(m, (SlimmableConv2d, SwitchableBatchNorm2d))]
@@ -68,7 +72,7 @@ def _numbers(n: int, like: Tensor) -> Tensor:
 
 
 class IndexedConv2d(nn.Module):
-    """A slimmable convolution at one width, its filters picked by `index_select` on both axes."""
+    """A slimmable convolution at one width, which picks its filters by `index_select` on both axes."""
 
     def __init__(self, source: SlimmableConv2d, s: Selection):
         super().__init__()
@@ -78,7 +82,7 @@ class IndexedConv2d(nn.Module):
         self.in_index = _numbers(inputs, source.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, I, H, W) -> (B, O, H / stride, W / stride)."""
+        """Map (B, I, H, W) to (B, O, H / stride, W / stride)."""
         source, weight = self.source, self.source.weight.index_select(0, self.out_index)
         if not source.depthwise:
             weight = weight.index_select(1, self.in_index)
@@ -87,7 +91,7 @@ class IndexedConv2d(nn.Module):
 
 
 class IndexedBatchNorm2d(nn.Module):
-    """A slimmable batch norm at one width, its four vectors picked by `index_select`."""
+    """A slimmable batch norm at one width, which picks its four vectors by `index_select`."""
 
     def __init__(self, source: SwitchableBatchNorm2d, s: Selection):
         super().__init__()
@@ -96,7 +100,7 @@ class IndexedBatchNorm2d(nn.Module):
         self.index = _numbers(s.widths[source.unit], source.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same shape."""
+        """Normalise (B, C, H, W)."""
         source, index = self.source, self.index
         mean, var = (t[self.slot].index_select(0, index) for t in (source.running_mean, source.running_var))
         weight, bias = (t[self.row].index_select(0, index) for t in (source.weight, source.bias))
@@ -104,7 +108,7 @@ class IndexedBatchNorm2d(nn.Module):
 
 
 class IndexedLinear(nn.Module):
-    """A slimmable linear layer at one width, its input features picked by `index_select`."""
+    """A slimmable linear layer at one width, which picks its input features by `index_select`."""
 
     def __init__(self, source, s: Selection):
         super().__init__()
@@ -112,5 +116,5 @@ class IndexedLinear(nn.Module):
         self.index = _numbers(s.reaching(source.sources), source.weight)
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, I) -> (B, out_features)."""
+        """Map (B, I) to (B, out_features)."""
         return F.linear(x, self.source.weight.index_select(1, self.index), self.source.bias)

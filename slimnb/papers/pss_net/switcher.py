@@ -18,8 +18,8 @@ from slimnb.subnet import Subnet
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """A subnet to switch to: what it costs, in MACs or ms, and its accuracy on validation images, percent."""
+class PricedSubnet:
+    """A subnet to switch to, its cost in MACs or ms, and its accuracy on validation images, percent."""
 
     subnet: Subnet
     cost: float
@@ -29,7 +29,7 @@ class Choice:
 @dataclass(frozen=True, slots=True)
 class _Table:
     costs: tuple[float, ...]  # ascending
-    choices: tuple[Choice, ...]  # of ascending accuracy
+    choices: tuple[PricedSubnet, ...]  # of ascending accuracy
     selections: tuple[Selection, ...]  # how the supernet runs each
 
     def find(self, budget: float) -> int:
@@ -41,29 +41,29 @@ class _Table:
 
 
 class SubnetSwitcher:
-    """A frozen supernet that serves each batch with the most accurate subnet a budget allows.
+    """A frozen supernet that serves each batch with the most accurate subnet that a budget allows.
 
-    Of `choices` those stay that are more accurate than all that cost no more. What a call needs is made here, once:
+    Of `choices` those stay that are more accurate than all that cost no more. All that a call needs is made here, once:
     picking is a search in sorted costs, and neither copies nor checks weights. Any number of threads may call it while
-    another gives it new `choices`: a call reads one table from beginning to end. Do not train or calibrate the net any
-    more; calls see its weights as they are. Errors: SearchError without choices or with numbers that are none,
-    NumericsError for subnets without statistics of these weights.
+    another sets new `choices`, since a call reads one table from beginning to end. Do not train or calibrate the net
+    any more; calls use its weights as they are. Raises SearchError without choices or for costs and accuracies that are
+    not finite, NumericsError for subnets without statistics of these weights.
     """
 
-    def __init__(self, net: SlimmableNet, choices: Sequence[Choice]):
+    def __init__(self, net: SlimmableNet, choices: Sequence[PricedSubnet]):
         self.net = net
-        self._table = self._made(choices)
+        self._table = self._table_of(choices)
 
     @property
-    def choices(self) -> tuple[Choice, ...]:
-        """What it switches between, cheapest first; assigning others replaces all of them at once."""
+    def choices(self) -> tuple[PricedSubnet, ...]:
+        """The subnets it switches between, cheapest first; assigning others replaces all of them at once."""
         return self._table.choices
 
     @choices.setter
-    def choices(self, choices: Sequence[Choice]) -> None:
-        self._table = self._made(choices)
+    def choices(self, choices: Sequence[PricedSubnet]) -> None:
+        self._table = self._table_of(choices)
 
-    def _made(self, choices: Sequence[Choice]) -> _Table:
+    def _table_of(self, choices: Sequence[PricedSubnet]) -> _Table:
         for choice in choices:
             if not (0 < choice.cost < float("inf") and 0 <= choice.top1_val <= 100):
                 raise SearchError(f"cost {choice.cost}, accuracy {choice.top1_val} %",
@@ -78,23 +78,23 @@ class SubnetSwitcher:
         selections = tuple(self.net.select(choice.subnet, statistics="slot") for choice in kept)
         return _Table(tuple(choice.cost for choice in kept), tuple(kept), selections)
 
-    def pick(self, budget: float) -> Choice:
-        """The most accurate choice that costs at most `budget`; raises SearchError if even the cheapest costs more."""
+    def pick(self, budget: float) -> PricedSubnet:
+        """Return the most accurate choice that costs at most `budget`. Raises SearchError if none does."""
         table = self._table
         return table.choices[table.find(budget)]
 
     @torch.inference_mode()
     def __call__(self, x: Tensor, budget: float) -> Tensor:
-        """(B, 3, H, W) -> logits (B, classes) float32 of `pick(budget)`, whose resolution x is brought to."""
+        """Return logits (B, classes) float32 of x (B, 3, H, W), resized for `pick(budget)`."""
         table = self._table
         return self.net.run(x, table.selections[table.find(budget)])
 
 
 def storage(net: SlimmableNet, subnets: Sequence[Subnet]) -> dict[str, float]:
-    """Bytes of the supernet's parameters, of the batch-norm statistics of all `subnets`, and their share of it.
+    """Return the bytes of the supernet's parameters, of all subnets' batch-norm statistics, and the share of these.
 
-    Keys supernet, statistics, share. PSS-Net's Table 3 has a share of .02 N for N subnets, gamma and beta with them;
-    where these are shared, only mean and variance of the channels that a subnet has are its own.
+    Keys: supernet, statistics, share. PSS-Net's Table 3 has a share of .02 N for N subnets, with gamma and beta. Where
+    these are shared, a subnet owns only mean and variance of its channels.
     """
     whole = sum(p.numel() * p.element_size() for p in net.parameters())
     own = sum(2 * subnet.widths[norm.unit] * norm.running_mean.element_size() for norm in net.norms()
