@@ -126,7 +126,7 @@ class MobileNetV3(ElasticNet):
     `layout` rows are (channels, blocks, first stride, activation, squeeze-and-excitation); `depths`, `expands`
     and `kernels` what a stage or block may have. DepS trains 7 x 7 kernels only; OFA's space has
     `kernels=(3, 5, 7)`. `largest` multiplies all channels but is one number: stages are not elastic in width.
-    Errors: ParameterError kernels that are not odd and ascending, ParameterError other choices that are not ascending.
+    Raises ParameterError for choices that are not ascending, and for kernels that are not odd.
     """
 
     def __init__(self, num_classes: int = 1000, input_size: int = 224, largest: float = 1.0, *,

@@ -35,9 +35,8 @@ def embed_(net: SlimmableNet, order: Order, counts: Mapping[str, Sequence[int]] 
     - "shortcut": counts and order of the shortcut overwrite the body's; the subnets returned have them.
 
     The largest subnet's outputs stay as they were; statistics of all others are forgotten. Do it before making the
-    optimiser. Errors: ParameterError unknown padding, ParameterError not one count or order per unit, ParameterError a
-    count that is not 1 to the unit's channels, ParameterError not a permutation, ParameterError group norm,
-    ParameterError a stream or a net that cannot be sorted.
+    optimiser. Raises ParameterError for an unknown padding, for counts or an order that do not fit the units, for
+    group norm, and for a net that cannot be sorted.
     """
     if padding not in PADDINGS:
         raise ParameterError(f"padding = {padding!r}"[:60], f"it is one of {', '.join(PADDINGS)}",
