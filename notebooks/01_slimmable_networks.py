@@ -51,9 +51,9 @@ from slimnb.data.datasets import load_or_absent
 from slimnb.nn.layers import Selection, SlimmableConv2d
 from slimnb.nn.norm import SwitchableBatchNorm2d
 from slimnb.papers.slimmable import claims, figures, recipes
+from slimnb.papers.slimmable.diagnostics import diagnose
 from slimnb.papers.slimmable.latency import latencies
 from slimnb.papers.slimmable.method import any_width
-from slimnb.papers.slimmable.probes import probe
 from slimnb.runs.results import results_frame
 from slimnb.runs.store import RunStore
 from slimnb.train.experiment import study
@@ -152,7 +152,7 @@ verdict(CLAIMS["one-bn-fails"], slimmest)
 
 # %%
 us_net = [r for r in results if r.recipe.arm == "US-Net"]
-looks = [probe(r, images, WIDTHS, store, chapter.device) for r in us_net]
+looks = [diagnose(r, images, WIDTHS, store, chapter.device) for r in us_net]
 borrowed = pd.concat([pd.DataFrame(look["borrowed"]) for look in looks])
 borrowed.pivot_table(index="mult", columns="statistics_mult", values="top1").round(1)
 

@@ -256,7 +256,7 @@ store = RunStore(chapter.root / "data/runs", chapter.root / "data/results")
 results = study(recipes.STAGES, chapter.scale, chapter.all_seeds, images, store,
                 device=chapter.device)
 frame = results_frame(results)
-searched = {(r.recipe.arm, r.recipe.seed): r for r in results if "unary" in r.found}
+searched = {(r.recipe.arm, r.recipe.seed): r for r in results if "unary" in r.findings}
 print(f"{len(results)} runs, {sum(r.seconds for r in results) / 60:.1f} minutes of training;",
       f"searches: {', '.join(dict.fromkeys(arm for arm, _ in searched))}")
 

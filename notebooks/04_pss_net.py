@@ -263,7 +263,7 @@ chapter.claim(CLAIMS["pss-latency-rmse"], [share])
 # what came late stands higher than its worth. And is a high metric a good subnet?
 
 # %%
-shown = [pool["name"] for pool in pss.found["pools"] if pool["metrics"]]
+shown = [pool["name"] for pool in pss.findings["pools"] if pool["metrics"]]
 shown = [name for name in shown if name in family.tuned] or shown[:3]
 relations = tables.pool_relations(results)
 of_pss = relations[relations["arm"] == "PSS-F"]
@@ -272,7 +272,7 @@ title = f"Rank correlation of metric and step of entry: {late}; of metric and ac
 chapter.save(figures.pool_contents(tables.pool_table(pss, shown), title), "pools")
 by_seed = of_pss.groupby("seed")["recency"].mean()
 print(f"{of_pss['reused'].sum() / of_pss['trained'].sum():.0%} of the draws came from the pools;",
-      f"{sum(pool['refused'] for pool in pss.found['pools'])} metrics were not finite")
+      f"{sum(pool['refused'] for pool in pss.findings['pools'])} metrics were not finite")
 chapter.claim(CLAIMS["pss-recency"], by_seed, np.zeros(len(by_seed)), ids("PSS-F"))
 
 # %% [markdown]
@@ -362,7 +362,7 @@ title = f"Pools against random structures: {ahead(a, b)}"
 chapter.save(slimmable_figures.accuracy(parts.assign(platform=parts["name"]), title), "parts")
 for claim in claims.PARTS:
     print(chapter.claim(claim, *tables.over_targets(frame, claim.arms), ids(*claim.arms)))
-pools = {arm: len(mine[arm].found["pools"]) for arm in ("PSS-F", "Exact sampling")}
+pools = {arm: len(mine[arm].findings["pools"]) for arm in ("PSS-F", "Exact sampling")}
 print("targets with structures:", ", ".join(f"{arm} {many}" for arm, many in pools.items()))
 parts.groupby("arm")[["top1", "macs"]].mean().loc[arms].round(2)
 
@@ -487,11 +487,11 @@ chapter.claim(CLAIMS["pss-switcher-budget"], np.maximum(log["cost"] - log["budge
 # ## What surprised us
 
 # %%
-spread = {arm: np.ptp([row["top1_val"] for row in r.found["candidates"] if row["name"] == shown[0]])
+spread = {arm: np.ptp([row["top1_val"] for row in r.findings["candidates"] if row["name"] == shown[0]])
           for arm, r in mine.items() if arm in ("PSS-F", "Random")}
 print(f"best and worst candidate for {shown[0]}, validation:",
       ", ".join(f"{arm} {value:.1f} points apart" for arm, value in spread.items()))
-alike = [pd.DataFrame(r.found["candidates"]).groupby("name")["top1_val"].std().mean() for r in of_f]
+alike = [pd.DataFrame(r.findings["candidates"]).groupby("name")["top1_val"].std().mean() for r in of_f]
 print(f"standard deviation among candidates of one target, PSS-F: {np.mean(alike):.2f} points")
 dropped = frame["top1_val"].mean() - frame["top1"].mean()
 print(f"chosen subnets, validation less test accuracy: {dropped:+.2f} points, mean of {len(frame)}")

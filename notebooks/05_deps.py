@@ -329,7 +329,7 @@ chapter.claim(claim, *paired(cosines, claim), ids("DepS"))
 # full net's gradient on the same batch; the paper's caption has that of the first step.
 
 # %%
-norms = tables.looks(results, "norms")
+norms = tables.probe_rows(results, "norms")
 norms["step"] -= norms.groupby(["arm", "seed"])["step"].transform("min")
 norms = norms[norms["arm"] != "DepS, epsilon by rate"]
 along = norms[norms["epoch"] < start + family.ramp_epochs]
@@ -351,7 +351,7 @@ chapter.claim(claim, *paired(ratios, claim), ids(*claim.arms))
 # The paper reports a drop of 2 points at epoch 150 (its figure shows about 4), and none with epsilon.
 
 # %%
-claim, seen = CLAIMS["epsilon-softens-drop"], tables.looks(results, "accuracy")
+claim, seen = CLAIMS["epsilon-softens-drop"], tables.probe_rows(results, "accuracy")
 full_net = seen[(seen["name"] == "full") & seen["arm"].isin(claim.arms)]
 dropped = tables.drops(full_net)
 mean = dropped.groupby("arm")["drop"].mean()
@@ -464,7 +464,7 @@ proxyless = [r for r in all_nets if r.recipe.net == "proxyless_nas"]
 if proxyless:
     arms = tables.accuracies(proxyless).query("arm in ['DepS', 'OFA']")
     chapter.save(slimmable_figures.accuracy(arms, "DepS and OFA on ProxylessNAS"), "proxyless")
-wanted = {r.arm: r for r in recipes.wanted(recipes.IMAGENET[1], 0)}
+wanted = {r.arm: r for r in recipes.arms_of(recipes.IMAGENET[1], 0)}
 print({name: getattr(wanted["DepS"], name) for name in ("net", "epochs", "lr", "weight_decay", "warm_up", "ramp_epochs")})
 literature[literature["table"] == "fig6"][["method", "macs_m", "top1", "gpu_hours"]]
 

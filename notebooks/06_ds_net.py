@@ -303,7 +303,7 @@ def ids(*arms, among=None):
 # %%
 SCHEMES = ["In-place distillation", "EMA target", "IEB"]
 looks = pd.DataFrame([{"arm": r.recipe.arm, "seed": r.recipe.seed, **row} for r in results
-                      for row in r.found.get("probed", ()) if r.recipe.arm in SCHEMES])
+                      for row in r.findings.get("probed", ()) if r.recipe.arm in SCHEMES])
 steps = max(row["step"] for r in results if r.recipe.arm == "IEB" and r.recipe.net == "ds_mbnet" for row in r.history)
 epochs = ds_net.families(chapter.scale, images)[0].supernet.epochs
 looks["epoch"] = looks["step"] / steps * epochs
@@ -438,11 +438,11 @@ of_gate["choice"] = [f"{ratios[k]:g}x" for k in of_gate["choice"]]
 count = len(tables.chosen(routed))
 easy = tables.easy_images(tables.one(results, "ds_resnet", "IEB", chapter.seed), count)
 found = tables.diversity(routed, easy)
-title = f"{found['paths']} of {np.size(routed.found['path_macs'])} paths are taken; {found['gate_bits']:.2f} bits a gate"
+title = f"{found['paths']} of {np.size(routed.findings['path_macs'])} paths are taken; {found['gate_bits']:.2f} bits a gate"
 chapter.save(ds_net_figures.gate_distribution(of_gate, title), "gates")
 print(", ".join(f"{name} {value:.3f}" for name, value in found.items()))
 pd.DataFrame({r.recipe.arm: tables.diversity(r, easy) for r in results if r.recipe.net == "ds_resnet"
-              and "choices" in r.found and r.recipe.seed == chapter.seed}).T.round(3)
+              and "choices" in r.findings and r.recipe.seed == chapter.seed}).T.round(3)
 
 # %% [markdown]
 # `gate_bits` is the mean entropy of a gate, at most 2 bits; `information` is what an image's path says about whether it

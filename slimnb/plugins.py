@@ -1,4 +1,4 @@
-"""What is found by a name: papers, nets, resources. Ours are named here, other packages' by their entry points.
+"""Papers, nets and resources by their names: ours are listed here, other packages' are entry points.
 
 A package of your own adds to them in its pyproject.toml, with no change in this repository:
 
@@ -47,7 +47,7 @@ OURS = {
 
 
 def names(kind: str) -> list[str]:
-    """The names of all there are of a kind: "papers", "nets" or "resources"; ours first."""
+    """Return the names of all there are of a kind, ours first; a kind is "papers", "nets" or "resources"."""
     return list(dict.fromkeys([*OURS[kind], *sorted(entry.name for entry in entry_points(group=f"slimnb.{kind}"))]))
 
 
@@ -62,13 +62,13 @@ def claims(paper: str) -> dict[str, Any]:
 
 
 def find(kind: str, name: str) -> Any:
-    """The module, class or function of that name. Raises ParameterError if there is none."""
+    """Return the module, class or function of that name. Raises ParameterError if there is none."""
     if name in OURS[kind]:
         module, _, attribute = OURS[kind][name].partition(":")
-        found = importlib.import_module(module)
+        thing = importlib.import_module(module)
         for part in attribute.split(".") if attribute else ():
-            found = getattr(found, part)
-        return found
+            thing = getattr(thing, part)
+        return thing
     for entry in entry_points(group=f"slimnb.{kind}", name=name):
         return entry.load()
     raise ParameterError(f"{kind.removesuffix('s')} = {str(name)[:40]!r}", f"it is one of {', '.join(names(kind))}",

@@ -66,8 +66,8 @@ class Claim:
             rules.append((f.name, not formula or f.name == "paper_value", "no leading = + - @"))
         for name, ok, rule in rules:
             if not ok:
-                seen = str(getattr(self, name))[:60]
-                raise ParameterError(f"Claim.{name} = {seen!r}", f"must be {rule}", "Correct the claim.")
+                text = str(getattr(self, name))[:60]
+                raise ParameterError(f"Claim.{name} = {text!r}", f"must be {rule}", "Correct the claim.")
 
 
     @property
@@ -230,16 +230,16 @@ def judge(claim: Claim, a, b=None, *, scale: str, runs: Iterable[str] = ()) -> V
     if np.size(a) == 0:
         return Verdict(claim, scale, "not run", "not run", runs=tuple(runs))
     a, b = _checked(claim, a, claim.paper_value if b is None else b)
-    seen = {"runs": tuple(runs), "n": len(a), "a_mean": float(a.mean()), "b_mean": float(b.mean())}
+    numbers = {"runs": tuple(runs), "n": len(a), "a_mean": float(a.mean()), "b_mean": float(b.mean())}
     if claim.kind == "exact":
         worst = float(np.abs(a - b).max())
-        word, seen["mean"] = "holds" if worst <= claim.delta else "contradicted", worst
-        return Verdict(claim, scale, word, word, **seen)
+        word, numbers["mean"] = "holds" if worst <= claim.delta else "contradicted", worst
+        return Verdict(claim, scale, word, word, **numbers)
     d = _differences(claim, a, b)
     low, high = interval(d)
-    seen |= {"mean": float(d.mean()), "low": low, "high": high, "detectable": detectable(d)}
+    numbers |= {"mean": float(d.mean()), "low": low, "high": high, "detectable": detectable(d)}
     if len(d) < claim.seeds or (claim.kind == "quantity" and scale != "full"):
-        return Verdict(claim, scale, "not run", "not run", **seen)
+        return Verdict(claim, scale, "not run", "not run", **numbers)
     if claim.kind in ("equivalence", "quantity"):
         p = tost(d, claim.delta)
         holds, contradicted = p <= ALPHA, low > claim.delta or high < -claim.delta
@@ -248,7 +248,7 @@ def judge(claim: Claim, a, b=None, *, scale: str, runs: Iterable[str] = ()) -> V
         holds, contradicted = p <= ALPHA and low > 0 and d.mean() >= claim.delta, high < claim.delta
     word = "holds" if holds else "contradicted" if contradicted else "inconclusive"
     word = word if len(d) >= MIN_SEEDS else "inconclusive"
-    return Verdict(claim, scale, word, word, p=p, **seen)
+    return Verdict(claim, scale, word, word, p=p, **numbers)
 
 
 def paired(frame: pd.DataFrame, claim: Claim, **where) -> tuple[np.ndarray, np.ndarray]:

@@ -37,7 +37,7 @@ def searched(scale, seed=0):
     for recipe in recipes:
         scores = np.sort(rng.random(exists.shape), axis=1)
         table = np.where(exists, scores.astype(object), None).tolist()
-        made.append(Result(recipe, [], [], 0.0, recipe.arm, found={"unary": table}))
+        made.append(Result(recipe, [], [], 0.0, recipe.arm, findings={"unary": table}))
     return made
 
 
@@ -144,10 +144,10 @@ def test_what_a_search_found_is_read_back_as_its_scores():
     exists = platforms.problem("smoke", 100).trellis.exists
     scores = platforms.search_sums(sampler, np.zeros(exists.shape), 30, 0)
     assert np.array_equal(np.isneginf(scores), ~exists) and not exists.all()
-    stored = Result(recipe, [], [], 0.0, "", found=recipe.found(net, sampler))
+    stored = Result(recipe, [], [], 0.0, "", findings=recipe.findings(net, sampler))
     assert np.array_equal(platforms.unary_of(stored), scores) and np.array_equal(scores, sampler.unary())
     alone = next(r for r in platforms.retrainings(Context("smoke", 0, CIFAR100, [])) if r.method == "alone")
-    assert alone.found(net, alone.sampler_and_objective(net, 1)[0]) == {}
+    assert alone.findings(net, alone.sampler_and_objective(net, 1)[0]) == {}
 
 
 def test_scores_of_aows_also_carry_what_the_other_widths_of_a_platform_cost():
