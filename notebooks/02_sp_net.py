@@ -57,7 +57,7 @@ from slimnb.papers.sp_net.gathered import random_gammas_, sorting_latencies
 from slimnb.papers.sp_net.method import EmbeddedSwitches, Sparsity
 from slimnb.papers.sp_net.pruning import gammas, importance_order
 from slimnb.runs.store import RunStore, results_frame
-from slimnb.train.experiment import study
+from slimnb.train.experiment import Context, study
 
 chapter = Chapter.begin("02_sp_net", globals(), toy_share=Float(0, 1), latency_rounds=Int(1, 1000))
 CLAIMS = claims.CLAIMS
@@ -184,7 +184,8 @@ print(f"{len(results)} runs, {minutes:.1f} minutes of training")
 # %%
 nets = {family.plain.net: family for family in recipes.families(chapter.scale, images)}
 mine = [r for r in results if r.recipe.seed == chapter.seed]
-made = {net: recipes.Pruning(family, chapter.seed, images, mine, store) for net, family in nets.items()}
+context = Context(chapter.scale, chapter.seed, images, mine, store)
+made = {net: recipes.Pruning(family, context) for net, family in nets.items()}
 found = {net: pruning.pruned(nets[net].bases) for net, pruning in made.items()}
 frame.pivot_table(index=["net", "arm"], columns="name", values="top1", sort=False).round(1)
 

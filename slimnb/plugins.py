@@ -54,11 +54,11 @@ def names(kind: str) -> list[str]:
 def claims(paper: str) -> dict[str, Any]:
     """The claims of the paper of that name (id -> `slimnb.book.claims.Claim`), of the module `claims` by its recipes.
 
-    Empty where a paper has no such module. Raises ParameterError if there is no such paper.
+    Empty where a paper has none. Raises ParameterError if there is no such paper.
     """
     package = find("papers", paper).__name__.rpartition(".")[0]
     found = package and importlib.util.find_spec(f"{package}.claims")
-    return dict(importlib.import_module(f"{package}.claims").CLAIMS) if found else {}
+    return dict(getattr(importlib.import_module(f"{package}.claims"), "CLAIMS", {})) if found else {}
 
 
 def find(kind: str, name: str) -> Any:

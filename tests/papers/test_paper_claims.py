@@ -78,6 +78,8 @@ def test_without_the_printed_numbers_the_modules_can_be_imported_and_claims_say_
 def test_a_paper_without_claims_has_none_and_an_id_is_given_once(monkeypatch):
     monkeypatch.setitem(plugins.OURS["papers"], "seventh", "slimnb.search.pareto")
     assert plugins.claims("seventh") == {}
+    monkeypatch.setitem(plugins.OURS["papers"], "seventh", "slimnb.book.chapter")  # its claims.py has no CLAIMS
+    assert plugins.claims("seventh") == {}
     with pytest.raises(ParameterError, match="two claims have it"):
         by_id([CLAIMS["one-bn-fails"], CLAIMS["one-bn-fails"]])
 
