@@ -8,7 +8,8 @@ from slimnb.book.notebook import content_key
 
 CHAPTERS = sorted(path.stem for path in Path("notebooks").glob("[0-9][0-9]_*.py"))
 SMOKE = {"scale": "smoke"}
-SITE = [p for folder in ("book", "examples") for p in Path(folder).rglob("*")
+# The page of public names is made from the library's docstrings.
+SITE = [p for folder in ("book", "examples", "slimnb") for p in Path(folder).rglob("*")
         if p.is_file() and not any("__pycache__" in part or part.endswith(".egg-info") for part in p.parts)]
 
 

@@ -6,7 +6,7 @@ copyright = "2026, the slimnb founders"
 html_title = "slimnb"
 language = "en"
 
-extensions = ["myst_nb", "sphinx_design", "sphinx_copybutton"]
+extensions = ["myst_nb", "sphinx.ext.autodoc", "sphinx_design", "sphinx_copybutton"]
 exclude_patterns = ["_build"]
 nb_execution_mode = "off"
 nb_merge_streams = True
@@ -14,6 +14,15 @@ nb_ipywidgets_js = {}  # the default loads two scripts from elsewhere
 myst_enable_extensions = ["amsmath", "attrs_inline", "colon_fence", "deflist", "dollarmath"]
 myst_heading_anchors = 3
 myst_dmath_double_inline = True
+
+# The page of public names is made from their docstrings.
+autodoc_member_order = "bysource"
+autodoc_typehints_format = "short"
+autodoc_preserve_defaults = True
+add_module_names = False
+maximum_signature_line_length = 80
+strip_signature_backslash = True
+default_role = "code"  # docstrings name parameters in single backticks
 
 # One script served with the pages (tools/website.py puts it there), so that mathematics needs no network.
 mathjax_path = "mathjax/tex-svg-full.js"

@@ -48,7 +48,7 @@ from slimnb.cost.macs import trace_macs
 from slimnb.data import synthetic
 from slimnb.data.datasets import load_or_absent
 from slimnb.nn.layers import Selection, SlimmableConv2d, narrow
-from slimnb.papers.slimmable import figures, tables
+from slimnb.papers.slimmable import claims, figures, tables
 from slimnb.papers.slimmable.recipes import arms
 from slimnb.rng import rng_at
 from slimnb.runs.store import RunStore
@@ -56,6 +56,7 @@ from slimnb.subnet import scaled
 from slimnb.train.experiment import Context, code_of
 
 chapter = Chapter.begin("00_notation", globals(), samples=Int(1_000, 1_000_000))
+CLAIMS = claims.CLAIMS
 
 # %% [markdown]
 # ## The words
@@ -241,15 +242,13 @@ printed.groupby("source", sort=False)[["printed", "ours", "fits"]].agg(" ".join)
 # MobileNetV1 by A in some rows and by C in others, so that one net stands there with 569 and with
 # 584 M.
 #
-# Each source becomes a **claim** of kind *exact*: ours equals the paper's, digit for digit. Below
-# are the verdicts, and the last one's card as later chapters show it.
+# Each source becomes a **claim** of kind *exact*: ours equals the paper's, digit for digit. A paper's
+# claims stand in a file of their own, `slimnb/papers/.../claims.py`, and are fixed before a chapter runs.
+# Below are the verdicts, and the last one's card as later chapters show it.
 
 # %%
 for name, rows in printed.groupby("claim", sort=False):
-    source, said = rows["source"].iloc[0], "The printed MACs follow from the net alone"
-    claim = Claim(name, chapter.name, said, source, metric="macs", kind="exact",
-                  arms=("slimnb", "paper"), delta=0, seeds=1, unit="M")
-    verdict = chapter.claim(claim, rows["ours_m"], rows["printed_m"])
+    verdict = chapter.claim(CLAIMS[name], rows["ours_m"], rows["printed_m"])
     print(verdict)
 verdict
 

@@ -39,24 +39,21 @@ latency_mult = 0.25  # width whose latency is taken apart; DS-Net Table 1 has .2
 latency_rounds = 15  # timed rounds of each way to run it; medians are reported
 
 # %%
-import inspect
-
 import numpy as np
 import pandas as pd
 import torch
-from IPython.display import Markdown
 
 from slimnb import InplaceDistillation, MobileNetV1, Pass, Sandwich, SlimnbError, calibrate_bn, count_params, evaluate
-from slimnb.book.chapter import Chapter
-from slimnb.book.claims import Claim, paired
+from slimnb.book.chapter import Chapter, source
+from slimnb.book.claims import overview, paired
 from slimnb.book.parameters import Float, Int
 from slimnb.data.datasets import load_or_absent
 from slimnb.nn.layers import Selection, SlimmableConv2d
 from slimnb.nn.norm import SwitchableBatchNorm2d
-from slimnb.papers.slimmable import figures, recipes
+from slimnb.papers.slimmable import claims, figures, recipes
+from slimnb.papers.slimmable.diagnostics import diagnose
 from slimnb.papers.slimmable.latency import latencies
 from slimnb.papers.slimmable.method import any_width
-from slimnb.papers.slimmable.probes import probe
 from slimnb.runs.results import results_frame
 from slimnb.runs.store import RunStore
 from slimnb.train.experiment import study
@@ -64,6 +61,7 @@ from slimnb.train.experiment import study
 chapter = Chapter.begin("01_slimmable_networks", globals(),
                         latency_mult=Float(0, 1), latency_rounds=Int(1, 1000))
 WIDTHS = recipes.WIDTHS
+CLAIMS = claims.CLAIMS
 
 # %% [markdown]
 # ## The idea on three channels
@@ -114,23 +112,10 @@ for width in (16, 32, 64):
 # network of this chapter with one call each: seven arms, all with the same optimiser, epochs and data order.
 # `run` looks for a finished run first, resumes an interrupted one second, and trains last.
 #
-# The claims come before the runs, so that the results cannot choose them. Their thresholds are in accuracy points.
+# The claims come before the runs, so that the results cannot choose them. The last one is about time.
 
 # %%
-CHAPTER, SNET, USNET = chapter.name, "S-Net (Yu et al. 2019)", "US-Net (Yu and Huang 2019)"
-SP_NET = "SP-Net, Table 3, MobileNetV1: 28.6 against 28.1 % error"
-one_bn_fails = Claim(
-    "one-bn-fails", CHAPTER, "With one batch norm for all widths the slimmest net fails",
-    SNET, "top1", "superiority", ("S-Net", "One BN"), delta=5)
-snet_matches = Claim(
-    "snet-matches-individual", CHAPTER, "S-Net at full width is as accurate as a separate net",
-    SP_NET, "top1", "equivalence", ("S-Net", "Individual"), delta=1, paper_value=-0.5)
-snet_helps_slim = Claim(
-    "snet-helps-slim", CHAPTER, "S-Net's slimmest net beats a separate net of that width",
-    SNET, "top1", "superiority", ("S-Net", "Individual"), delta=0.5)
-usnet_matches = Claim(
-    "usnet-matches-snet", CHAPTER, "US-Net is as accurate as S-Net at full width",
-    USNET, "top1", "equivalence", ("US-Net", "S-Net"), delta=1)
+overview([*claims.WIDTHS, *claims.TIME])
 
 # %%
 images = load_or_absent(chapter.data_name, chapter.data_root, chapter.device,
@@ -159,7 +144,7 @@ def verdict(claim, mult):
     return chapter.claim(claim, *paired(frame, claim, mult=mult), runs)
 
 
-verdict(one_bn_fails, slimmest)
+verdict(CLAIMS["one-bn-fails"], slimmest)
 
 # %% [markdown]
 # To see the cause, we take a network whose statistics we may set at will (US-Net, below) and lend the statistics
@@ -167,7 +152,7 @@ verdict(one_bn_fails, slimmest)
 
 # %%
 us_net = [r for r in results if r.recipe.arm == "US-Net"]
-looks = [probe(r, images, WIDTHS, store, chapter.device) for r in us_net]
+looks = [diagnose(r, images, WIDTHS, store, chapter.device) for r in us_net]
 borrowed = pd.concat([pd.DataFrame(look["borrowed"]) for look in looks])
 borrowed.pivot_table(index="mult", columns="statistics_mult", values="top1").round(1)
 
@@ -187,12 +172,6 @@ chapter.save(axes, "statistics")
 # In slimnb the statistics are rows of a `(slots, C)` buffer; a subnet knows its row. This is the whole forward pass:
 
 # %%
-def source(thing):
-    """Library code, as it runs."""
-    code = inspect.cleandoc("\n" + inspect.getsource(thing))
-    return Markdown(f"```python\n{code}\n```")
-
-
 source(SwitchableBatchNorm2d.forward)
 
 # %% [markdown]
@@ -222,10 +201,10 @@ chapter.save(axes, "training")
 # statistics take over, which is why a training curve would never have shown it.
 
 # %%
-verdict(snet_matches, widest)
+verdict(CLAIMS["snet-matches-individual"], widest)
 
 # %%
-verdict(snet_helps_slim, slimmest)
+verdict(CLAIMS["snet-helps-slim"], slimmest)
 
 # %% [markdown]
 # ## Any width: the sandwich rule and in-place distillation
@@ -309,7 +288,7 @@ ax = figures.accuracy(working, "One set of weights serves every budget")
 chapter.save(ax, "accuracy")
 
 # %%
-verdict(usnet_matches, widest)
+verdict(CLAIMS["usnet-matches-snet"], widest)
 
 # %% [markdown]
 # The generated images come with a known difficulty, so that at `smoke` scale we can ask who needs the width.
@@ -340,12 +319,8 @@ ax = figures.latency_bars(modes, title)
 chapter.save(ax, "latency")
 
 # %%
-mask_saves_nothing = Claim(
-    "slice-faster-than-mask", CHAPTER, "A sliced ResNet-50 is faster than a masked one",
-    "DS-Net, Table 1: 7.9 against 12.4 ms", "ms", "superiority", ("slice", "mask"),
-    delta=0, direction="less", paper_value=4.5, unit="ms")
 ms = modes.pivot_table(index="repeat", columns="mode", values="ms")
-chapter.claim(mask_saves_nothing, ms["slice"], ms["mask"], [timed["run_id"]])
+chapter.claim(CLAIMS["slice-faster-than-mask"], ms["slice"], ms["mask"], [timed["run_id"]])
 
 # %%
 title = "Gathering weights by index costs time at every width"

@@ -40,27 +40,27 @@ latency_rounds = 25  # timed rounds per way to run a subnet: five repeats of fiv
 
 # %%
 import copy
-import inspect
 import warnings
 
 import numpy as np
 import pandas as pd
 import torch
-from IPython.display import Markdown, display
+from IPython.display import display
 
 from slimnb import VGG, MobileNetV1, MobileNetV2, ResNet50, SlimnbError, calibrate_bn, count_macs, embed_, prune
-from slimnb.book import claims
-from slimnb.book.chapter import Chapter
+from slimnb.book.chapter import Chapter, source
+from slimnb.book.claims import overview, paired
 from slimnb.book.parameters import Float, Int
 from slimnb.data.datasets import load_or_absent
-from slimnb.papers.sp_net import figures, recipes, tables
+from slimnb.papers.sp_net import claims, figures, recipes, tables
 from slimnb.papers.sp_net.gathered import random_gammas_, sorting_latencies
 from slimnb.papers.sp_net.method import EmbeddedSwitches, Sparsity
 from slimnb.papers.sp_net.pruning import gammas, importance_order
 from slimnb.runs.store import RunStore, results_frame
-from slimnb.train.experiment import study
+from slimnb.train.experiment import Context, study
 
 chapter = Chapter.begin("02_sp_net", globals(), toy_share=Float(0, 1), latency_rounds=Int(1, 1000))
+CLAIMS = claims.CLAIMS
 
 # %% [markdown]
 # ## The idea on three channels
@@ -104,9 +104,6 @@ chapter.save(ax, "three-channels")
 # changed" means something, we count the gammas that no longer lie where they did.
 
 # %%
-sorting_changes_nothing = claims.Claim(
-    "sorting-changes-nothing", chapter.name, "Sorting channels leaves a net's logits as they are",
-    "SP-Net, section 3.3", "logits", "exact", ("sorted", "unsorted"), delta=1e-5, unit="of the largest logit")
 image = torch.randn(2, 3, 64, 64, generator=torch.Generator().manual_seed(chapter.seed)).double()
 changes = {}
 with torch.no_grad():
@@ -120,7 +117,7 @@ with torch.no_grad():
         assert moved > 0.9, "there is something to compare"
         changes[kind.__name__] = ((net(image) - before).abs().max() / before.abs().max()).item()
         print(f"{kind.__name__}: {moved:.0%} of the gammas moved, logits by {changes[kind.__name__]:.0e}")
-chapter.claim(sorting_changes_nothing, list(changes.values()), np.zeros(4))
+chapter.claim(CLAIMS["sorting-changes-nothing"], list(changes.values()), np.zeros(4))
 
 # %% [markdown]
 # ## Where importance comes from: network slimming
@@ -133,11 +130,6 @@ chapter.claim(sorting_changes_nothing, list(changes.values()), np.zeros(4))
 # Its subgradient is $\lambda \operatorname{sign}(\gamma)$, added to the gradients once all passes of a step have run:
 
 # %%
-def source(thing):
-    """Library code, as it runs."""
-    return Markdown(f"```python\n{inspect.cleandoc(inspect.getsource(thing))}\n```")
-
-
 source(Sparsity.__call__)
 
 # %% [markdown]
@@ -158,28 +150,7 @@ print(f"SP-Net's ResNet-50 on CIFAR-100: such a gamma moves by {1e-5 * rates / (
 # largest; each needs five seeds, and what this scale does not train is "not run".
 
 # %%
-SOURCE = "SP-Net, Table "
-
-
-def better(id, statement, table, arms, paper_value):
-    """A claim that the first arm's error is at least half a point below the second's."""
-    return claims.Claim(id, chapter.name, statement, SOURCE + table, "error", "superiority", arms, delta=0.5,
-                 direction="less", paper_value=paper_value)
-
-
-names = {"mobilenet_v1": "MobileNetV1", "resnet": "ResNet-50", "vgg": "VGG", "mobilenet_v2": "MobileNetV2"}
-
-
-def of_nets(id, statement, arms, printed):
-    """A claim like `better` for each net; `printed` are table and errors of both arms in the paper."""
-    return {net: better(f"{id}-{net.replace('_', '-')}", f"{statement}, {names[net]}",
-                        f"{table}: {a} against {b} %", arms, round(b - a, 1)) for net, (table, a, b) in printed.items()}
-
-
-over_s_net = of_nets("sp-net-beats-s-net", "SP-Net beats S-Net", ("SP-Net", "S-Net"), {
-    "mobilenet_v1": (3, 32.0, 34.7), "resnet": (2, 22.3, 25.6), "vgg": (2, 23.9, 27.6), "mobilenet_v2": (3, 27.7, 30.8)})
-over_alone = of_nets("sp-net-beats-individual", "SP-Net beats a net of its own", ("SP-Net", "Individual"), {
-    "mobilenet_v1": (3, 32.0, 34.9), "resnet": (2, 22.3, 25.3), "vgg": (2, 23.9, 27.5), "mobilenet_v2": (3, 27.7, 30.3)})
+overview([*claims.OVER_S_NET.values(), *claims.OVER_ALONE.values()])
 
 # %% [markdown]
 # SP-Net differs from S-Net in more than its counts: it distils, shares gamma and beta, has the penalty, and with
@@ -187,38 +158,13 @@ over_alone = of_nets("sp-net-beats-individual", "SP-Net beats a net of its own",
 # the same start, order, objective and epochs, but the counts of the uniform widths: it isolates what pruning found.
 
 # %%
-over_uniform = {net: better(
-    f"pruned-counts-beat-uniform-counts-{net.replace('_', '-')}", f"Pruned counts beat uniform counts, {name}",
-    "2 and 3 have no such arm; ours", ("SP-Net", "Uniform counts"), None) for net, name in names.items()}
-ablations = [
-    better("multi-base-beats-one-shot", "Multi-base beats one-shot pruning", "6", ("SP-Net", "One-shot"), 0.7),
-    better("multi-base-beats-iterative", "Multi-base beats iterative pruning", "6", ("SP-Net", "Iterative"), 1.1),
-    better("padding-beats-shortcut-first", "Zero padding match beats the shortcut's mask", "8",
-           ("One-shot", "Shortcut first"), 2.4),
-    better("gammas-beat-l1-norms", "Gammas choose better than L1 norms", "9", ("SP-Net", "L1 norms"), 2.3),
-    better("drawn-anew-beats-individual", "SP-Net without a longer training beats nets of their own",
-           "2 has no such arm; ours", ("Drawn anew", "Individual"), None)]
-macs_within_target = claims.Claim(
-    "pruned-macs-within-target", chapter.name, "By the paper's count no pruned subnet has more MACs than its target",
-    "SP-Net, section 3.2: the same FLOPs", "macs", "exact", ("MACs above the target", "none"), delta=0, unit="MACs")
+overview([*claims.OVER_UNIFORM.values(), *claims.ABLATIONS, CLAIMS["pruned-macs-within-target"]])
 
 # %% [markdown]
 # Three claims are about time. The bound of one half more is ours, and generous: the paper has 1.31 times at .25×.
 
 # %%
-TIMES = "times S-Net"
-sorting_saves_time = claims.Claim(
-    "sorted-faster-than-unsorted", chapter.name, "Sorting makes a pruned ResNet-50 faster",
-    SOURCE + "7: 13.5 against 24.3 ms at .25x", TIMES, "superiority",
-    ("SP-Net, sorted", "SP-Net, unsorted"), delta=0.1, direction="less", paper_value=1.05, unit=TIMES)
-sorted_near_s_net = claims.Claim(
-    "sorted-near-s-net", chapter.name, "A sorted pruned ResNet-50 takes at most half as long again as S-Net's",
-    SOURCE + "7: 13.5 against 10.3 ms at .25x", TIMES, "superiority", ("SP-Net, sorted", "1.5"),
-    delta=0, direction="less", paper_value=0.19, unit=TIMES)
-sorted_as_s_net = claims.Claim(
-    "sorted-as-fast-as-s-net", chapter.name, "On average over three nets a sorted subnet takes as long as S-Net's",
-    SOURCE + "10: VGG, MobileNetV1, MobileNetV2, 9 subnets", TIMES, "equivalence", ("SP-Net, sorted", "S-Net"),
-    delta=0.1, paper_value=0.025, unit=TIMES)
+overview(claims.TIME)
 
 # %%
 images = load_or_absent(chapter.data_name, chapter.data_root, chapter.device,
@@ -238,7 +184,8 @@ print(f"{len(results)} runs, {minutes:.1f} minutes of training")
 # %%
 nets = {family.plain.net: family for family in recipes.families(chapter.scale, images)}
 mine = [r for r in results if r.recipe.seed == chapter.seed]
-made = {net: recipes.Pruning(family, chapter.seed, images, mine, store) for net, family in nets.items()}
+context = Context(chapter.scale, chapter.seed, images, mine, store)
+made = {net: recipes.Pruning(family, context) for net, family in nets.items()}
 found = {net: pruning.pruned(nets[net].bases) for net, pruning in made.items()}
 frame.pivot_table(index=["net", "arm"], columns="name", values="top1", sort=False).round(1)
 
@@ -275,7 +222,7 @@ cut.round({"unused %": 2, "keep": 3})
 # %%
 rule = tables.macs_by_rule(results, images.num_classes)
 judged = rule[rule["arm"].ne("Uniform counts")]
-chapter.claim(macs_within_target, np.maximum(judged["union"] - judged["target"], 0), np.zeros(len(judged)),
+chapter.claim(CLAIMS["pruned-macs-within-target"], np.maximum(judged["union"] - judged["target"], 0), np.zeros(len(judged)),
               [r.run_id for r in results if r.recipe.supernet and r.recipe.arm != "Uniform counts"])
 
 # %% [markdown]
@@ -428,18 +375,18 @@ for name, family_of in nets.items():
 def verdict(claim, net):
     """Judge a claim about two arms of a net at its thinnest pruned width, seed by seed."""
     runs = sorted({r.run_id for r in results if r.recipe.arm in claim.arms and r.recipe.net == net})
-    return chapter.claim(claim, *claims.paired(frame, claim, net=net, mult=min(nets[net].bases)), runs)
+    return chapter.claim(claim, *paired(frame, claim, net=net, mult=min(nets[net].bases)), runs)
 
 
 for name in nets:
-    display(*(verdict(kind[name], name) for kind in (over_s_net, over_alone, over_uniform)))
+    display(*(verdict(kind[name], name) for kind in (claims.OVER_S_NET, claims.OVER_ALONE, claims.OVER_UNIFORM)))
 
 # %% [markdown]
 # The gain over S-Net is of the whole recipe; the third verdict of each net is about counts alone. Next the arms of
 # Tables 6, 8 and 9 that this scale trains.
 
 # %%
-judged = [verdict(claim, net) for claim in ablations]
+judged = [verdict(claim, net) for claim in claims.ABLATIONS]
 pd.DataFrame([(v.claim.statement, v.claim.paper_value, round(v.mean, 2), v.n, v.verdict) for v in judged],
              columns=["claim", "paper, points", "here, points", "seeds", "verdict"])
 
@@ -482,9 +429,9 @@ ms = times.pivot_table(index=["net", "width", "repeat"], columns="way", values="
 ratio = ms.div(ms["S-Net"], axis=0)
 ours, gathered = (ratio.loc["ResNet-50", 0.25][way] for way in ("SP-Net, sorted", "SP-Net, unsorted"))
 of_ten = ratio.drop(index="ResNet-50", level="net")["SP-Net, sorted"].groupby("repeat").mean()
-display(chapter.claim(sorting_saves_time, ours, gathered, [timed["run_id"]]),
-        chapter.claim(sorted_near_s_net, ours, np.full(len(ours), 1.5), [timed["run_id"]]),
-        chapter.claim(sorted_as_s_net, of_ten, np.ones(len(of_ten)), [timed["run_id"]]))
+display(chapter.claim(CLAIMS["sorted-faster-than-unsorted"], ours, gathered, [timed["run_id"]]),
+        chapter.claim(CLAIMS["sorted-near-s-net"], ours, np.full(len(ours), 1.5), [timed["run_id"]]),
+        chapter.claim(CLAIMS["sorted-as-fast-as-s-net"], of_ten, np.ones(len(of_ten)), [timed["run_id"]]))
 
 # %% [markdown]
 # The five are repeats on one machine, not seeds: they say how steady this machine is, and nothing of others.

@@ -41,31 +41,30 @@ latency_subnets = 160  # timed on the device; the paper counts MACs instead
 latency_rounds = 5  # timings of each of them
 
 # %%
-import inspect
 from fractions import Fraction
 
 import numpy as np
 import pandas as pd
-from IPython.display import Markdown
 
 from slimnb import CostTable, PlatformSandwich, Trellis, WidthSearch, best_under, marginals
-from slimnb.book.chapter import Chapter
-from slimnb.book.claims import Claim
+from slimnb.book.chapter import Chapter, literature, source
+from slimnb.book.claims import overview
 from slimnb.book.parameters import Int
-from slimnb.cost.latency_model import fit_latency, time_random
+from slimnb.cost.latency_model import fit_latency
 from slimnb.data.datasets import load_or_absent
-from slimnb.papers.platforms import figures, market, recipes, search_figures, tables
+from slimnb.papers.platforms import claims, figures, market, recipes, search_figures, tables
 from slimnb.papers.platforms.method import platform_subnets
 from slimnb.papers.slimmable import figures as slimmable_figures
 from slimnb.rng import rng_at
-from slimnb.runs.store import RunStore, code_fingerprint, results_frame
+from slimnb.runs.store import RunStore, results_frame
 from slimnb.search import trellis as search
 from slimnb.search.trellis import exact_under, viterbi
-from slimnb.train.experiment import once, study
+from slimnb.train.experiment import study
 
 chapter = Chapter.begin("03_platforms", globals(), realisations=Int(1000), random_subnets=Int(1),
                         latency_subnets=Int(120), latency_rounds=Int())
 WEIGHTS, MULTS, PLATFORMS = market.WEIGHTS, recipes.MULTS, recipes.PLATFORMS
+CLAIMS = claims.CLAIMS
 
 # %% [markdown]
 # ## The market
@@ -114,10 +113,6 @@ print("another S:", market.market(0.3, 0.15, rng))
 # where nine of ten realisations lie?
 
 # %%
-rows_usual = Claim(
-    "crp-rows-usual", chapter.name,
-    "Every share of S and L lies between the 5 % and 95 % quantiles of its rank", "ours",
-    "share", "exact", ("ranks outside", "none"), delta=0, seeds=1, unit="of 5 ranks")
 ranked = {row: 200 * np.sort(WEIGHTS[row][1:6])[::-1] for row in five}  # percent
 outside = {}
 for row, of in np.array(np.meshgrid(list(five), list(five))).T.reshape(-1, 2):
@@ -127,19 +122,16 @@ for row, of in np.array(np.meshgrid(list(five), list(five))).T.reshape(-1, 2):
 bars = pd.DataFrame({"source": "Table 1, row S", "rank": range(1, 6), "share": ranked["S"]})
 title = "Row S: one large table, one middling, three small"
 chapter.save(figures.market_shares(five["S"], title, bars), "market")
-chapter.claim(rows_usual, [outside[row, row] for row in five], np.zeros(2))
+chapter.claim(CLAIMS["crp-rows-usual"], [outside[row, row] for row in five], np.zeros(2))
 
 # %% [markdown]
 # So they do, but either row would pass for the other. R reverses a row, U is uniform and M peaks in the middle. The
 # last column is a request's mean cost if every platform runs its uniform subnet.
 
 # %%
-rows_sum = Claim(
-    "market-weights-sum", chapter.name, "Each row of Table 1 sums to 1", "Multi-platform, Table 1",
-    "share", "exact", ("rows", "1"), delta=1e-9, seeds=1, unit="of the market")
 paper_net = recipes.problem("full", 100)
 table_1 = pd.DataFrame(WEIGHTS, index=PLATFORMS).T
-print(chapter.claim(rows_sum, table_1.sum(axis=1), np.ones(6)))
+print(chapter.claim(CLAIMS["market-weights-sum"], table_1.sum(axis=1), np.ones(6)))
 table_1["M MACs per request"] = [
     round(market.expected(shares, paper_net.budgets) / 1e6, 1) for shares in WEIGHTS.values()]
 table_1
@@ -237,12 +229,6 @@ def minus(number):
     return f"{number:.2f}".replace("-", "−")
 
 
-def source(*things):
-    """Library code, as it runs."""
-    code = "\n\n".join(inspect.cleandoc("\n" + inspect.getsource(thing)) for thing in things)
-    return Markdown(f"```python\n{code}\n```")
-
-
 rng, every = rng_at(chapter.seed, "chains", 0), np.array(list(np.ndindex(3, 3, 3, 3)))
 for _ in range(200):
     chain = Trellis.of([rng.integers(1, 50, (3, 3)) for _ in range(3)])
@@ -259,67 +245,18 @@ source(search._to_go, search._walk)
 # over Table 2. Where it names rows, the paper's result chose them.
 
 # %%
-literature = pd.read_csv(chapter.root / "data/literature/platforms.csv")
-of_paper = literature[literature["table"] == "2"].assign(seed=0)
-of_paper = of_paper.rename(columns={"row": "market", "value": "top1"})
-of_paper = of_paper[(of_paper["market"] != "U") | of_paper["arm"].str.endswith("-U")]
-
-
-def with_best(frame, by):
-    """Also the better one, by a column, of -U and -W of the two searches."""
-    return pd.concat([frame, *(tables.best_of(frame, source, by) for source in ("OWS", "AOWS"))])
-
-
-def ahead(name, says, arms, delta, rows=tuple(WEIGHTS)):
-    """The claim that one arm is ahead of another over the markets `rows`, and these."""
-    a, b = tables.over_markets(with_best(of_paper, "top1"), arms, rows)
-    return Claim(name, chapter.name, says, "Multi-platform, Table 2", "top1", "superiority",
-                 arms, delta, paper_value=round((a - b).item(), 2)), rows
+of_paper = tables.paper_table_2(literature("platforms"))
+overview(CLAIMS[name] for name in claims.IN_TABLE_2)
 
 # %%
-in_table_2 = [
-    ahead("ows-beats-slim", "OWS-U beats Slim-U, mean over markets", ("OWS-U", "Slim-U"), 0.5),
-    ahead("ows-u-beats-w", "OWS is better retrained uniformly", ("OWS-U", "OWS-W"), 0),
-    ahead("aows-w-beats-u", "AOWS is better retrained by weight", ("AOWS-W", "AOWS-U"), 0),
-    ahead("slim-w-beats-u", "Slim is better retrained by weight, but in RS",
-          ("Slim-W", "Slim-U"), 0, ("S", "M", "L", "RL")),
-    ahead("aows-beats-ows", "The best AOWS beats the best OWS in S, RS and L",
-          ("best AOWS", "best OWS"), 0, ("S", "RS", "L")),
-    ahead("ows-beats-aows", "The best OWS beats the best AOWS in U, M and RL",
-          ("best OWS", "best AOWS"), 0, ("U", "M", "RL"))]
-together = Claim(
-    "ows-gains-together", chapter.name, "OWS gains more in one network than in stand-alone nets",
-    "Multi-platform, Tables 2 and 3", "top1", "superiority", ("joint", "alone"), 0.25,
-    paper_value=0.67)
-not_random = Claim(
-    "ows-beats-random", chapter.name, "OWS beats random widths within the same budgets in market U",
-    "ours", "top1", "superiority", ("OWS-U", "Random-U"), 0.5)
-forecast_matters = Claim(
-    "forecast-matters", chapter.name, "Retraining for the wrong market costs accuracy",
-    "ours", "top1", "superiority", ("right", "wrong"), 0.25)
-
-# %%
-in_common = literature.loc[literature["row"] == "#6 = #7", "value"].item()  # 8 of 14
-shares_units = Claim(
-    "ows-shares-units", chapter.name, "OWS gives #6 and #7 more units of equal width",
-    "Multi-platform, section 4.3", "units", "superiority", ("OWS", "Original"), 0.1,
-    paper_value=(in_common - tables.shared_units(*paper_net.uniform[5:])) / 14,
-    unit="of the units")
-wide_early = Claim(
-    "ows-wide-early", chapter.name, "OWS's #7 is wider in its first half than in its second",
-    "Multi-platform, Figure 2", "mult", "superiority", ("first half", "second half"), 0.1,
-    unit="of full width")
-wide_late = Claim(
-    "aows-wide-late", chapter.name, "RS-AOWS is wider than OWS in the last two layers (#6, #7)",
-    "Multi-platform, Figure 3", "mult", "superiority", ("RS-AOWS", "OWS"), 0.05,
-    unit="of full width")
+overview([*claims.GAINS, *claims.of_widths()])
 
 # %%
 store = RunStore(chapter.root / "data/runs", chapter.root / "data/results")
 results = study(recipes.STAGES, chapter.scale, chapter.all_seeds, images, store,
                 device=chapter.device)
 frame = results_frame(results)
-searched = {(r.recipe.arm, r.recipe.seed): r for r in results if "unary" in r.found}
+searched = {(r.recipe.arm, r.recipe.seed): r for r in results if "unary" in r.findings}
 print(f"{len(results)} runs, {sum(r.seconds for r in results) / 60:.1f} minutes of training;",
       f"searches: {', '.join(dict.fromkeys(arm for arm, _ in searched))}")
 
@@ -361,9 +298,6 @@ answers.round(4)
 # tells what was missed.
 
 # %%
-same_cost = Claim(
-    "ows-spends-budget", chapter.name, "Searched and original subnets have the same MACs",
-    "Multi-platform, section 4.1", "macs", "exact", ("OWS", "original"), 1, seeds=1, unit="%")
 many = np.linspace(trellis.cheapest, trellis.dearest, 40)
 dual, exact_front = best_under(unary, trellis, many), exact_under(unary, trellis, many)
 rows = [(kind, f.budget, f.cost, f.score, f.bound)
@@ -376,7 +310,7 @@ missed = sum(e.score - f.score > 1e-9 for e, f in zip(exact_front, dual, strict=
 title = f"The Lagrangian misses the best subnet at {missed} of {len(many)} budgets"
 chapter.save(search_figures.duality(front, title), "duality")
 spent = 100 * answers["cost (M)"] / answers["budget (M)"]
-chapter.claim(same_cost, spent, np.full(7, 100), [ows.run_id])
+chapter.claim(CLAIMS["ows-spends-budget"], spent, np.full(7, 100), [ows.run_id])
 
 # %% [markdown]
 # ## AOWS: search where it will be needed
@@ -473,9 +407,9 @@ gain = gain["OWS-U"] - gain["Slim-U"]
 title = (f"OWS-U is ahead of Slim-U in {(gain > 0).sum()} of {len(gain)} markets, "
          f"on average by {minus(gain.mean())} points")
 chapter.save(figures.weighted_accuracy(accuracy, title, of_paper), "weighted-accuracy")
-all_arms = with_best(accuracy, "top1_val")
-verdicts = [chapter.claim(claim, *tables.over_markets(all_arms, claim.arms, rows),
-                          ids("platforms", *claim.arms)) for claim, rows in in_table_2]
+all_arms = tables.with_best(accuracy, "top1_val")
+verdicts = [chapter.claim(claim, *tables.over_markets(all_arms, claim.arms, markets), ids("platforms", *claim.arms))
+            for markets, claim in ((markets, CLAIMS[name]) for name, markets in claims.IN_TABLE_2.items())]
 print(*verdicts, sep="\n")
 verdicts[0]
 
@@ -493,8 +427,8 @@ verdicts[0]
 alone = tables.stand_alone(frame).pivot_table("top1", "seed", "arm")
 in_u = accuracy[accuracy["market"] == "U"].pivot_table("top1", "seed", "arm")
 gains = in_u["OWS-U"] - in_u["Slim-U"], alone["OWS"] - alone["Slim"]
-print(chapter.claim(together, *gains, ids("alone", "Slim", "OWS")))
-in_paper = literature[literature["table"] == "3"].set_index("arm")["value"]
+print(chapter.claim(CLAIMS["ows-gains-together"], *gains, ids("alone", "Slim", "OWS")))
+in_paper = pd.read_csv(literature("platforms")).query("table == '3'").set_index("arm")["value"]
 pd.DataFrame({"here": alone.mean(), "paper, Table 3": in_paper}).round(2)
 
 # %% [markdown]
@@ -518,7 +452,7 @@ chapter.save(figures.channels(widths[widths["source"] != "RS-AOWS"], title), "wi
 equal = np.array([tables.shared_units(*of_it[5:])
                   for (arm, _), of_it in chosen.items() if arm == "OWS search"]) / trellis.units
 original = np.full(len(equal), both["Original"] / trellis.units)
-chapter.claim(shares_units, equal, original, ids("ows", "OWS"))
+chapter.claim(CLAIMS["ows-shares-units"], equal, original, ids("ows", "OWS"))
 
 # %%
 def mean_mult(arm, of_platforms, of_units):
@@ -530,11 +464,11 @@ def mean_mult(arm, of_platforms, of_units):
 
 half, last, late = trellis.units // 2, slice(6, None), (slice(5, None), slice(-2, None))
 halves = [mean_mult("OWS search", last, units) for units in (slice(half), slice(half, None))]
-print(chapter.claim(wide_early, *halves, ids("ows", "OWS")))
+print(chapter.claim(CLAIMS["ows-wide-early"], *halves, ids("ows", "OWS")))
 deep = [mean_mult(arm, *late) for arm in ("RS-AOWS search", "OWS search")]
 title = "The last two units are {:.2f} wide by RS-AOWS, {:.2f} by OWS".format(*np.mean(deep, 1))
 chapter.save(figures.channels(widths[widths["source"] != "Original"], title), "widths-aows")
-chapter.claim(wide_late, *deep, ids("aows", "AOWS"))
+chapter.claim(CLAIMS["aows-wide-late"], *deep, ids("aows", "AOWS"))
 
 # %% [markdown]
 # ## Which part pays?
@@ -554,8 +488,9 @@ for source_of, of_it in {"OWS": subnets, "Random": list(by_chance.values())}.ite
 title = ("OWS-U is ahead of random widths on {} of 7 platforms, of uniform ones on {}"
          .format(*ahead_of.values()))
 chapter.save(slimmable_figures.accuracy(shown.assign(platform=shown["name"]), title), "platforms")
-a, b = tables.over_markets(accuracy, not_random.arms, ["U"])
-chapter.claim(not_random, a, b, ids("platforms", *not_random.arms))
+claim = CLAIMS["ows-beats-random"]
+a, b = tables.over_markets(accuracy, claim.arms, ["U"])
+chapter.claim(claim, a, b, ids("platforms", *claim.arms))
 
 # %% [markdown]
 # The **regret** of an arm on a platform is what it loses against the best arm there. No market enters: it is what a
@@ -578,7 +513,7 @@ wrong = costs[costs["trained"] != costs["used"]]
 title = f"Wrong forecasts cost {minus(wrong['lost'].mean())} points on average"
 chapter.save(figures.forecast(costs, title), "forecast")
 per_seed = wrong.groupby("seed")["lost"].mean()
-chapter.claim(forecast_matters, per_seed, np.zeros(len(per_seed)), ids("platforms", "OWS"))
+chapter.claim(CLAIMS["forecast-matters"], per_seed, np.zeros(len(per_seed)), ids("platforms", "OWS"))
 
 # %% [markdown]
 # ## Milliseconds in place of MACs
@@ -588,12 +523,7 @@ chapter.claim(forecast_matters, per_seed, np.zeros(len(per_seed)), ids("platform
 # carries no claim. On the tiny net of `smoke` nearly all of the time is overhead.
 
 # %%
-settings = {"paper": "platforms", "arm": "latency model", "scale": chapter.scale,
-            "device": chapter.device.partition(":")[0], "classes": images.num_classes,
-            "subnets": latency_subnets, "rounds": latency_rounds}
-code = code_fingerprint([time_random, type(net)])
-timed = once(store, settings, code, lambda: time_random(
-    net.to(chapter.device), space, latency_subnets, rounds=latency_rounds))
+timed = recipes.latency(net, images.num_classes, chapter.scale, store, latency_subnets, latency_rounds, chapter.device)
 tried, ms, about = np.array(timed["widths"]), np.array(timed["ms"]), timed["about"]
 macs = CostTable.macs(net, space).predict(tried)
 print(f"{about['device']}, batch {about['batch']}, {len(ms)} subnets:",

@@ -43,20 +43,17 @@ batches = 80  # served under a changing budget; none in the paper
 batch_images = 25  # images in each of them
 
 # %%
-import inspect
-
 import numpy as np
 import pandas as pd
 import torch
-from IPython.display import Markdown
 
 from slimnb import MobileNetV1, MobileNetV2, SlimnbError, Subnet, count_macs
-from slimnb.book.chapter import Chapter
-from slimnb.book.claims import Claim
+from slimnb.book.chapter import Chapter, literature, source
+from slimnb.book.claims import overview
 from slimnb.book.parameters import Int
 from slimnb.data.datasets import load_or_absent
 from slimnb.papers.platforms import figures as platforms_figures
-from slimnb.papers.pss_net import figures, recipes, samplers, switcher, tables, timing
+from slimnb.papers.pss_net import claims, figures, recipes, samplers, switcher, tables, timing
 from slimnb.papers.pss_net.method import PrioritizedSubnetSampling
 from slimnb.papers.pss_net.pools import Pool
 from slimnb.papers.pss_net.structures import Buckets, Resource, StructureCosts, structure_space
@@ -67,6 +64,7 @@ from slimnb.train import experiment
 
 chapter = Chapter.begin("04_pss_net", globals(), samples=Int(1000), proposals=Int(256), top_k=Int(),
                         subnets=Int(2), batches=Int(10), batch_images=Int())
+CLAIMS = claims.CLAIMS
 
 # %% [markdown]
 # ## The idea on four subnets
@@ -130,11 +128,6 @@ chapter.save(figures.exploration(rates, title), "exploration")
 # so that the program need not wait for the GPU.
 
 # %%
-def source(thing):
-    """Library code, as it runs."""
-    return Markdown(f"```python\n{inspect.cleandoc(inspect.getsource(thing))}\n```")
-
-
 source(PrioritizedSubnetSampling.plan)
 
 # %% [markdown]
@@ -145,9 +138,6 @@ source(PrioritizedSubnetSampling.plan)
 # chapter 00), and so do our buckets; rows of results have convention A, at most .1 % less.
 
 # %%
-ends_match = Claim(
-    "pss-ends-macs", chapter.name, "MACs of the largest and smallest subnets are as printed",
-    "PSS-Net, Tables 1 and 4", "macs", "exact", ("MACs", "printed"), delta=1, seeds=1, unit="million")
 printed_ends = {(MobileNetV1, 1.0): 569, (MobileNetV1, 0.75): 107, (MobileNetV1, 0.25): 13,
                 (MobileNetV2, 1.0): 301, (MobileNetV2, 0.7): 57, (MobileNetV2, 0.8): 73}
 with torch.device("meta"):  # shapes are enough
@@ -158,7 +148,7 @@ with torch.device("meta"):  # shapes are enough
         print(f"{kind.__name__} from {mult}x: {counted[-1]:.2f} M MACs, printed {number}")
 space = structure_space(paper_net)
 print(f"MobileNetV1 from .75x: {space.space.size:.2g} structures; choices per layer, and of sides:", space.counts)
-chapter.claim(ends_match, counted, list(printed_ends.values()))
+chapter.claim(CLAIMS["pss-ends-macs"], counted, list(printed_ends.values()))
 
 # %% [markdown]
 # ## Structures of one price
@@ -174,10 +164,6 @@ chapter.claim(ends_match, counted, list(printed_ends.values()))
 # everything that may still follow at each price (chapter 03's trellis with sums in place of maxima).
 
 # %%
-fewer_trials = Claim(
-    "pss-eq4-trials", chapter.name, "Trial and error takes about 10^6 tries, Eq. 4 about 10 (median bucket)",
-    "PSS-Net, Prioritized Subnet Sampling", "trials", "exact", ("log10 of tries", "6 and 1"), delta=1, seeds=1,
-    unit="orders of magnitude")
 macs = StructureCosts.of(space, Resource.macs(paper_net, space))
 buckets, rng = Buckets(110e6, 570e6, 10e6), rng_at(chapter.seed, "structures", 0)
 eq4 = samplers.StructureDistribution.fit(macs, buckets, rng, samples)
@@ -190,7 +176,7 @@ median = reached[["naive", "eq4"]].median()
 title = (f"Eq. 4 never needs more than {reached['eq4'].max():.0f} tries, but misses "
          f"{(~eq4.support).sum()} of {len(buckets)} buckets")
 chapter.save(figures.trials(long.rename(columns={"target": "cost"}), title), "trials")
-chapter.claim(fewer_trials, np.log10(median), [6, 1])
+chapter.claim(CLAIMS["pss-eq4-trials"], np.log10(median), [6, 1])
 
 # %%
 print("where Eq. 4 reaches, median and most:",
@@ -227,61 +213,11 @@ for call in wrong:
 # pools* have pools of uniform widths, *Exact sampling* reaches every bucket.
 
 # %%
-printed_file = chapter.root / "data/literature/pss_net.csv"
-table_1 = tables.paper(printed_file, "1").assign(of=lambda t: t["row"].str[:3])
-table_1 = table_1.pivot_table("top1", "arm", "of")
-
-
-def compared(name, says, where, arms, delta=0.5, kind="superiority", **more):
-    """A claim on the accuracies of two arms."""
-    return Claim(f"pss-{name}", chapter.name, says, f"PSS-Net, {where}" if where else "ours", "top1", kind, arms,
-                 delta, **more)
-
-
-def of_table_1(name, says, resource, arms, *rule):
-    """A claim of Table 1, MobileNetV1, with the paper's mean over three budgets."""
-    a, b = table_1.loc[list(arms), {"MACs": "MAC", "CPU latency": "CPU"}[resource]]
-    return resource, compared(name, says, "Table 1", arms, *rule, paper_value=round(a - b, 2))
-
-
-in_table_1 = [
-    of_table_1("f-beats-mutualnet", "PSS-F beats MutualNet within MACs", "MACs", ("PSS-F", "MutualNet")),
-    of_table_1("mutualnet-beats-us-net", "MutualNet beats US-Net within MACs", "MACs", ("MutualNet", "US-Net")),
-    of_table_1("c-beats-mutualnet", "PSS-C beats MutualNet within CPU latency", "CPU latency", ("PSS-C", "MutualNet")),
-    of_table_1("m-equals-f", "PSS-M is as good as PSS-F", "MACs", ("PSS-M", "PSS-F"), 1, "equivalence"),
-    of_table_1("m-equals-c", "PSS-M is as good as PSS-C", "CPU latency", ("PSS-M", "PSS-C"), 1, "equivalence")]
+printed_file = literature("pss_net")
+overview([*(CLAIMS[name] for name in claims.IN_TABLE_1), *claims.FIGURE_1, *claims.PARTS])
 
 # %%
-given_wins = compared("given-widths-win", "Given non-uniform widths beat uniform ones of equal MACs", "Figure 1, left",
-                      ("Given widths", "Given uniform widths"), 0.25)
-reduced_wins = compared("reduced-space-wins", "MutualNet is better in a reduced space", "Figure 1, right",
-                        ("MutualNet, reduced", "MutualNet"), 0.25)
-lower_wins = compared("lower-bound-wins", "PSS-Net beats MutualNet at both ends from .25x", "Table 4",
-                      ("PSS-F from 0.25x", "MutualNet from 0.25x"), 0.25, paper_value=2.85)
-five_help = compared("five-beat-one", "Calibrating five subnets beats one", "Table 5", ("k = 5", "k = 1"), 0,
-                     paper_value=0.4)
-more_idle = compared("twenty-equal-five", "Calibrating twenty subnets adds nothing to five", "Table 5",
-                     ("k = 20", "k = 5"), 0.1, "equivalence", paper_value=0.03)
-tuning_idle = compared("fine-tuning-idle", "Fine-tuning does not help", "Table 6", ("Fine-tuned", "In the supernet"),
-                       0, direction="less", paper_value=-0.33)
-which_part = [
-    compared("pools-beat-random", "Pools beat random structures", "", ("PSS-F", "Random"), 0.25),
-    compared("structures-beat-uniform-pools", "Pools of structures beat pools of uniform widths", "",
-             ("PSS-F", "Uniform pools"), 0.25),
-    compared("exact-beats-eq4", "Exact sampling beats Eq. 4", "", ("Exact sampling", "PSS-F"), 0.25)]
-recency = Claim("pss-recency", chapter.name, "In a pool, structures that came late have the higher metrics", "ours",
-                "rank correlation", "superiority", ("observed", "none"), 0.2, unit="rank correlation")
-
-# %%
-table_fits = Claim("pss-latency-rmse", chapter.name, "Sums of layer times predict a subnet's latency",
-                   "PSS-Net, Figure 4: .5 us, of 69 to 241", "rmse", "quantity", ("RMSE", "range"), 0.3, seeds=1,
-                   paper_value=0.3, unit="% of the range")
-three_passes = Claim("pss-training-cost", chapter.name, "A step of PSS-Net costs at most three of the largest net",
-                     "PSS-Net, Table 3", "macs", "exact", ("MACs above 3", "none"), 0, seeds=1, unit="of the largest")
-two_percent = Claim("pss-bn-share", chapter.name, "A subnet's batch norms are about 2 % of the parameters",
-                    "PSS-Net, Table 3", "bytes", "exact", ("MobileNetV1, V2", "2"), 0.5, seeds=1, unit="%")
-never_over = Claim("pss-switcher-budget", chapter.name, "The switcher never spends more than its budget", "ours",
-                   "macs", "exact", ("MACs above the budget", "none"), 0, seeds=1, unit="MACs")
+overview([*claims.CHOICES, *claims.COSTS])
 
 # %%
 images = load_or_absent(chapter.data_name, chapter.data_root, chapter.device,
@@ -315,7 +251,7 @@ print(f"{about['device']}, {about['threads']} threads, batch {about['batch']}, {
 title = f"Sums of layer times are off by {predicted['mape']:.1f} %"
 chapter.save(platforms_figures.latency_fit(timed.assign(model=f"{len(timed):,} structures"), title), "latency")
 share = 100 * predicted["rmse_ms"] / np.ptp(timed["measured"])
-chapter.claim(table_fits, [share])
+chapter.claim(CLAIMS["pss-latency-rmse"], [share])
 
 # %% [markdown]
 # The paper's structures span 69 to 241 µs of a V100, its error is .3 % of that. Ours is a shared CPU, whose clock may change
@@ -327,7 +263,7 @@ chapter.claim(table_fits, [share])
 # what came late stands higher than its worth. And is a high metric a good subnet?
 
 # %%
-shown = [pool["name"] for pool in pss.found["pools"] if pool["metrics"]]
+shown = [pool["name"] for pool in pss.findings["pools"] if pool["metrics"]]
 shown = [name for name in shown if name in family.tuned] or shown[:3]
 relations = tables.pool_relations(results)
 of_pss = relations[relations["arm"] == "PSS-F"]
@@ -336,8 +272,8 @@ title = f"Rank correlation of metric and step of entry: {late}; of metric and ac
 chapter.save(figures.pool_contents(tables.pool_table(pss, shown), title), "pools")
 by_seed = of_pss.groupby("seed")["recency"].mean()
 print(f"{of_pss['reused'].sum() / of_pss['trained'].sum():.0%} of the draws came from the pools;",
-      f"{sum(pool['refused'] for pool in pss.found['pools'])} metrics were not finite")
-chapter.claim(recency, by_seed, np.zeros(len(by_seed)), ids("PSS-F"))
+      f"{sum(pool['refused'] for pool in pss.findings['pools'])} metrics were not finite")
+chapter.claim(CLAIMS["pss-recency"], by_seed, np.zeros(len(by_seed)), ids("PSS-F"))
 
 # %% [markdown]
 # Both correlations are means over all pools. That is why a few of each pool are calibrated in the end and the choice is
@@ -364,10 +300,10 @@ def figure_1(claim, name, says):
     return chapter.claim(claim, a, b, ids(*claim.arms))
 
 
-figure_1(given_wins, "given-widths", "Searched widths against uniform ones")
+figure_1(CLAIMS["pss-given-widths-win"], "given-widths", "Searched widths against uniform ones")
 
 # %%
-figure_1(reduced_wins, "reduced-space", "A reduced space against the full one")
+figure_1(CLAIMS["pss-reduced-space-wins"], "reduced-space", "A reduced space against the full one")
 
 # %% [markdown]
 # At `small`, seed 0, neither half shows the paper's gain: both leads are negative, and smaller than a point. Our given
@@ -389,12 +325,13 @@ for name, *bounds in mine["PSS-M"].recipe.buckets:
     budgets[name] = [held.bounds(at)[1] for at in (0, len(held) // 2, len(held) - 1)]
 budgets = {name: budgets[name] for name in panels}
 offers = tables.within(prices, budgets)
+in_table_1 = {CLAIMS[name]: resource for name, resource in claims.IN_TABLE_1.items()}
 leads = {claim.arms: tables.over_targets(offers[offers["resource"] == resource], claim.arms)
-         for resource, claim in in_table_1}
+         for claim, resource in in_table_1.items()}
 title = f"PSS-F against MutualNet within three budgets of MACs: {ahead(*leads['PSS-F', 'MutualNet'])}"
 paper_curves = tables.paper_by_resource(printed_file, list(panels))
 chapter.save(figures.accuracy_by_resource(prices, title, paper_curves), "resources")
-verdicts = [chapter.claim(claim, *leads[claim.arms], ids(*claim.arms)) for _, claim in in_table_1]
+verdicts = [chapter.claim(claim, *leads[claim.arms], ids(*claim.arms)) for claim in in_table_1]
 print(*verdicts, sep="\n")
 verdicts[0]
 
@@ -420,12 +357,12 @@ offered.pivot_table("top1", ["resource", "budget"], "arm", sort=False).round(1)
 # %%
 arms = ["MutualNet", "Uniform pools", "Random", "PSS-F", "Exact sampling"]
 parts = frame[frame["arm"].isin(arms) & ~frame["name"].isin(tables.ENDS)]
-a, b = tables.over_targets(frame, which_part[0].arms)
+a, b = tables.over_targets(frame, claims.PARTS[0].arms)
 title = f"Pools against random structures: {ahead(a, b)}"
 chapter.save(slimmable_figures.accuracy(parts.assign(platform=parts["name"]), title), "parts")
-for claim in which_part:
+for claim in claims.PARTS:
     print(chapter.claim(claim, *tables.over_targets(frame, claim.arms), ids(*claim.arms)))
-pools = {arm: len(mine[arm].found["pools"]) for arm in ("PSS-F", "Exact sampling")}
+pools = {arm: len(mine[arm].findings["pools"]) for arm in ("PSS-F", "Exact sampling")}
 print("targets with structures:", ", ".join(f"{arm} {many}" for arm, many in pools.items()))
 parts.groupby("arm")[["top1", "macs"]].mean().loc[arms].round(2)
 
@@ -438,11 +375,12 @@ parts.groupby("arm")[["top1", "macs"]].mean().loc[arms].round(2)
 # ## A lower bound: Table 4
 
 # %%
-low = frame[frame["arm"].isin(lower_wins.arms) & frame["name"].isin(tables.ENDS)]
+claim = CLAIMS["pss-lower-bound-wins"]
+low = frame[frame["arm"].isin(claim.arms) & frame["name"].isin(tables.ENDS)]
 in_paper = tables.paper(printed_file, "4").assign(name=lambda t: t["row"].str[-3:], source="paper")
 both = pd.concat([in_paper, low.assign(source="here")])
 both["arm"] = both["arm"].str.removesuffix(" from 0.25x").replace("PSS-F", "PSS-Net")
-verdict = chapter.claim(lower_wins, *tables.over_targets(frame, lower_wins.arms, tables.ENDS), ids(*lower_wins.arms))
+verdict = chapter.claim(claim, *tables.over_targets(frame, claim.arms, tables.ENDS), ids(*claim.arms))
 print(verdict)
 both.pivot_table("top1", ["source", "name"], "arm").round(1)
 
@@ -459,8 +397,8 @@ assert tried_k.sort_values("k").groupby(["pool", "seed"])["top1_val"].diff().dro
 best = tried_k.groupby(["seed", "k"])["top1"].mean().unstack()
 title = f"Five subnets against one: {ahead(best[5], best[1])}; twenty against five: {ahead(best[20], best[5])}"
 chapter.save(figures.top_k(tried_k, title, tables.paper_by_k(printed_file)), "top-k")
-print(chapter.claim(more_idle, best[20], best[5], ids("PSS-F")))
-chapter.claim(five_help, best[5], best[1], ids("PSS-F"))
+print(chapter.claim(CLAIMS["pss-twenty-equal-five"], best[20], best[5], ids("PSS-F")))
+chapter.claim(CLAIMS["pss-five-beat-one"], best[5], best[1], ids("PSS-F"))
 
 # %% [markdown]
 # ## Fine-tuning: Table 6
@@ -469,13 +407,13 @@ chapter.claim(five_help, best[5], best[1], ids("PSS-F"))
 # none), from labels. If that helped, the supernet had not trained them to the end.
 
 # %%
-tuned = tables.tuned(results, "PSS-F")
-a, b = (tuned[tuned["arm"] == arm].groupby("seed")["top1"].mean() for arm in tuning_idle.arms)
+claim, tuned = CLAIMS["pss-fine-tuning-idle"], tables.tuned(results, "PSS-F")
+a, b = (tuned[tuned["arm"] == arm].groupby("seed")["top1"].mean() for arm in claim.arms)
 title = f"Fine-tuned against what the supernet gave: {ahead(a, b)}"
 chapter.save(figures.fine_tuning(tuned, title), "fine-tuning")
 in_paper = tables.paper(printed_file, "6")[["macs_m", "top1", "top1_tuned"]]
 print("paper:", *(f"{row.macs_m:.0f} M {row.top1} to {row.top1_tuned}," for row in in_paper.itertuples()))
-chapter.claim(tuning_idle, a, b, ids("PSS-F", "Fine-tuned"))
+chapter.claim(claim, a, b, ids("PSS-F", "Fine-tuned"))
 
 # %% [markdown]
 # The paper's supernet had 250 epochs and 25 more to tune, a tenth; ours at `small` four and one. There tuning gains a
@@ -508,8 +446,8 @@ measured = {"method": "PSS-Net", "training": np.mean(steps), "measured": True,
 costs = pd.concat([bounds, pd.DataFrame([measured])], ignore_index=True)
 title = f"{subnets} subnets cost {measured['training']:.2f} trainings and {measured['storage']:.2f} nets of storage"
 chapter.save(figures.costs(costs, title), "costs")
-print(chapter.claim(three_passes, np.maximum(np.array(steps) - 3, 0), np.zeros(len(steps)), ids("PSS-F")))
-chapter.claim(two_percent, [200 * share for share in shares.values()], [2, 2])
+print(chapter.claim(CLAIMS["pss-training-cost"], np.maximum(np.array(steps) - 3, 0), np.zeros(len(steps)), ids("PSS-F")))
+chapter.claim(CLAIMS["pss-bn-share"], [200 * share for share in shares.values()], [2, 2])
 
 # %% [markdown]
 # Three passes cost three of the largest net at most, by construction; the released code makes a fourth, forward only.
@@ -543,17 +481,17 @@ kept = served["storage"]
 print(f"supernet {kept['supernet'] / 1024:,.0f} KiB, statistics of all {kept['statistics'] / 1024:,.1f} KiB")
 title = f"The switcher spends {log['cost'].sum() / log['budget'].sum():.0%} of its budget, {(log['cost'] > log['budget']).mean():.0%} of batches cost more"
 chapter.save(figures.switching(log, title), "switching")
-chapter.claim(never_over, np.maximum(log["cost"] - log["budget"], 0), np.zeros(len(log)), [pss.run_id])
+chapter.claim(CLAIMS["pss-switcher-budget"], np.maximum(log["cost"] - log["budget"], 0), np.zeros(len(log)), [pss.run_id])
 
 # %% [markdown]
 # ## What surprised us
 
 # %%
-spread = {arm: np.ptp([row["top1_val"] for row in r.found["candidates"] if row["name"] == shown[0]])
+spread = {arm: np.ptp([row["top1_val"] for row in r.findings["candidates"] if row["name"] == shown[0]])
           for arm, r in mine.items() if arm in ("PSS-F", "Random")}
 print(f"best and worst candidate for {shown[0]}, validation:",
       ", ".join(f"{arm} {value:.1f} points apart" for arm, value in spread.items()))
-alike = [pd.DataFrame(r.found["candidates"]).groupby("name")["top1_val"].std().mean() for r in of_f]
+alike = [pd.DataFrame(r.findings["candidates"]).groupby("name")["top1_val"].std().mean() for r in of_f]
 print(f"standard deviation among candidates of one target, PSS-F: {np.mean(alike):.2f} points")
 dropped = frame["top1_val"].mean() - frame["top1"].mean()
 print(f"chosen subnets, validation less test accuracy: {dropped:+.2f} points, mean of {len(frame)}")

@@ -42,21 +42,19 @@ latency_rounds = 5  # timings of each block; the least counts
 latency_subnets = 16  # whole subnets that check the table of blocks
 
 # %%
-import inspect
 from dataclasses import replace
 
 import numpy as np
 import pandas as pd
 import torch
-from IPython.display import Markdown
 
 from slimnb import MobileNetV1, Sandwich, SlimnbError, count_macs, load_data
-from slimnb.book.chapter import Chapter
-from slimnb.book.claims import Claim, paired
+from slimnb.book.chapter import Chapter, source
+from slimnb.book.claims import overview, paired
 from slimnb.book.parameters import Float, Int
 from slimnb.cost.elastic import ElasticTable, sample_structures
 from slimnb.data.datasets import load_or_absent
-from slimnb.papers.deps import deploy, figures, gradients, method, recipes, tables
+from slimnb.papers.deps import claims, deploy, figures, gradients, method, recipes, tables
 from slimnb.papers.platforms import figures as platforms_figures
 from slimnb.papers.slimmable import figures as slimmable_figures
 from slimnb.papers.slimmable.method import any_width
@@ -68,6 +66,7 @@ from slimnb.train.optim import Schedule
 
 chapter = Chapter.begin("05_deps", globals(), evaluations=Int(4), target_share=Float(0, 1),
                         latency_batch=Int(), latency_rounds=Int(), latency_subnets=Int(3))
+CLAIMS = claims.CLAIMS
 
 # %% [markdown]
 # ## What a step costs
@@ -80,15 +79,12 @@ chapter = Chapter.begin("05_deps", globals(), evaluations=Int(4), target_share=F
 literature = pd.read_csv(chapter.root / "data/literature/deps.csv")
 printed = literature[literature["table"] == "fig1"].set_index("method")["passes"]
 passes = {arm: pareto.passes(phases) for arm, phases in pareto.PHASES.items()}
-arithmetic = Claim(
-    "deps-cost-arithmetic", chapter.name, "OFA, BigNAS and DepS cost 10, 6 and 4 units",
-    "DepS, Figure 1", "passes", "exact", ("computed", "printed"), 0, seeds=1, unit="Tn")
 bars = pd.DataFrame([(arm, k, subnets, length) for arm, phases in pareto.PHASES.items()
                      for k, (subnets, length) in enumerate(phases)],
                     columns=["arm", "phase", "subnets", "length"])
 title = "By the paper's arithmetic DepS costs {DepS:g}, BigNAS {BigNAS:g}, OFA {OFA:g}".format(**passes)
 chapter.save(figures.training_cost(bars, title), "cost-paper")
-chapter.claim(arithmetic, [passes[arm] for arm in printed.index], printed)
+chapter.claim(CLAIMS["deps-cost-arithmetic"], [passes[arm] for arm in printed.index], printed)
 
 # %% [markdown]
 # By MACs $T$ is not far off. A step of DepS runs the full net, the smallest, and two random subnets of its space. With
@@ -151,12 +147,6 @@ for epsilon in (0, 1e-3, 0.1, 1):
 # distillation from a full net that is already half trained. All of it is one wrapper around a sampler's `plan`:
 
 # %%
-def source(*things):
-    """Library code, as it runs."""
-    code = "\n\n".join(inspect.cleandoc("\n" + inspect.getsource(thing)) for thing in things)
-    return Markdown(f"```python\n{code}\n```")
-
-
 source(method.DelayedShrinking.epsilon, method.DelayedShrinking.plan)
 
 # %% [markdown]
@@ -242,10 +232,8 @@ exact = pd.DataFrame([[count_macs(net, net.elastic(*shown)) / 1e6 for shown in r
 with torch.device("meta"):
     elastic_kernels = replace(recipes.IMAGENET[0].full, kernels=(3, 5, 7)).build(1000).search_space
 print(f"{at_224.search_space.size:.3g} subnets with 7 x 7 kernels, {elastic_kernels.size:.3g} with 3, 5, 7")
-plotted = Claim("deps-plotted-macs", chapter.name, "Figure 5's points are six uniform subnets",
-                "DepS, Figure 5", "macs", "exact", ("traced", "plotted"), 0.06, seeds=1, unit="M MACs")
 on_axis = [sorted(literature[literature["table"] == f"fig5{part}"]["macs_m"].unique()) for part in "db"]
-print(chapter.claim(plotted, exact.to_numpy(), on_axis))
+print(chapter.claim(CLAIMS["deps-plotted-macs"], exact.to_numpy(), on_axis))
 exact
 
 # %% [markdown]
@@ -256,15 +244,11 @@ exact
 # curve in Figure 5d is the table's *mean Pareto accuracy*.
 
 # %%
-area = Claim("deps-mean-pareto", chapter.name, "Mean Pareto accuracy is the area under Figure 5d up to 566 M",
-             "DepS, Table 2", "mean_pareto", "exact", ("area", "printed"), 0.03, seeds=1)
-hours = Claim("deps-gpu-hours", chapter.name, "Epochs times minutes are the GPU hours of Table 2",
-              "DepS, Table 2", "hours", "exact", ("computed", "printed"), 5, seeds=1, unit="hours")
 table_2 = literature[(literature["table"] == "2") & (literature["variant"] == "training")].set_index("method")
 curve = dict(list(literature[literature["table"] == "fig5d"].groupby("method")))
 areas = {arm: pareto.mean_pareto_accuracy(curve[arm]["macs_m"], curve[arm]["top1"]) for arm in ("DepS", "OFA")}
-print(chapter.claim(area, list(areas.values()), table_2.loc[list(areas), "mean_pareto"]))
-print(chapter.claim(hours, pareto.gpu_hours(table_2["epochs"], table_2["minutes"]), table_2["gpu_hours"]))
+print(chapter.claim(CLAIMS["deps-mean-pareto"], list(areas.values()), table_2.loc[list(areas), "mean_pareto"]))
+print(chapter.claim(CLAIMS["deps-gpu-hours"], pareto.gpu_hours(table_2["epochs"], table_2["minutes"]), table_2["gpu_hours"]))
 for depth, side in ((2, 224), (2, 144), (3, 176), (3, 224)):
     macs_at = count_macs(at_224, at_224.elastic(depth, 3, resolution=side)) / 1e6
     print(f"D{depth}E3 at {side} pixels: {macs_at:.1f} M MACs")
@@ -280,39 +264,7 @@ literature[literature["table"] == "1"][["method", "macs_m", "top1"]].T
 # Written down before the runs. *Smallest* and *largest* are of a trained supernet's six subnets.
 
 # %%
-def ahead(name, says, metric, arms, where, paper_value=None, delta=0.5, **more):
-    """A claim that one arm is ahead of another."""
-    return Claim(name, chapter.name, says, f"DepS, {where}", metric, "superiority", arms, delta,
-                 paper_value=paper_value, **more)
-
-
-of_supernets = [
-    ahead("deps-small-beats-ofa", "DepS's smallest beats OFA's", "smallest", ("DepS", "OFA"), "Table 2", 2.0),
-    ahead("deps-small-beats-bignas", "DepS's smallest beats BigNAS's", "smallest", ("DepS", "BigNAS"), "Table 2", 3.2),
-    ahead("deps-pareto-beats-bignas", "DepS's mean Pareto accuracy beats BigNAS's", "mean_pareto",
-          ("DepS", "BigNAS"), "Table 2", 3.3),
-    ahead("deps-half-beats-quarter", "Half of training is a better warm-up than a quarter", "mean_pareto",
-          ("DepS", "DepS, P = 25%"), "Figure 7a", delta=0),
-    ahead("deps-half-beats-three-quarters", "Half of training is a better warm-up than three quarters", "mean_pareto",
-          ("DepS", "DepS, P = 75%"), "Figure 7a", delta=0),
-    ahead("epsilon-pays-small", "Epsilon helps the smallest", "smallest", ("DepS", "DepS without epsilon"),
-          "Figure 7b", 1.9),
-    ahead("epsilon-pays-large", "Epsilon helps the full net", "largest", ("DepS", "DepS without epsilon"),
-          "Figure 7b", 1.85),
-    ahead("ikd-pays-large", "Distilling from a warm net helps the largest subnet", "largest", ("DepS", "BigNAS"),
-          "Figure 7c", 3.1)]
-
-# %%
-half_better = ahead("half-trained-shrinks-better", "Unshrunk, the smallest subnet of a half-trained net beats that of "
-                    "a trained one", "top1", ("Full 50%", "Full"), "Figure 2")
-keeps_direction = ahead("epsilon-keeps-direction", "Epsilon-shrinking points more where the full net's gradient does",
-                        "cosine", ("epsilon-shrinking", "shrinking"), "Figure 3", delta=0.05, unit="cosine")
-keeps_norm = ahead("epsilon-keeps-norm", "Along the ramp epsilon-shrinking has the smaller gradient", "ratio",
-                   ("DepS", "DepS without epsilon"), "Figure 4", direction="less", delta=0.1, unit="of the full net's")
-softens = ahead("epsilon-softens-drop", "Epsilon prevents the full net's drop as shrinking starts", "drop",
-                ("DepS without epsilon", "DepS"), "Figure 7b", 2.0)
-pays_to_search = Claim("evolution-beats-random", chapter.name, "Evolution finds better subnets than random search",
-                       "ours", "top1", "superiority", ("Evolution", "Random search"), 0.25)
+overview([*claims.SUPERNETS, *claims.SHRINKING, *claims.SEARCH])
 
 # %%
 if chapter.scale == "smoke" and chapter.data_name == "synthetic":
@@ -349,7 +301,8 @@ smallest = legs.loc[legs.groupby(["share", "seed"])["macs"].idxmin()].groupby("s
 title = f"Unshrunk, the smallest subnet has {smallest[0.5]:.1f} % after half of the training, {smallest[1]:.1f} % after all"
 chapter.save(figures.by_share(legs, title), "initialisation")
 tiny = legs[legs["macs"] == legs["macs"].min()]
-chapter.claim(half_better, *paired(tiny, half_better), ids("Full 50%", "Full"))
+claim = CLAIMS["half-trained-shrinks-better"]
+chapter.claim(claim, *paired(tiny, claim), ids("Full 50%", "Full"))
 
 # %% [markdown]
 # At `small` (seed 0) we see no such gain: the smallest subnet is near 4.5 % after half and after all of the training, and all
@@ -368,14 +321,15 @@ cosines = layers.groupby(["seed", "gradient"])["cosine"].mean().rename_axis(["se
 there = cosines.groupby("arm")["cosine"].mean()
 title = f"Shrinking turns the gradient to a mean cosine of {there['shrinking']:.2f}; epsilon leaves it"
 chapter.save(figures.layer_gradients(layers, title), "gradients")
-chapter.claim(keeps_direction, *paired(cosines, keeps_direction), ids("DepS"))
+claim = CLAIMS["epsilon-keeps-direction"]
+chapter.claim(claim, *paired(cosines, claim), ids("DepS"))
 
 # %% [markdown]
 # That a thousandth changes little is arithmetic. Figure 4 asks what happens while $\varepsilon$ rises. We divide by the
 # full net's gradient on the same batch; the paper's caption has that of the first step.
 
 # %%
-norms = tables.looks(results, "norms")
+norms = tables.probe_rows(results, "norms")
 norms["step"] -= norms.groupby(["arm", "seed"])["step"].transform("min")
 norms = norms[norms["arm"] != "DepS, epsilon by rate"]
 along = norms[norms["epoch"] < start + family.ramp_epochs]
@@ -384,7 +338,8 @@ there = ratios.groupby("arm")["ratio"].mean()
 title = "Along the ramp the gradient is {:.2f} times the full net's, without epsilon {:.2f} times".format(
     *there[["DepS", "DepS without epsilon"]])
 chapter.save(figures.norm_ratio(norms, title), "norms")
-chapter.claim(keeps_norm, *paired(ratios, keeps_norm), ids(*keeps_norm.arms))
+claim = CLAIMS["epsilon-keeps-norm"]
+chapter.claim(claim, *paired(ratios, claim), ids(*claim.arms))
 
 # %% [markdown]
 # Where the ratio falls *without* epsilon, too, the subnets have caught up by themselves. At `small` (seed 0) it does so by
@@ -396,14 +351,14 @@ chapter.claim(keeps_norm, *paired(ratios, keeps_norm), ids(*keeps_norm.arms))
 # The paper reports a drop of 2 points at epoch 150 (its figure shows about 4), and none with epsilon.
 
 # %%
-seen = tables.looks(results, "accuracy")
-full_net = seen[(seen["name"] == "full") & seen["arm"].isin(softens.arms)]
+claim, seen = CLAIMS["epsilon-softens-drop"], tables.probe_rows(results, "accuracy")
+full_net = seen[(seen["name"] == "full") & seen["arm"].isin(claim.arms)]
 dropped = tables.drops(full_net)
 mean = dropped.groupby("arm")["drop"].mean()
 title = "The full net as shrinking starts: {:+.1f} points at its worst without epsilon, {:+.1f} with it".format(
-    *-mean[list(softens.arms)])
+    *-mean[list(claim.arms)])
 chapter.save(figures.start_of_shrinking(full_net, title.replace("-", "−"), start), "start")
-chapter.claim(softens, *paired(dropped, softens), ids(*softens.arms))
+chapter.claim(claim, *paired(dropped, claim), ids(*claim.arms))
 
 # %% [markdown]
 # The drop is the most that is lost within an epoch, on validation images, looked at four times. At `small` (seed 0) epsilon
@@ -471,7 +426,7 @@ table
 # that had other work, too.
 
 # %%
-verdicts = [chapter.claim(claim, *paired(costs, claim), ids(*claim.arms)) for claim in of_supernets]
+verdicts = [chapter.claim(claim, *paired(costs, claim), ids(*claim.arms)) for claim in claims.SUPERNETS]
 print(*verdicts, sep="\n")
 verdicts[0]
 
@@ -509,7 +464,7 @@ proxyless = [r for r in all_nets if r.recipe.net == "proxyless_nas"]
 if proxyless:
     arms = tables.accuracies(proxyless).query("arm in ['DepS', 'OFA']")
     chapter.save(slimmable_figures.accuracy(arms, "DepS and OFA on ProxylessNAS"), "proxyless")
-wanted = {r.arm: r for r in recipes.wanted(recipes.IMAGENET[1], 0)}
+wanted = {r.arm: r for r in recipes.arms_of(recipes.IMAGENET[1], 0)}
 print({name: getattr(wanted["DepS"], name) for name in ("net", "epochs", "lr", "weight_decay", "warm_up", "ramp_epochs")})
 literature[literature["table"] == "fig6"][["method", "macs_m", "top1", "gpu_hours"]]
 
@@ -548,7 +503,7 @@ by_macs = winners[winners["unit"] == "MACs"].pivot_table("top1", "seed", "arm")
 title = "By MACs evolution's subnet has {Evolution:.1f} % on test images, random search's {Random search:.1f} %".format(
     **by_macs.mean())
 chapter.save(figures.search_progress(progress, title), "search")
-print(chapter.claim(pays_to_search, by_macs["Evolution"], by_macs["Random search"], ids("DepS")))
+print(chapter.claim(CLAIMS["evolution-beats-random"], by_macs["Evolution"], by_macs["Random search"], ids("DepS")))
 winners[["unit", "arm", "seed", "target", "cost", "macs", "top1_val", "top1"]].round(3)
 
 # %% [markdown]

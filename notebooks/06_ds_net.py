@@ -40,21 +40,18 @@ throughput_rounds = 5  # timings of each way to run a batch; medians are reporte
 latency_rounds = 15  # timed rounds of Table 1; as in chapter 01, whose measurement is shared
 
 # %%
-import inspect
-
 import numpy as np
 import pandas as pd
 import torch
-from IPython.display import Markdown
 
 from slimnb import CostTable, DynamicNet, SlimnbError, load_data
-from slimnb.book.chapter import Chapter
-from slimnb.book.claims import Claim, paired
+from slimnb.book.chapter import Chapter, source
+from slimnb.book.claims import overview, paired
 from slimnb.book.parameters import Int
 from slimnb.data.datasets import load_or_absent
 from slimnb.nn.gate import Gate, Gated
+from slimnb.papers.ds_net import claims, method, tables
 from slimnb.papers.ds_net import figures as ds_net_figures
-from slimnb.papers.ds_net import method, tables
 from slimnb.papers.ds_net import recipes as ds_net
 from slimnb.papers.ds_net.detection import detector, recipes
 from slimnb.papers.ds_net.dynamic import path_macs
@@ -66,6 +63,7 @@ from slimnb.train.experiment import run, study
 
 chapter = Chapter.begin("06_ds_net", globals(), schemes=Int(2), largest_batch=Int(), throughput_rounds=Int(),
                         latency_rounds=Int(1, 1000))
+CLAIMS = claims.CLAIMS
 
 # %% [markdown]
 # ## Why one width for all is a waste
@@ -78,12 +76,10 @@ chapter = Chapter.begin("06_ds_net", globals(), schemes=Int(2), largest_batch=In
 simulated = tables.simulated(schemes)
 static = simulated[simulated["kind"] == "static"].set_index("macs")["top1"]
 best = simulated[simulated["kind"] == "dynamic"].groupby("macs")["top1"].max()
-pays = Claim("ds-simulation", chapter.name, "At every mean cost some dynamic scheme is at least as accurate",
-             "DS-Net, Figure 2", "top1", "exact", ("points lost by the best scheme", "none"), 0, seeds=1)
 title = f"At a quarter of the cost the best dynamic scheme gains {np.interp(0.25, best.index, best - static):.1f} points"
 chapter.save(ds_net_figures.simulation(simulated, title), "simulation")
 print(f"largest gain: {(best - static).max():.1f} points, at {(best - static).idxmax():.2f} of the cost")
-chapter.claim(pays, np.maximum(static - best, 0), 0)
+chapter.claim(CLAIMS["ds-simulation"], np.maximum(static - best, 0), 0)
 
 # %% [markdown]
 # The gain is largest in the middle: with little cost hard images are lost either way, with much of it easy ones want no
@@ -178,12 +174,6 @@ print("gradient of the scores:", *scores.grad.numpy().round(3))
 # ## The smallest code
 
 # %%
-def source(*things):
-    """Library code, as it runs."""
-    code = "\n\n".join(inspect.cleandoc("\n" + inspect.getsource(thing)) for thing in things)
-    return Markdown(f"```python\n{code}\n```")
-
-
 source(method.EnsembleBootstrapping.begin, Gate.forward, method.SandwichGateSparsification.targets)
 
 # %% [markdown]
@@ -232,10 +222,8 @@ for name, each in nets.items():
     print(f"{name}: {macs.size} paths, {macs.min():,.1f} to {macs.max():,.1f} M MACs; gates: {len(each.gates)}")
 readme = literature[literature["table"] == "readme"]
 released = nets["DS-MBNet, released"]
-exact = Claim("ds-macs", chapter.name, "The 14 paths of DS-MBNet cost 132.9 to 565.4 M MACs", "DS-Net, released README",
-              "macs", "exact", ("traced", "printed"), 0.051, seeds=1, unit="M MACs")
 table = CostTable.macs(released, released.path_space, "D")
-chapter.claim(exact, table.predict(np.array([path.widths for path in released.paths])) / 1e6, readme["macs_m"])
+chapter.claim(CLAIMS["ds-macs"], table.predict(np.array([path.widths for path in released.paths])) / 1e6, readme["macs_m"])
 
 # %% [markdown]
 # Attention and its pools are counted (convention D of chapter 00); they are about one percent. What the gate itself
@@ -246,10 +234,8 @@ chapter.claim(exact, table.predict(np.array([path.widths for path in released.pa
 
 # %%
 own = literature[(literature["table"] == "2") & (literature["method"] == "DS-Net") & (literature["net"] == "MobileNetV1")]
-coincide = Claim("ds-averages-are-paths", chapter.name, "The averages printed for DS-MBNet-S, M and L are static paths' MACs",
-                 "ours, of DS-Net, Table 2", "macs", "exact", ("printed", "nearest path"), 0.5, seeds=1, unit="M MACs")
 nearest = [readme["macs_m"].iloc[(readme["macs_m"] - macs).abs().argmin()] for macs in own["macs_m"]]
-print(chapter.claim(coincide, own["macs_m"], nearest))
+print(chapter.claim(CLAIMS["ds-averages-are-paths"], own["macs_m"], nearest))
 static_ones = readme[readme["top1"].notna()].assign(macs_m=lambda rows: rows["macs_m"].round())
 static_ones[["variant", "macs_m", "top1"]].rename(columns={"variant": "path", "top1": "static, %"}).merge(
     own[["variant", "macs_m", "top1"]].rename(columns={"variant": "DS-MBNet-", "top1": "dynamic, %"}), how="left")
@@ -278,41 +264,7 @@ for attempt in wrong:
 # Written down before the runs. A gate's *gain* is its accuracy less that of the static paths at its mean MACs.
 
 # %%
-def ahead(name, says, metric, arms, where, paper_value=None, delta=0.5, **more):
-    """A claim that one arm is ahead of another."""
-    return Claim(name, chapter.name, says, f"DS-Net, {where}", metric, "superiority", arms, delta,
-                 paper_value=paper_value, **more)
-
-
-of_training = [
-    ahead("ema-helps-slimmest", "An averaged target helps the slimmest", "slimmest",
-          ("EMA target", "In-place distillation"), "Table 5", 1.6),
-    ahead("ema-helps-widest", "... and the widest", "widest", ("EMA target", "In-place distillation"), "Table 5", 0.3, 0.2),
-    ahead("ensemble-helps-slimmest", "An ensemble helps the slimmest", "slimmest", ("IEB", "EMA target"), "Table 5", 0.2, 0.1),
-    ahead("ensemble-helps-widest", "... and the widest", "widest", ("IEB", "EMA target"), "Table 5", 0.3, 0.1),
-    ahead("temperature-hurts-slimmest", "Temperature 4 hurts the slimmest", "slimmest", ("In-place distillation", "Temperature 4"),
-          "Table 10", 10.2),
-    ahead("temperature-helps-widest", "... and helps the widest", "widest", ("Temperature 4", "In-place distillation"),
-          "Table 10", 2.0)]
-
-# %%
-of_losses = [
-    ahead("target-costs-more", "The target loss alone asks for more MACs than all three", "macs", ("Target", "DS-Net-L"),
-          "Table 6", 1400, delta=0, unit="M MACs"),
-    ahead("complexity-costs-less", "Complexity alone asks for fewer", "macs", ("DS-Net-L", "Complexity"), "Table 6", 1900,
-          delta=0, unit="M MACs"),
-    ahead("try-best-beats-give-up", "Trying is better than giving up", "top1", ("SGS, try best", "SGS, give up"), "Table 6",
-          2.9),
-    ahead("shared-beats-unshared", "A shared reduction beats one of its own", "top1",
-          ("SGS, try best", "Unshared reduction"), "Table 7", 3.9),
-    ahead("one-hot-beats-scalar", "A one-hot head beats a scalar", "top1", ("SGS, try best", "Scalar head"), "Table 7", 3.0)]
-of_gates = {net: ahead(f"gate-gain-{net}", f"Gates of {label} gain on static paths of equal MACs", "top1", ("Gate", "Static"),
-                       "Table 9", gain) for net, label, gain in (("mbnet", "DS-MBNet-S", 0.8), ("resnet", "DS-ResNet", 1.2),
-                                                                 ("known", "a net for generated images", None))}
-sees = ahead("gate-beats-blind", "The gate knows more than a blind router of its MACs", "top1", ("Gate", "Blind router"),
-             "ours")
-transfers = ahead("gate-transfer", "A gate that was trained elsewhere is better", "top1",
-                  ("Gate transfer", "Without gate transfer"), "Table 3", 0.4, 0.2)
+overview([*claims.TRAINING, *claims.LOSSES, *claims.GATES])
 
 # %%
 def load(name, like=None, **options):
@@ -351,7 +303,7 @@ def ids(*arms, among=None):
 # %%
 SCHEMES = ["In-place distillation", "EMA target", "IEB"]
 looks = pd.DataFrame([{"arm": r.recipe.arm, "seed": r.recipe.seed, **row} for r in results
-                      for row in r.found.get("probed", ()) if r.recipe.arm in SCHEMES])
+                      for row in r.findings.get("probed", ()) if r.recipe.arm in SCHEMES])
 steps = max(row["step"] for r in results if r.recipe.arm == "IEB" and r.recipe.net == "ds_mbnet" for row in r.history)
 epochs = ds_net.families(chapter.scale, images)[0].supernet.epochs
 looks["epoch"] = looks["step"] / steps * epochs
@@ -373,7 +325,7 @@ trained = mbnet[mbnet["arm"].isin([*SCHEMES, "Temperature 4"])]
 title = "Accuracy of the paths of one DS-MBNet, trained in three ways"
 chapter.save(slimmable_figures.accuracy(trained[trained["arm"].isin(SCHEMES) & (trained["name"] != "largest")], title), "schemes")
 both_ends = ends(trained)
-print(*[chapter.claim(claim, *paired(both_ends, claim), ids(*claim.arms, among=mbnet)) for claim in of_training], sep="\n")
+print(*[chapter.claim(claim, *paired(both_ends, claim), ids(*claim.arms, among=mbnet)) for claim in claims.TRAINING], sep="\n")
 in_paper = literature[literature["table"].isin(["5", "10"])][["table", "method", "temperature", "slimmest", "widest"]]
 both_ends.groupby("arm", sort=False)[["slimmest", "widest"]].mean().round(1)
 
@@ -420,7 +372,7 @@ printed_rows.set_index(["table", "net", "method", "variant"])[["macs_m", "top1",
 # %%
 by_router = {arm: [tables.routers(tables.one(results, "ds_mbnet", arm, s), tables.one(results, "ds_mbnet", "IEB", s))
                    for s in chapter.all_seeds] for arm in spaces}
-for claim, arm in ((of_gates["mbnet"], spaces[0]), (sees, spaces[-1])):
+for claim, arm in ((CLAIMS["gate-gain-mbnet"], spaces[0]), (CLAIMS["gate-beats-blind"], spaces[-1])):
     rows = pd.concat([each.reset_index().rename(columns={"router": "arm"}).assign(seed=s)
                       for s, each in zip(chapter.all_seeds, by_router[arm], strict=True)])
     print(chapter.claim(claim, *paired(rows, claim), ids(arm, "IEB", among=mbnet)))
@@ -452,12 +404,13 @@ chapter.save(ds_net_figures.loss_ablation(named[["setting", "macs", "top1", "see
 
 # %%
 in_millions = of_resnet.assign(macs=of_resnet["macs"] / 1e6)
-print(*[chapter.claim(claim, *paired(in_millions, claim), ids(*claim.arms, among=resnet)) for claim in of_losses], sep="\n")
+print(*[chapter.claim(claim, *paired(in_millions, claim), ids(*claim.arms, among=resnet)) for claim in claims.LOSSES], sep="\n")
 of_resnet = of_resnet.assign(static=[tables.static_at(tables.one(results, "ds_resnet", "IEB", row.seed), row.macs)
                                      for row in of_resnet.itertuples()])
 gate = of_resnet[of_resnet["arm"] == "DS-Net-L"]
 rows = pd.concat([gate.assign(arm="Gate"), gate.assign(arm="Static", top1=gate["static"])])
-print(chapter.claim(of_gates["resnet"], *paired(rows, of_gates["resnet"]), ids("DS-Net-L", "IEB", among=resnet)))
+claim = CLAIMS["gate-gain-resnet"]
+print(chapter.claim(claim, *paired(rows, claim), ids("DS-Net-L", "IEB", among=resnet)))
 ours = in_millions.assign(static=of_resnet["static"]).groupby("arm", sort=False)[["macs", "top1", "static"]].mean().round(2)
 paper = literature[literature["table"].isin(["6", "7"])][["table", "method", "variant", "macs_m", "top1"]]
 print(paper.fillna("").to_string(index=False))
@@ -485,11 +438,11 @@ of_gate["choice"] = [f"{ratios[k]:g}x" for k in of_gate["choice"]]
 count = len(tables.chosen(routed))
 easy = tables.easy_images(tables.one(results, "ds_resnet", "IEB", chapter.seed), count)
 found = tables.diversity(routed, easy)
-title = f"{found['paths']} of {np.size(routed.found['path_macs'])} paths are taken; {found['gate_bits']:.2f} bits a gate"
+title = f"{found['paths']} of {np.size(routed.findings['path_macs'])} paths are taken; {found['gate_bits']:.2f} bits a gate"
 chapter.save(ds_net_figures.gate_distribution(of_gate, title), "gates")
 print(", ".join(f"{name} {value:.3f}" for name, value in found.items()))
 pd.DataFrame({r.recipe.arm: tables.diversity(r, easy) for r in results if r.recipe.net == "ds_resnet"
-              and "choices" in r.found and r.recipe.seed == chapter.seed}).T.round(3)
+              and "choices" in r.findings and r.recipe.seed == chapter.seed}).T.round(3)
 
 # %% [markdown]
 # `gate_bits` is the mean entropy of a gate, at most 2 bits; `information` is what an image's path says about whether it
@@ -519,7 +472,8 @@ against = [tables.routers(tables.one(known, "ds_mbnet", "DS-Net-L", s), tables.o
            for s in chapter.all_seeds]
 rows = pd.concat([each.reset_index().rename(columns={"router": "arm"}).assign(seed=s)
                   for s, each in zip(chapter.all_seeds, against, strict=True)])
-print(chapter.claim(of_gates["known"], *paired(rows, of_gates["known"]), [judge.run_id, base.run_id]))
+claim = CLAIMS["gate-gain-known"]
+print(chapter.claim(claim, *paired(rows, claim), [judge.run_id, base.run_id]))
 print(*tables.collapses(known), sep="\n")
 table = sum(against) / len(against)
 table.assign(macs=table["macs"] / 1e6).rename(columns={"macs": "M MACs", "top1": "top-1, %"}).round(2)
@@ -588,8 +542,9 @@ for r in moved:
     if r.recipe.arm == "IEB":
         print("static paths:", ", ".join(f"{row.top1:.1f} % at {row.macs / 1e6:.2f} M" for row in
                                          tables.static_paths(r).itertuples()))
-if there["arm"].eq(transfers.arms[0]).any():
-    print(chapter.claim(transfers, *paired(there, transfers), ids(*transfers.arms, among=there)))
+claim = CLAIMS["gate-transfer"]
+if there["arm"].eq(claim.arms[0]).any():
+    print(chapter.claim(claim, *paired(there, claim), ids(*claim.arms, among=there)))
 print(f"from {images.name} to {other.name}, {len(other.train):,} training images" if hasattr(other, "notes") else other)
 there.assign(macs=there["macs"] / 1e6).groupby(["arm", "name"], sort=False)[["macs", "top1"]].mean().round(2)
 
@@ -611,9 +566,7 @@ with torch.device("meta"):
 counted = {f"{recipe.arm}, {name}": detector.detector_macs(net, subnet) / 1e9
            for recipe, net in at_full for name, subnet in recipe.named(net).items()}
 table_4 = literature[literature["table"] == "4"].set_index("method")
-billions = Claim("ds-detection-macs", chapter.name, "The four detectors cost 4.3, 2.3, 2.7 and 3.2 billion MACs",
-                 "DS-Net, Table 4", "macs", "exact", ("traced", "printed"), 0.051, seeds=1, unit="G MACs")
-print(chapter.claim(billions, list(counted.values()), table_4["macs_m"] / 1e3))
+print(chapter.claim(CLAIMS["ds-detection-macs"], list(counted.values()), table_4["macs_m"] / 1e3))
 pd.DataFrame({"traced, G": counted.values(), "printed, G": table_4["macs_m"].to_numpy() / 1e3,
               "printed mAP": table_4["map"].to_numpy()}, index=list(counted)).round(2)
 

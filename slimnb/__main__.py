@@ -9,7 +9,7 @@ import os
 import sys
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Annotated
+from typing import Annotated, Union
 
 import tyro
 
@@ -17,7 +17,7 @@ from slimnb.errors import BookError, ParameterError, SlimnbError, exit_with
 
 
 @dataclass(frozen=True)
-class Run:
+class RunCommand:
     """Execute a chapter with papermill and keep the result only if it is whole."""
 
     notebook: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHAPTER")]
@@ -39,7 +39,7 @@ class Run:
 
 
 @dataclass(frozen=True)
-class Train:
+class TrainCommand:
     """Train the runs of a chapter, or of a paper without one, which its notebook then finds; also under torchrun."""
 
     notebook: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHAPTER")]
@@ -61,7 +61,7 @@ class Train:
 
 
 @dataclass(frozen=True)
-class Fetch:
+class FetchCommand:
     """Download a public data set and check it: cifar10 or cifar100."""
 
     name: Annotated[str, tyro.conf.Positional]
@@ -69,7 +69,7 @@ class Fetch:
 
 
 @dataclass(frozen=True)
-class Figures:
+class FiguresCommand:
     """Draw the committed figures again from finished runs; trains nothing."""
 
     scale: str = "small"
@@ -77,7 +77,7 @@ class Figures:
 
 
 @dataclass(frozen=True)
-class Runs:
+class RunsCommand:
     """List the runs in the run store: finished, interrupted and committed ones."""
 
     commit: str | None = None
@@ -87,7 +87,7 @@ class Runs:
 
 
 @dataclass(frozen=True)
-class Claims:
+class ClaimsCommand:
     """List the claims and their verdicts, recomputed from the ledger."""
 
     smoke: bool = False
@@ -99,15 +99,16 @@ def main(arguments: list[str] | None = None) -> None:
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
     arguments = [a for a in arguments if a != "--debug"]
+    # tyro would name a command by its class.
+    kinds = tuple(Annotated[kind, tyro.conf.subcommand(work.__name__)] for kind, work in COMMANDS.items())
     command = tyro.cli(
-        tyro.conf.OmitSubcommandPrefixes[tyro.conf.FlagCreatePairsOff[Run | Train | Fetch | Figures | Runs | Claims]],
+        tyro.conf.OmitSubcommandPrefixes[tyro.conf.FlagCreatePairsOff[Union[kinds]]],  # noqa: UP007 - it is not known before
         args=arguments,
         prog="slimnb",
         description=f"{__doc__.splitlines()[0]} Add --debug for a traceback.",
     )
     try:
-        commands = {Run: run, Train: train, Fetch: fetch, Figures: figures, Runs: runs, Claims: claims}
-        commands[type(command)](command)
+        COMMANDS[type(command)](command)
     except SlimnbError as error:
         if debug:
             raise
@@ -116,7 +117,7 @@ def main(arguments: list[str] | None = None) -> None:
         raise SystemExit(130) from None
 
 
-def run(command: Run) -> None:
+def run(command: RunCommand) -> None:
     """Execute one chapter. Raises SlimnbError."""
     from slimnb.book.chapter import find_root
     from slimnb.book.notebook import declared_by, read_chapter
@@ -124,41 +125,41 @@ def run(command: Run) -> None:
     source = find_chapter(command.notebook)
     declared = declared_by(read_chapter(source))
     words = dict(command.parameters) | ({"scale": command.scale} if command.scale is not None else {})
-    given = {name: declared.read(name, text) for name, text in words.items()}
-    scale = declared.check(given)["scale"]
+    values = {name: declared.read(name, text) for name, text in words.items()}
+    scale = declared.check(values)["scale"]
 
     from slimnb.book.execute import execute
 
     out = command.out or find_root(source.parent) / "build" / scale / f"{source.stem}.ipynb"
     if command.publish:
         out = source.with_suffix(".ipynb")
-    execute(source, out, given, echo=command.echo)
+    execute(source, out, values, echo=command.echo)
 
 
 def find_chapter(text: str) -> Path:
-    """The one chapter's file that `text` names by its path or the start of its name. Raises BookError."""
+    """Return the one chapter's file that `text` names, by its path or the start of its name. Raises BookError."""
     from slimnb.book.chapter import find_root
 
     if Path(text).is_file():
         return Path(text)
-    found = sorted((find_root() / "notebooks").glob("[0-9][0-9]_*.py"))
-    match = [path for path in found if path.stem.startswith(text) and text]
+    chapters = sorted((find_root() / "notebooks").glob("[0-9][0-9]_*.py"))
+    match = [path for path in chapters if path.stem.startswith(text) and text]
     if len(match) != 1:
-        there = ", ".join(path.stem for path in found) or "no chapter yet"
+        there = ", ".join(path.stem for path in chapters) or "no chapter yet"
         there = f"There are: {there}."[:140]
         raise BookError(f"{text[:40]!r}", f"names {len(match)} chapters", there)
     return match[0]
 
 
-def train(command: Train) -> None:
+def train(command: TrainCommand) -> None:
     """Train, resume or find the runs of a scale, one after the other. Raises SlimnbError."""
     from slimnb import plugins
     from slimnb.book.chapter import Chapter
 
-    given = {"scale": command.scale, "seed": command.seed, "seeds": command.seeds, "device": command.device,
+    parameters = {"scale": command.scale, "seed": command.seed, "seeds": command.seeds, "device": command.device,
              "data": command.data, "out": ""}
     is_paper = command.notebook in plugins.names("papers")
-    chapter = Chapter.begin(command.notebook if is_paper else find_chapter(command.notebook).stem, given)
+    chapter = Chapter.begin(command.notebook if is_paper else find_chapter(command.notebook).stem, parameters)
 
     from slimnb.data.datasets import load_data
     from slimnb.runs.store import RunStore
@@ -172,23 +173,23 @@ def train(command: Train) -> None:
     results = experiment.study(stages, chapter.scale, chapter.all_seeds, images, store, arms=command.arm,
                                device=chapter.device, group=group)
     if distributed.rank_of(group) == 0:
-        for found in results:
+        for result in results:
             rows = (f"{row['name'] if 'name' in row else format(row['mult'], 'g') + 'x'} {row['top1']:.1f} %"
-                    for row in found.rows)
-            print(f"{found.recipe.label}: {', '.join(rows)}", flush=True)
+                    for row in result.rows)
+            print(f"{result.recipe.label}: {', '.join(rows)}", flush=True)
         if command.commit:
-            recipes = [found.recipe for found in results]
+            recipes = [result.recipe for result in results]
             for path in experiment.commit(recipes, images, store, root / "results" / recipes[0].paper):
                 print(path.relative_to(chapter.root))
     distributed.finish()
 
 
 def torch_kind(device: str) -> str:
-    """"cpu" or "cuda" of a device's name."""
+    """Return "cpu" or "cuda" for a device's name."""
     return device.partition(":")[0]
 
 
-def fetch(command: Fetch) -> None:
+def fetch(command: FetchCommand) -> None:
     """Download and decode a public data set into $SLIMNB_DATA, else data/. Raises SlimnbError."""
     from slimnb.book.chapter import find_root
     from slimnb.data.datasets import load_data
@@ -201,7 +202,7 @@ def fetch(command: Fetch) -> None:
     print(load_data(command.name, os.environ.get("SLIMNB_DATA") or root, cache=root / "cache", download=True))
 
 
-def figures(command: Figures) -> None:
+def figures(command: FiguresCommand) -> None:
     """Execute every chapter with training forbidden, which draws its figures. Raises SlimnbError."""
     from slimnb.book.chapter import find_root
     from slimnb.book.execute import execute
@@ -213,8 +214,8 @@ def figures(command: Figures) -> None:
         execute(source, root / "build" / "figures" / f"{source.stem}.ipynb", {"scale": command.scale})
 
 
-def runs(command: Runs) -> None:
-    """Print one line per finished run of the store, and name the unfinished ones."""
+def runs(command: RunsCommand) -> None:
+    """Print one line per finished run of the store, and the names of the unfinished ones."""
     from slimnb.book.chapter import find_root
     from slimnb.runs.store import RunStore
 
@@ -242,7 +243,7 @@ def runs(command: Runs) -> None:
         print("No run is finished yet. `make book` trains the smoke runs.")
 
 
-def claims(command: Claims) -> None:
+def claims(command: ClaimsCommand) -> None:
     """Print the ledger, one line per claim and scale."""
     from slimnb.book.chapter import find_root
     from slimnb.book.claims import ledger_frame
@@ -254,6 +255,10 @@ def claims(command: Claims) -> None:
         print(f"No claim is recorded yet in {path.relative_to(path.parents[1])}.")
     else:
         print(frame[[c for c in columns if c in frame]].to_string(index=False))
+
+
+COMMANDS = {RunCommand: run, TrainCommand: train, FetchCommand: fetch, FiguresCommand: figures, RunsCommand: runs,
+            ClaimsCommand: claims}
 
 
 if __name__ == "__main__":

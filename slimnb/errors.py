@@ -1,4 +1,4 @@
-"""The errors slimnb raises for bad input, and how they read: a single line."""
+"""The errors that slimnb raises for bad input. Each reads as a single line."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import sys
 
 
 class SlimnbError(Exception):
-    """What was given, what is allowed and what mends it, in one line.
+    """An error in one line: what was passed, which rule it breaks, and how to mend it.
 
-    `what` names the parameter, file or step with the value seen; `why` is the rule it breaks; `fix` the value or call
-    that mends it; `state` says what was left untouched, where anything could have been written. Shown without a
-    traceback in notebooks and by the command line. `exit_status` is the process's.
+    `what` names the parameter, file or step with its value. `why` is the rule it breaks. `fix` is the value or call
+    that mends it. `state` says what was left untouched, if anything could have been written. Notebooks and the command
+    line show the line without a traceback. `exit_status` is the exit status of the process.
     """
 
     exit_status = 2
@@ -25,15 +25,15 @@ class SlimnbError(Exception):
 
 
 class ParameterError(SlimnbError):
-    """A parameter, a recipe's field or an argument is none of what is allowed; a subnet does not fit its net."""
+    """A parameter, a recipe's field or an argument is not allowed, or a subnet does not fit its net."""
 
 
 class SearchError(SlimnbError):
-    """A search or a table of costs cannot answer: a budget out of reach, a choice never seen, a net it cannot price."""
+    """A search or a table of costs cannot answer: a budget is out of reach, or a choice has no score or no price."""
 
 
 class DataError(SlimnbError):
-    """Images, labels or a data set's files are not as they must be."""
+    """Images, labels or the files of a data set are not as they must be."""
 
     exit_status = 3
 
@@ -55,19 +55,19 @@ class BookError(SlimnbError):
 
 
 class NumericsError(SlimnbError):
-    """A number is not finite, or statistics are missing, stale or another subnet's."""
+    """A number is not finite, or statistics are missing, stale or those of another subnet."""
 
     exit_status = 5
 
 
 class ResourceError(SlimnbError):
-    """Memory, disk or a device does not suffice."""
+    """There is too little memory or disk, or no such device."""
 
     exit_status = 6
 
 
 class BusyError(SlimnbError):
-    """Another process is at it, or this one was asked to end: try again."""
+    """Another process is at work on this, or the process was asked to end. Try again."""
 
     exit_status = 75
 

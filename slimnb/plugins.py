@@ -1,4 +1,4 @@
-"""What is found by a name: papers, nets, resources. Ours are named here, other packages' by their entry points.
+"""Papers, nets and resources by their names: ours are listed here, other packages' are entry points.
 
 A package of your own adds to them in its pyproject.toml, with no change in this repository:
 
@@ -13,6 +13,7 @@ Names stand in recipes and so in the ids of runs: they are keys, and stay as the
 from __future__ import annotations
 
 import importlib
+import importlib.util
 import textwrap
 from importlib.metadata import entry_points
 from typing import Any
@@ -20,7 +21,8 @@ from typing import Any
 from slimnb.errors import ParameterError
 
 OURS = {
-    # a module with STAGES (see `slimnb.train.experiment.Stage`) and, if the book has a chapter on it, CHAPTER
+    # a module with STAGES (see `slimnb.train.experiment.Stage`), and CHAPTER where the book has one on it; beside it,
+    # a module `claims` with CLAIMS
     "papers": {
         "slimmable": "slimnb.papers.slimmable.recipes",
         "sp_net": "slimnb.papers.sp_net.recipes",
@@ -47,18 +49,28 @@ OURS = {
 
 
 def names(kind: str) -> list[str]:
-    """The names of all there are of a kind: "papers", "nets" or "resources"; ours first."""
+    """Return the names of all there are of a kind, ours first; a kind is "papers", "nets" or "resources"."""
     return list(dict.fromkeys([*OURS[kind], *sorted(entry.name for entry in entry_points(group=f"slimnb.{kind}"))]))
 
 
+def claims(paper: str) -> dict[str, Any]:
+    """The claims of the paper of that name (id -> `slimnb.book.claims.Claim`), of the module `claims` by its recipes.
+
+    Empty where a paper has none. Raises ParameterError if there is no such paper.
+    """
+    package = find("papers", paper).__name__.rpartition(".")[0]
+    found = package and importlib.util.find_spec(f"{package}.claims")
+    return dict(getattr(importlib.import_module(f"{package}.claims"), "CLAIMS", {})) if found else {}
+
+
 def find(kind: str, name: str) -> Any:
-    """The module, class or function of that name. Raises ParameterError if there is none."""
+    """Return the module, class or function of that name. Raises ParameterError if there is none."""
     if name in OURS[kind]:
         module, _, attribute = OURS[kind][name].partition(":")
-        found = importlib.import_module(module)
+        thing = importlib.import_module(module)
         for part in attribute.split(".") if attribute else ():
-            found = getattr(found, part)
-        return found
+            thing = getattr(thing, part)
+        return thing
     for entry in entry_points(group=f"slimnb.{kind}", name=name):
         return entry.load()
     raise ParameterError(f"{kind.removesuffix('s')} = {str(name)[:20]!r}",

@@ -11,7 +11,7 @@ from torch import Tensor
 
 
 def rng_at(seed: int, stream: str, step: int) -> np.random.Generator:
-    """The random numbers of one decision: a pure function of (seed, stream, step), the same on every rank."""
+    """Return the random numbers of one decision: they depend on seed, stream and step alone, on every rank."""
     key = np.array([(seed << 32) | zlib.crc32(stream.encode()), step], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key))
 
@@ -40,10 +40,10 @@ def _key(seed: int, stream: str | int, epoch: int) -> int:
 
 
 def keyed_bits(seed: int, stream: str | int, epoch: int, index: Tensor) -> Tensor:
-    """64 random bits per entry of `index` (int64, any shape): a hash of (seed, stream, epoch, index).
+    """Return 64 random bits for each entry of `index` (int64, any shape): a hash of (seed, stream, epoch, index).
 
-    Integer arithmetic only, so CPU and CUDA give the same bits, in any order and any grouping.
-    The index is SplitMix64's counter (Steele, Lea and Flood, 2014), the other three choose where it starts.
+    The arithmetic is of integers only, so CPU and CUDA give the same bits, in any order and any grouping. The index is
+    the counter of SplitMix64 (Steele, Lea and Flood, 2014); the other three choose where it starts.
     """
     bits = index * _signed(_STEP) + _signed(_key(seed, stream, epoch))
     for shift, factor in _MIX:
@@ -53,15 +53,15 @@ def keyed_bits(seed: int, stream: str | int, epoch: int, index: Tensor) -> Tenso
 
 
 def keyed_uniform(seed: int, stream: str | int, epoch: int, index: Tensor) -> Tensor:
-    """Uniform float32 in [0, 1), one per entry of `index` (int64), a pure function of the four arguments."""
+    """Return a uniform float32 in [0, 1) for each entry of `index` (int64); it depends on the four arguments alone."""
     return ((keyed_bits(seed, stream, epoch, index) >> 40) & 0xFFFFFF).float() * 2.0**-24
 
 
 def keyed_choice(seed: int, stream: str | int, epoch: int, index: Tensor, count: int) -> Tensor:
-    """Uniform integers in range(count), int64, one per entry of `index` (int64); count < 2^24."""
+    """Return a uniform int64 in range(count) for each entry of `index` (int64); `count` is below 2^24."""
     return (keyed_uniform(seed, stream, epoch, index) * count).long()
 
 
 def keyed_order(seed: int, stream: str | int, epoch: int, rows: Tensor) -> Tensor:
-    """The rows (N,) int64 in a random order, the same on every device."""
+    """Return the rows (N,) int64 in a random order that is the same on every device."""
     return rows[torch.argsort(keyed_bits(seed, stream, epoch, rows), stable=True)]

@@ -1,4 +1,4 @@
-"""What a subnet is: a value that names the channels, blocks, kernels and resolution a supernet runs with."""
+"""A subnet is a value that names the channels, blocks, kernels and resolution with which a supernet runs."""
 
 from __future__ import annotations
 
@@ -14,16 +14,16 @@ from slimnb.errors import ParameterError
 
 
 def make_divisible(value: float | Fraction, divisor: int = 8, minimum: int = 8) -> int:
-    """Multiple of `divisor` nearest to `value` channels, at least `minimum`, at most 10 % below `value`."""
+    """Return the multiple of `divisor` nearest to `value` channels, at least `minimum`, at most 10 % below `value`."""
     rounded = max(minimum, math.floor((value + Fraction(divisor, 2)) / divisor) * divisor)
     return rounded + divisor if rounded < Fraction(9, 10) * Fraction(value) else rounded
 
 
 def scaled(channels: int, mult: float, rounding: str = "divisible") -> int:
-    """`channels` times the width multiplier `mult`, in multiples of 8 ("divisible") or floored ("floor").
+    """Return `channels` times the width multiplier `mult`, in multiples of 8 ("divisible") or floored ("floor").
 
-    `mult` is read as the decimal it prints as: 0.525 means 525/1000, not the nearest binary fraction, which
-    would move MobileNetV2's 160-channel stage from 88 to 80 channels.
+    `mult` is read as the decimal that it prints as: 0.525 means 525/1000. The nearest binary fraction would move the
+    160-channel stage of MobileNetV2 from 88 to 80 channels.
     """
     exact = channels * Fraction(str(mult))
     return make_divisible(exact) if rounding == "divisible" else math.floor(exact)
@@ -31,7 +31,10 @@ def scaled(channels: int, mult: float, rounding: str = "divisible") -> int:
 
 @dataclass(frozen=True, slots=True)
 class Subnet:
-    """One network inside a supernet; frozen and hashable, so that it can key every cache."""
+    """One network inside a supernet. It is frozen and hashable, so that it can be the key of a cache.
+
+    Raises ParameterError for a field that is not made of whole numbers.
+    """
 
     widths: tuple[int, ...]  # channels kept in each channel unit
     depths: tuple[int, ...] = ()  # blocks kept in each stage
@@ -54,14 +57,14 @@ class Subnet:
         return "/".join(parts) + (f"@{self.resolution}" if self.resolution else "")
 
     def to_json(self) -> dict:
-        """Plain dict of lists and ints; fields at their default are left out."""
+        """Return a plain dict of lists and ints, without the fields that are at their default."""
         fields = {"widths": list(self.widths), "depths": list(self.depths), "kernels": list(self.kernels)}
         out = {name: values for name, values in fields.items() if values}
         return out | ({"resolution": self.resolution} if self.resolution else {})
 
     @classmethod
     def from_json(cls, data: dict) -> Subnet:
-        """The subnet that `to_json` wrote; unknown fields are an error."""
+        """Return the subnet that `to_json` wrote. Raises ParameterError for unknown fields."""
         known = ("widths", "depths", "kernels", "resolution")
         if not isinstance(data, dict) or "widths" not in data or not set(data) <= set(known):
             raise ParameterError(f"subnet {data!r}"[:100], "a subnet is written as widths, with or "
@@ -70,10 +73,13 @@ class Subnet:
 
 
 def elementwise_max(subnets: Iterable[Subnet]) -> tuple[int, ...]:
-    """Widths of the least supernet that contains all `subnets`, which need not be nested. Raises ParameterError."""
+    """Return the widths of the smallest supernet that contains all `subnets`, which need not be nested.
+
+    Raises ParameterError for subnets of different nets.
+    """
     widths = [subnet.widths for subnet in subnets]
-    if len({len(each) for each in widths}) != 1:
-        raise ParameterError(f"subnets of {sorted({len(each) for each in widths})} widths",
+    if len({len(row) for row in widths}) != 1:
+        raise ParameterError(f"subnets of {sorted({len(row) for row in widths})} widths",
                              "subnets of one supernet have as many widths as it has channel units",
                              "Give one or more subnets of one net.")
     return tuple(map(max, zip(*widths, strict=True)))
@@ -81,12 +87,12 @@ def elementwise_max(subnets: Iterable[Subnet]) -> tuple[int, ...]:
 
 @dataclass(frozen=True)
 class SearchSpace:
-    """All subnets a search may name: the choices of every channel unit, stage, elastic block and resolution.
+    """All subnets that a search may name: the choices of every channel unit, stage, elastic block and resolution.
 
-    Units with the same number in `tied` move together: they take the choice of the same index (PSS-Net's
-    one multiplier per stage). `depths` gives the block counts a stage may keep; `block_units` the channel
-    units of each elastic block, stage after stage, so that `canonical` can rename what a dropped block
-    leaves behind.
+    Units with the same number in `tied` move together: they take the choice of the same index (PSS-Net's one multiplier
+    per stage). `depths` holds the block counts that a stage may keep. `block_units` holds the channel units of each
+    elastic block, stage after stage; `canonical` needs them to rename what a dropped block leaves behind. Raises
+    ParameterError for choices that contradict each other.
     """
 
     widths: tuple[tuple[int, ...], ...]  # ascending choices of each channel unit, channels
@@ -105,9 +111,9 @@ class SearchSpace:
         blocks = sum(max(choices) for choices in self.depths) if self.depths else None
         counts = (("ties", self.tied, len(self.widths)), ("kernel choices", self.kernels, blocks),
                   ("block units", self.block_units, blocks))
-        for name, given, expected in counts:
-            if given and expected is not None and len(given) != expected:
-                raise ParameterError(f"{len(given)} {name}", f"this space needs {expected} of them",
+        for name, values, expected in counts:
+            if values and expected is not None and len(values) != expected:
+                raise ParameterError(f"{len(values)} {name}", f"this space needs {expected} of them",
                                      "Give one per channel unit (ties) or per elastic block, or ().")
         home = {unit: block for block, units in enumerate(self.block_units) for unit in units}
         for group in self._groups():
@@ -134,28 +140,28 @@ class SearchSpace:
 
     @property
     def largest(self) -> Subnet:
-        """Every choice at its maximum."""
+        """The subnet with every choice at its maximum."""
         return self._pick(-1)
 
     @property
     def smallest(self) -> Subnet:
-        """Every choice at its minimum, in canonical form."""
+        """The subnet with every choice at its minimum, in canonical form."""
         return self.canonical(self._pick(0))
 
     def at(self, index: np.ndarray) -> list[Subnet]:
-        """The subnets whose units have the choices `index` (N, units), of a space of widths alone."""
+        """Return the subnets whose units have the choices `index` (N, units); the space must have widths alone."""
         return [Subnet(tuple(choices[at] for choices, at in zip(self.widths, row, strict=True)))
                 for row in index.tolist()]
 
     def sample(self, rng: np.random.Generator) -> Subnet:
-        """One subnet with every choice drawn uniformly, in canonical form."""
+        """Draw one subnet, every choice uniformly; it is in canonical form."""
         widths = tuple(int(w) for w in self.sample_widths(rng, 1)[0])
         depths, kernels = (tuple(int(rng.choice(c)) for c in table) for table in (self.depths, self.kernels))
         resolution = int(rng.choice(self.resolutions)) if self.resolutions else None
         return self.canonical(Subnet(widths, depths, kernels, resolution))
 
     def sample_widths(self, rng: np.random.Generator, n: int) -> np.ndarray:
-        """(n, units) widths, each unit (or tied group) drawn uniformly from its choices; no loop over n."""
+        """Draw (n, units) widths, each unit or tied group uniformly from its choices."""
         out = np.empty((n, len(self.widths)), dtype=np.int64)
         for group in self._groups():
             index = rng.integers(len(self.widths[group[0]]), size=n)
@@ -164,7 +170,7 @@ class SearchSpace:
         return out
 
     def canonical(self, subnet: Subnet) -> Subnet:
-        """`subnet` with the widths and kernels of dropped blocks set to 0: one network, one name."""
+        """Return `subnet` with the widths and kernels of dropped blocks set to 0, so that one network has one name."""
         if not self.depths:
             return subnet
         widths, kernels = list(subnet.widths), list(subnet.kernels)
@@ -177,7 +183,7 @@ class SearchSpace:
         return replace(subnet, widths=tuple(widths), kernels=tuple(kernels))
 
     def contains(self, subnet: Subnet) -> bool:
-        """Whether `subnet`, in canonical form, is one of this space's subnets."""
+        """Return whether `subnet`, which is in canonical form, is one of this space's."""
         dropped_units, dropped_blocks = self._dropped(subnet)
         pairs = [(subnet.widths, self.widths, dropped_units), (subnet.depths, self.depths, set()),
                  (subnet.kernels, self.kernels, dropped_blocks)]
@@ -199,7 +205,7 @@ class SearchSpace:
 
     @property
     def size(self) -> int:
-        """Number of different subnets; names that mean the same network count once."""
+        """The number of different subnets; names that mean the same network count once."""
         home = {unit: block for block, units in enumerate(self.block_units) for unit in units}
         blocks = max(len(self.block_units), len(self.kernels), sum(max(choices) for choices in self.depths))
         free, per_block = max(1, len(self.resolutions)), [1] * blocks

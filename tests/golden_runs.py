@@ -220,9 +220,9 @@ def trace(result: Result) -> dict[str, str]:
     for row in result.rows:
         name = row.get("name", row.get("mult"))
         numbers |= {f"row {name} {key}": row[key] for key in ROW if key in row}
-    sums = {f"found {key}": total(value) for key, value in result.found.items()}
+    sums = {f"found {key}": total(value) for key, value in result.findings.items()}
     numbers |= {key: value for key, value in sums.items() if value}
-    used = result.found.get("dtype", result.recipe.dtype)
+    used = result.findings.get("dtype", result.recipe.dtype)
     return {"dtype": used} | {name: float(value).hex() for name, value in numbers.items()}
 
 

@@ -1,11 +1,13 @@
 """The web site: built without a warning from executed notebooks, and opened without a network."""
 
 import importlib.util
+import re
 from pathlib import Path
 
 import nbformat
 import pytest
 
+import slimnb
 from slimnb.book.notebook import END, content_key
 
 ROOT = Path(__file__).resolve().parents[1]
@@ -51,6 +53,18 @@ def test_the_book_builds_clean_and_loads_nothing_from_elsewhere(website, tmp_pat
     assert website.external_requests(tmp_path / "build/html") == []
     seventh = (tmp_path / "build/html/seventh_paper.html").read_text()
     assert 'href="seventh_paper.html"' in index and seventh.count("HalfSandwich") > 1
+    names = (tmp_path / "build/html/api.html").read_text()
+    assert [name for name in slimnb.__all__ if f'id="slimnb.{name}"' not in names] == []
+
+
+@pytest.mark.filterwarnings("ignore:slimnb")  # the page prunes a net that is not trained
+def test_the_page_of_public_names_shows_each_once_and_its_lines_run(tmp_path, monkeypatch):
+    text = (ROOT / "book/api.md").read_text()
+    assert sorted(re.findall(r"^\.\. auto\w+:: (\w+)", text, re.M)) == slimnb.__all__
+    lines = "\n".join(re.findall(r"```python\n(.*?)```", text, re.S))
+    assert [name for name in slimnb.__all__ if not re.search(rf"\b{name}\b", lines)] == []
+    monkeypatch.chdir(tmp_path)  # data and runs go there
+    exec(compile(lines, "book/api.md", "exec"), {"__name__": "api"})  # noqa: S102 - our own page
 
 
 @pytest.mark.parametrize(

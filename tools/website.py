@@ -78,7 +78,7 @@ def prepared(book: nbformat.NotebookNode) -> nbformat.NotebookNode:
 
 
 def cards(books: dict[str, nbformat.NotebookNode]) -> str:
-    """A grid with one card per chapter, its title and its question, and the table of contents."""
+    """A grid with one card per chapter, its title and its question; the table of contents, with the public names."""
     lines = ["## Chapters", "", "::::{grid} 1 1 2 2", ":gutter: 3", ""]
     contents = ["```{toctree}", ":hidden:", ""]
     for name, book in books.items():
@@ -86,6 +86,7 @@ def cards(books: dict[str, nbformat.NotebookNode]) -> str:
         lines += [f":::{{grid-item-card}} {name[:2]} · {title}", f":link: {name}", ":link-type: doc", ""]
         lines += [question, ":::", ""]
         contents.append(f"{name[:2]} {title} <{name}>")
+    contents.append("Public names <api>")
     return "\n".join([*lines, "::::", "", *contents, "```"])
 
 

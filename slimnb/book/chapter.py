@@ -1,4 +1,4 @@
-"""What each chapter does first and last: check parameters, say where it runs, keep figures and claims.
+"""What each chapter does: check parameters, say where it runs, keep figures and claims, print library code.
 
 The set-up cell calls `chapter = Chapter.begin("01_slimmable_networks", globals(), widths=Numbers(1.0))`, the
 last cell `chapter.end()`. torch is imported only after the parameters have passed.
@@ -6,6 +6,7 @@ last cell `chapter.end()`. torch is imported only after the parameters have pass
 
 from __future__ import annotations
 
+import inspect
 import os
 import re
 import sys
@@ -16,14 +17,15 @@ from pathlib import Path
 from typing import Any
 
 from slimnb.book.parameters import COMMON, Rule, check_parameters, refuse
-from slimnb.errors import ParameterError
+from slimnb.errors import BookError, ParameterError
+from slimnb.runs.definitions import shown
 
 END = "slimnb_end"  # key in the metadata of the last cell's output: the chapter ran to its end
 FIRST_REAL_DATA = {"smoke": "synthetic", "small": "cifar100", "full": "cifar100"}
 
 
 def find_root(start: str | Path = ".") -> Path:
-    """The repository that `start` lies in, else the one slimnb was installed from, else `start` itself.
+    """Return the repository that `start` lies in, else the one slimnb was installed from, else `start` itself.
 
     A kernel may stand in notebooks/, in build/ or on a node's scratch disk; figures and runs have one home.
     """
@@ -34,9 +36,18 @@ def find_root(start: str | Path = ".") -> Path:
     return start
 
 
+def literature(paper: str) -> Path:
+    """The file of a paper's printed numbers in the repository: data/literature/sp_net.csv. Raises BookError without."""
+    path = find_root() / f"data/literature/{paper}.csv"
+    if not path.is_file():
+        raise BookError(f"data/literature/{paper}.csv", "there is no such file",
+                        "Work in a clone of the repository: papers' printed numbers are no part of the package.")
+    return path
+
+
 @dataclass(frozen=True)
 class Chapter:
-    """One chapter's run: its checked parameters and the places it writes to. Made by `Chapter.begin`."""
+    """One chapter's run: its checked parameters and the places it writes to. `Chapter.begin` makes it."""
 
     name: str
     parameters: Mapping[str, Any]
@@ -77,7 +88,7 @@ class Chapter:
 
     @property
     def seeds(self) -> int:
-        """How many seeds."""
+        """The number of seeds."""
         return self.parameters["seeds"]
 
     @property
@@ -87,18 +98,18 @@ class Chapter:
 
     @property
     def data_name(self) -> str:
-        """What `slimnb.data.datasets.load_data` takes: synthetic at smoke, CIFAR-100 above, or as `data` says.
+        """What `slimnb.data.datasets.load_data` takes: synthetic at smoke, CIFAR-100 above, or what `data` names.
 
         A relative folder counts from the repository's root, whether Lab or papermill runs the chapter.
         """
-        given = self.parameters["data"]
-        if given == "auto":
+        data = self.parameters["data"]
+        if data == "auto":
             return FIRST_REAL_DATA[self.scale]
-        return str(self.root / Path(given).expanduser()) if re.search(r"[/\\]", given) else given
+        return str(self.root / Path(data).expanduser()) if re.search(r"[/\\]", data) else data
 
     @property
     def data_root(self) -> Path:
-        """Where data sets lie: $SLIMNB_DATA, else data/ in the repository."""
+        """The folder of data sets: $SLIMNB_DATA, else data/ in the repository."""
         return Path(os.environ.get("SLIMNB_DATA") or self.root / "data")
 
     @property
@@ -112,7 +123,7 @@ class Chapter:
     def save(self, axes: Any, name: str, alt: str = "") -> None:
         """Write the figure of `axes` (Axes, an array of them, or the Figure) to `out`/name.svg and show it.
 
-        The same numbers give the same bytes. `alt` describes it to a reader who cannot see it; the book's own
+        The same numbers give the same bytes. `alt` describes the figure to a reader who cannot see it; the book's own
         figures bring their description along.
         """
         if not re.fullmatch(r"[a-z0-9][a-z0-9_-]{0,79}", name):
@@ -125,9 +136,9 @@ class Chapter:
         _show(style.save(panels, self.out / f"{name}.svg"))
 
     def claim(self, claim: Any, a: Any, b: Any = None, runs: Iterable[str] = ()) -> Any:
-        """The verdict on a `slimnb.book.claims.Claim` from its arms at this scale, also entered in the ledger.
+        """Judge a `slimnb.book.claims.Claim` by its arms at this scale, and enter the verdict in the ledger.
 
-        Arrays as in `slimnb.book.claims.judge`. Smoke verdicts go to a ledger of their own under build/.
+        Arrays are as in `slimnb.book.claims.judge`. Smoke verdicts go to a ledger of their own under build/.
         """
         from slimnb.book import claims
 
@@ -136,16 +147,32 @@ class Chapter:
 
     @property
     def ledger(self) -> Path:
-        """The file this chapter's verdicts are entered in."""
+        """The file in which this chapter's verdicts are entered."""
         return self.root / ("build/smoke/claims.csv" if self.scale == "smoke" else "data/claims.csv")
 
     def end(self) -> None:
-        """Say how long the chapter took, and leave the mark that tells `slimnb.book.execute` it ran to its end."""
+        """Say how long the chapter took, and leave the mark that tells `slimnb.book.execute` that it ran to its end."""
         text = (
             f"{self.name}: finished at scale {self.scale} in {time.monotonic() - self.started:.0f} s{_peak()}"
         )
         if not _show({"text/plain": text}, raw=True, metadata={END: self.name}):
             print(text)
+
+
+def source(*things: Any) -> Any:
+    """The library's code of functions, methods or classes as a notebook shows it (Markdown), without docstrings.
+
+    Raises ParameterError for what has no Python source.
+    """
+    from IPython.display import Markdown
+
+    texts = []
+    for thing in things:
+        try:
+            texts.append(shown(inspect.getsource(thing)))
+        except (TypeError, OSError):
+            raise refuse("source of", thing, "has no Python source", "Give a function, method or class.") from None
+    return Markdown("```python\n{}\n```".format("\n\n".join(texts)))
 
 
 def _show(thing: Any, **options: Any) -> bool:
@@ -158,11 +185,11 @@ def _show(thing: Any, **options: Any) -> bool:
     return True
 
 
-def _resolve_device(wanted: str) -> tuple[str, str]:
+def _resolve_device(device: str) -> tuple[str, str]:
     import torch
 
     count = torch.cuda.device_count()
-    device = ("cuda" if count else "cpu") if wanted == "auto" else wanted
+    device = ("cuda" if count else "cpu") if device == "auto" else device
     version = f"torch {torch.__version__.split('+')[0]}"
     if device == "cpu":
         return (
@@ -172,7 +199,7 @@ def _resolve_device(wanted: str) -> tuple[str, str]:
     index = int(device.partition(":")[2] or 0)
     if index >= count:
         there = f"there are cpu and {count} CUDA device{'s'[: count != 1]}"
-        raise ParameterError(f"device = {wanted!r}", there, "Set device='auto'.")
+        raise ParameterError(f"device = {device!r}", there, "Set device='auto'.")
     return device, f"{torch.cuda.get_device_name(index)} | {version}"
 
 

@@ -11,6 +11,7 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import pandas as pd
@@ -65,8 +66,42 @@ class Claim:
             rules.append((f.name, not formula or f.name == "paper_value", "no leading = + - @"))
         for name, ok, rule in rules:
             if not ok:
-                seen = str(getattr(self, name))[:60]
-                raise ParameterError(f"Claim.{name} = {seen!r}", f"must be {rule}", "Correct the claim.")
+                text = str(getattr(self, name))[:60]
+                raise ParameterError(f"Claim.{name} = {text!r}", f"must be {rule}", "Correct the claim.")
+
+
+    @property
+    def rule(self) -> str:
+        """When it holds, in words: "top1: A above B by at least 0.5 points"."""
+        a, b = self.arms
+        side = "above" if self.direction == "greater" else "below"
+        rules = {"superiority": f"{a} {side} {b} by at least {self.delta:g} {self.unit}",
+                 "ordering": f"{a} ordered as {b}, Kendall tau at least {self.delta:g}"}
+        return f"{self.metric}: " + rules.get(self.kind, f"{a} equal to {b} within {self.delta:g} {self.unit}")
+
+    @property
+    def cited(self) -> str:
+        """Its source, with the paper's value where there is one: "DepS, Table 2 (paper: 2 points)"."""
+        return self.source + ("" if self.paper_value is None else f" (paper: {self.paper_value:,.7g} {self.unit})")
+
+
+def by_id(claims: Iterable[Claim]) -> dict[str, Claim]:
+    """Claims under their ids, in their order. Raises ParameterError for an id that two of them have."""
+    found: dict[str, Claim] = {}
+    for claim in claims:
+        if claim.id in found:
+            raise ParameterError(f"Claim.id = {claim.id!r}", "two claims have it", "Rename one.")
+        found[claim.id] = claim
+    return found
+
+
+def overview(claims: Iterable[Claim]) -> Any:
+    """What claims say and when they hold, as a table for a chapter (Markdown)."""
+    from IPython.display import Markdown
+
+    rows = [("id", "claim", "holds if", "seeds", "source"), ("---",) * 5]
+    rows += [(f"`{c.id}`", c.statement, c.rule, str(c.seeds), c.cited) for c in claims]
+    return Markdown("\n".join("| " + " | ".join(row) + " |" for row in rows))
 
 
 @dataclass(frozen=True, slots=True)
@@ -121,13 +156,9 @@ class Verdict:
 
     def lines(self) -> list[tuple[str, str]]:
         """The card as (label, text) pairs."""
-        c, (a, b) = self.claim, self.claim.arms
-        rule = {"superiority": f"{a} {'above' if c.direction == 'greater' else 'below'} {b} by at least "
-                               f"{c.delta:g} {c.unit}",
-                "ordering": f"{a} ordered as {b}, Kendall tau at least {c.delta:g}"}
-        paper = "" if c.paper_value is None else f" (paper: {c.paper_value:,.7g} {c.unit})"
-        out = [("Claim", c.statement), ("Source", c.source + paper),
-               ("Rule", f"{c.metric}: " + rule.get(c.kind, f"{a} equal to {b} within {c.delta:g} {c.unit}")),
+        c = self.claim
+        out = [("Claim", c.statement), ("Source", c.cited),
+               ("Rule", c.rule),
                ("Verdict", self.headline)]
         if not np.isnan(self.p):
             holm = "" if np.isnan(self.p_holm) else f" ({self.p_holm:.3g} after Holm's correction)"
@@ -199,16 +230,16 @@ def judge(claim: Claim, a, b=None, *, scale: str, runs: Iterable[str] = ()) -> V
     if np.size(a) == 0:
         return Verdict(claim, scale, "not run", "not run", runs=tuple(runs))
     a, b = _checked(claim, a, claim.paper_value if b is None else b)
-    seen = {"runs": tuple(runs), "n": len(a), "a_mean": float(a.mean()), "b_mean": float(b.mean())}
+    numbers = {"runs": tuple(runs), "n": len(a), "a_mean": float(a.mean()), "b_mean": float(b.mean())}
     if claim.kind == "exact":
         worst = float(np.abs(a - b).max())
-        word, seen["mean"] = "holds" if worst <= claim.delta else "contradicted", worst
-        return Verdict(claim, scale, word, word, **seen)
+        word, numbers["mean"] = "holds" if worst <= claim.delta else "contradicted", worst
+        return Verdict(claim, scale, word, word, **numbers)
     d = _differences(claim, a, b)
     low, high = interval(d)
-    seen |= {"mean": float(d.mean()), "low": low, "high": high, "detectable": detectable(d)}
+    numbers |= {"mean": float(d.mean()), "low": low, "high": high, "detectable": detectable(d)}
     if len(d) < claim.seeds or (claim.kind == "quantity" and scale != "full"):
-        return Verdict(claim, scale, "not run", "not run", **seen)
+        return Verdict(claim, scale, "not run", "not run", **numbers)
     if claim.kind in ("equivalence", "quantity"):
         p = tost(d, claim.delta)
         holds, contradicted = p <= ALPHA, low > claim.delta or high < -claim.delta
@@ -217,7 +248,7 @@ def judge(claim: Claim, a, b=None, *, scale: str, runs: Iterable[str] = ()) -> V
         holds, contradicted = p <= ALPHA and low > 0 and d.mean() >= claim.delta, high < claim.delta
     word = "holds" if holds else "contradicted" if contradicted else "inconclusive"
     word = word if len(d) >= MIN_SEEDS else "inconclusive"
-    return Verdict(claim, scale, word, word, p=p, **seen)
+    return Verdict(claim, scale, word, word, p=p, **numbers)
 
 
 def paired(frame: pd.DataFrame, claim: Claim, **where) -> tuple[np.ndarray, np.ndarray]:

@@ -49,22 +49,22 @@ def execute(
 ) -> Path:
     """Execute the chapter at `notebook` into `out_path` (.ipynb) and return that path.
 
-    Parameters are checked against the chapter's own declaration first. One line per section with the time so
-    far goes to stdout, and with `echo` all that the cells print. `timeout` (seconds) bounds each cell. Raises
-    SlimnbError: ParameterError for parameters, BookError for a run that is not whole, BusyError when another process is
-    executing into the same file; whatever `out_path` held before is then still there.
+    Parameters are first checked against the chapter's own declaration. One line per section with the time so far goes
+    to stdout, and with `echo` all that the cells print. `timeout` (seconds) bounds each cell. Raises ParameterError for
+    parameters, BookError for a run that is not whole, BusyError if another process is executing into the same file; the
+    old content of `out_path` is then still there.
     """
-    notebook, out_path, given = Path(notebook), Path(out_path).resolve(), dict(parameters or {})
+    notebook, out_path, values = Path(notebook), Path(out_path).resolve(), dict(parameters or {})
     book = read_chapter(notebook)
-    declared_by(book).check(given)
+    declared_by(book).check(values)
     import papermill  # only now: a misspelt parameter is refused without it
 
-    key = content_key(notebook, given)
+    key = content_key(notebook, values)
     out_path.parent.mkdir(parents=True, exist_ok=True)
     with _only_one(out_path), _own_kernel():
         started = time.monotonic()
         book = papermill.execute_notebook(
-            book, None, given, prepare_only=True, kernel_name=KERNEL, language="python")
+            book, None, values, prepare_only=True, kernel_name=KERNEL, language="python")
         failure = _run(book, notebook, echo, timeout)
         done = cleaned(book, find_root(notebook.parent))
         failed = out_path.with_name(f"{out_path.stem}.failed.ipynb")
@@ -77,7 +77,7 @@ def execute(
             raise failure
         seconds = time.monotonic() - started
         done.metadata["slimnb"] = {
-            "key": key, "code": code_hash(done), "parameters": given, "seconds": round(seconds, 1)}
+            "key": key, "code": code_hash(done), "parameters": values, "seconds": round(seconds, 1)}
         _write(done, out_path)
         failed.unlink(missing_ok=True)
         print(f"[{notebook.stem}] {seconds:4.0f} s  done: {os.path.relpath(out_path)}", flush=True)
@@ -85,7 +85,7 @@ def execute(
 
 
 def refresh_prose(notebook: str | Path, executed: str | Path) -> None:
-    """Give `executed`, a run of the code that `notebook` has, the prose that `notebook` has: nothing is run.
+    """Replace the prose of `executed`, a run of the code in `notebook`, by the prose of `notebook`; nothing is run.
 
     The file is written only if that changes it. Raises BookError if its code is another.
     """
@@ -171,15 +171,15 @@ def _own_kernel() -> Iterator[None]:
         argv += ["--log-level=ERROR"]  # else each kernel warns that loopback TCP is not encrypted
         text = json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"})
         (spec / "kernel.json").write_text(text)
-        ours = {
+        kernel = {
             "JUPYTER_PATH": scratch,
             "JUPYTER_RUNTIME_DIR": f"{scratch}/run",
             "JUPYTER_CONFIG_DIR": f"{scratch}/config",
             "IPYTHONDIR": f"{scratch}/ipython",
             "MPLBACKEND": "module://matplotlib_inline.backend_inline",
         }
-        saved = {name: os.environ.get(name) for name in ours}
-        os.environ.update(ours)
+        saved = {name: os.environ.get(name) for name in kernel}
+        os.environ.update(kernel)
         try:
             yield
         finally:

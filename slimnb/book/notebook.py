@@ -1,4 +1,4 @@
-"""A chapter as a file: read it, see what it declares, say whether its execution is whole and up to date."""
+"""A chapter as a file: reading it, its declared parameters, and whether its execution is whole and up to date."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ KEPT = "The last output is kept."
 
 
 def read_chapter(path: str | Path) -> NotebookNode:
-    """The notebook at `path` (.py in percent format, or .ipynb), with cell ids that follow from its content.
+    """Return the notebook at `path` (.py in percent format, or .ipynb), with cell ids that follow from its content.
 
     Raises BookError for a missing file, merge markers, or text that is no notebook.
     """
@@ -61,16 +61,16 @@ def read_chapter(path: str | Path) -> NotebookNode:
 
 def _named(book: NotebookNode) -> NotebookNode:
     # jupytext draws fresh random ids on each reading, which would change a committed file for nothing.
-    seen: dict[str, int] = {}
+    counts: dict[str, int] = {}
     for cell in book.cells:
-        seen[cell.source] = seen.get(cell.source, -1) + 1
-        cell.id = hashlib.sha256(f"{seen[cell.source]}{cell.source}".encode()).hexdigest()[:12]
+        counts[cell.source] = counts.get(cell.source, -1) + 1
+        cell.id = hashlib.sha256(f"{counts[cell.source]}{cell.source}".encode()).hexdigest()[:12]
     book.nbformat, book.nbformat_minor = 4, 5
     return book
 
 
 def declared_by(book: NotebookNode) -> Declaration:
-    """The parameters the notebook declares, read without running it. Raises BookError without a parameters cell."""
+    """Return the parameters that the notebook declares, without running it. Raises BookError if it has no such cell."""
     code = [cell for cell in book.cells if cell.cell_type == "code"]
     tagged = [cell for cell in code if "parameters" in cell.metadata.get("tags", [])]
     if len(tagged) != 1:
@@ -88,20 +88,19 @@ def _python(book: NotebookNode) -> str:
 
 
 def content_key(notebook: str | Path, parameters: Mapping[str, Any] | None = None) -> str:
-    """Hash of what decides a chapter's outputs: its code cells, what they reach, parameters, Python and torch.
+    """Hash what decides a chapter's outputs: its code cells, what they reach, parameters, Python and torch.
 
-    Counted are the statements of every definition that the code reaches, those that run and clean a chapter among
-    them. Neither prose counts nor the library's comments and docstrings, unless the chapter prints them, nor the words
-    of errors. What a recipe names by a text is counted whole: all nets, and the papers whose recipes are reached.
-    Nothing of torch is imported.
+    The statements of every definition that the code reaches count, with those that run and clean a chapter. Prose does
+    not count, nor do the library's comments and docstrings, unless the chapter prints them, nor the words of errors.
+    Nets and papers that a recipe names by a text count whole. Torch is not imported.
     """
     book, reader = read_chapter(notebook), Reader({"slimnb": PACKAGE})
     code = _python(book)
-    found = reader.reached([*mentioned(code), "slimnb.book.execute.execute", *_modules("nets")], strict=False)
-    papers = {name.split(".")[2] for name in found if RECIPES.match(name)}
-    found = reader.reached([name for paper in papers for name in _modules(f"papers/{paper}")])
+    texts = reader.reached([*mentioned(code), "slimnb.book.execute.execute", *_modules("nets")], strict=False)
+    papers = {name.split(".")[2] for name in texts if RECIPES.match(name)}
+    texts = reader.reached([name for paper in papers for name in _modules(f"papers/{paper}")])
     parts = [code_hash(book), dict(parameters or {}), sys.version, importlib.metadata.version("torch"),
-             sorted({f"{name.partition(':')[2]}={text}" for name, text in found.items()}),
+             sorted({f"{name.partition(':')[2]}={text}" for name, text in texts.items()}),
              [reader.source(name) for name in mentioned(code, PRINTERS)]]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
@@ -113,7 +112,7 @@ def _modules(folder: str) -> list[str]:
 
 
 def is_current(notebook: str | Path, output: str | Path, parameters: Mapping[str, Any] | None = None) -> bool:
-    """Whether `output` is a whole execution of `notebook` as its code and the library's now read."""
+    """Return whether `output` is a whole execution of `notebook` with its code and the library's as they are now."""
     try:
         book = nbformat.read(output, as_version=4)
         check_whole(book, Path(output).name)
@@ -123,13 +122,13 @@ def is_current(notebook: str | Path, output: str | Path, parameters: Mapping[str
 
 
 def code_hash(book: NotebookNode) -> str:
-    """Hash of the notebook's code cells but the injected one: outputs that carry another are stale."""
+    """Hash the notebook's code cells except the injected one; outputs with another hash are stale."""
     cells = [c.source for c in book.cells if c.cell_type == "code" and not _injected(c)]
     return hashlib.sha256(json.dumps(cells).encode()).hexdigest()[:32]
 
 
 def with_prose(ran: NotebookNode, book: NotebookNode) -> NotebookNode:
-    """The executed notebook `ran`, its Markdown cells those of `book`, which has the same code cells."""
+    """Return the executed notebook `ran` with the Markdown cells of `book`, which has the same code cells."""
     code = [cell for cell in ran.cells if cell.cell_type == "code"]
     ran.cells = []
     for cell in book.cells:
@@ -174,9 +173,9 @@ def _cell_error(name: str, index: int, ename: str, evalue: str) -> SlimnbError:
 
 
 def heading(cell: NotebookNode) -> str:
-    """The first title of level 1 or 2 in a Markdown cell, else an empty text."""
-    found = re.search(r"^##? +(.+)$", cell.source, re.M) if cell.cell_type == "markdown" else None
-    return found[1].strip() if found else ""
+    """Return the first title of level 1 or 2 in a Markdown cell, else ""."""
+    match = re.search(r"^##? +(.+)$", cell.source, re.M) if cell.cell_type == "markdown" else None
+    return match[1].strip() if match else ""
 
 
 def _injected(cell: NotebookNode) -> bool:
@@ -184,7 +183,7 @@ def _injected(cell: NotebookNode) -> bool:
 
 
 def cleaned(book: NotebookNode, root: Path) -> NotebookNode:
-    """Without clock readings, this machine's paths and all but the last line of progress: fit to commit."""
+    """Remove clock readings, this machine's paths and all but the last line of progress, for a commit."""
     book.metadata = NotebookNode(
         kernelspec={"display_name": "Python 3 (ipykernel)", "language": "python", "name": "python3"},
         language_info=book.metadata.get("language_info", {"name": "python"}),
@@ -216,7 +215,7 @@ def _thinned(output: NotebookNode) -> NotebookNode:
     # Twenty lines of progress per training run tell a reader of the finished page no more than the last one.
     if output.output_type == "stream":
         lines = output.text.splitlines(keepends=True)
-        labels = [found[1] if (found := PROGRESS.match(line)) else None for line in lines]
+        labels = [match[1] if (match := PROGRESS.match(line)) else None for line in lines]
         pairs = zip(lines, labels, [*labels[1:], None], strict=True)
         output.text = "".join(line for line, label, after in pairs if label is None or label != after)
     return output

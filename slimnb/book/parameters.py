@@ -1,7 +1,7 @@
-"""What may stand in a chapter's parameters cell, checked before anything is imported, trained or written.
+"""The rules for a chapter's parameters cell, checked before anything is imported, trained or written.
 
-Types are strict because papermill changes them silently: "0.1" is not 0.1, "False" is true, and True would
-pass for the integer 1. This file must stay importable without torch: a typo is refused within a second.
+Types are strict because papermill changes them silently: "0.1" is not 0.1, "False" is true, and True would pass for the
+integer 1. This file must stay importable without torch, so that a typo is refused within a second.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ def _short(value: Any, limit: int = 32) -> str:
 
 
 def refuse(name: str, value: Any, why: str, fix: str) -> ParameterError:
-    """The error for one bad parameter, its value shortened so that the line stays within 240 characters."""
+    """Make the error for one bad parameter; its value is shortened so that the line stays within 240 characters."""
     return ParameterError(f"{name[:40]} = {_short(value)}", why, fix)
 
 
@@ -91,7 +91,7 @@ def Choice(values: tuple[str, ...]) -> Rule:
 def Numbers(high: float = 1.0, complete: bool = False, whole: bool = False) -> Rule:
     """A list of finite numbers in (0, high]: not empty, ascending, none twice; `complete`: up to `high`.
 
-    For width multipliers (`Numbers(1.0, complete=True)`) and image sides (`Numbers(224, whole=True)`).
+    It serves width multipliers (`Numbers(1.0, complete=True)`) and image sides (`Numbers(224, whole=True)`).
     """
     item = Annotated[int if whole else FiniteFloat, Interval(gt=0, le=high)]
     words = f"a list of one or more {'integers' if whole else 'numbers'} above 0 and at most {high:g}"
@@ -158,17 +158,17 @@ COMMON = {
 
 
 def check_parameters(namespace: Mapping[str, Any], declared: Mapping[str, Rule]) -> dict[str, Any]:
-    """The checked parameters, by name, out of a chapter's globals.
+    """Return the checked parameters, by name, out of a chapter's globals.
 
-    Every simple-valued global (number, text, list ...) must be one of COMMON or of `declared`, so a misspelt
-    name that papermill wrote into the notebook is seen. Raises SlimnbError with ParameterError.
+    Every simple-valued global (number, text, list ...) must be one of COMMON or of `declared`, so that a misspelt name
+    that papermill wrote into the notebook is noticed. Raises ParameterError.
     """
     rules = COMMON | dict(declared)
-    seen = {k: v for k, v in namespace.items() if _looks_like_parameter(k, v)}
-    for name in seen:
+    values = {k: v for k, v in namespace.items() if _looks_like_parameter(k, v)}
+    for name in values:
         check_name(name, rules)
     for name, rule in rules.items():
-        if name not in seen:
+        if name not in values:
             if name in namespace:  # there, but not a simple value: numpy scalars and the like
                 rule.check(name, namespace[name])
             raise ParameterError(
@@ -176,8 +176,8 @@ def check_parameters(namespace: Mapping[str, Any], declared: Mapping[str, Rule])
                 "every declared parameter needs a value in the parameters cell",
                 f"Add {name[:40]} = ... to it.",
             )
-        rule.check(name, seen[name])
-    return {name: seen[name] for name in rules}
+        rule.check(name, values[name])
+    return {name: values[name] for name in rules}
 
 
 def check_name(name: str, known: Mapping[str, Any]) -> None:
@@ -206,14 +206,14 @@ class Declaration:
     defaults: dict[str, Any] = field(default_factory=dict)
     rules: dict[str, Rule] = field(default_factory=dict)
 
-    def check(self, given: Mapping[str, Any]) -> dict[str, Any]:
-        """All parameters, `given` over the defaults, checked without running the chapter. Raises ParameterError."""
-        for name in given:
+    def check(self, values: Mapping[str, Any]) -> dict[str, Any]:
+        """Return all parameters, `values` over the defaults, without running the chapter. Raises ParameterError."""
+        for name in values:
             check_name(name, self.defaults)
-        return check_parameters({**self.defaults, **given}, self.rules)
+        return check_parameters({**self.defaults, **values}, self.rules)
 
     def read(self, name: str, text: str) -> Any:
-        """The value that `text` on a command line stands for: itself for a text parameter, else a literal."""
+        """Return the value that `text` on a command line stands for: itself for a text parameter, else a literal."""
         check_name(name, self.defaults)
         if type(self.defaults[name]) is str:
             return text
@@ -224,9 +224,9 @@ class Declaration:
 
 
 def declaration(parameters_cell: str, code: str) -> Declaration:
-    """The defaults in the parameters cell and the rules in `Chapter.begin(...)` of `code`, neither executed.
+    """Return the defaults in the parameters cell and the rules in `Chapter.begin(...)` of `code`; neither is executed.
 
-    Raises ParameterError when the cell holds anything but `name = literal`, or a rule's arguments are not literals.
+    Raises ParameterError if the cell holds anything but `name = literal`, or if a rule's arguments are not literals.
     """
     defaults = {}
     for node in ast.parse(parameters_cell).body:

@@ -1,4 +1,4 @@
-"""Search in elastic nets, all arrays: structures as rows of choices, and tables whose block costs add up."""
+"""Structures of elastic nets as rows of choices, and tables in which the costs of their blocks add up."""
 
 from __future__ import annotations
 
@@ -18,12 +18,15 @@ from slimnb.subnet import SearchSpace, Subnet
 
 
 def sample_structures(space: SearchSpace, rng: np.random.Generator, n: int) -> np.ndarray:
-    """(n, stages + blocks) choice numbers, every choice drawn uniformly as by `space.sample`; no loop over n."""
+    """Draw (n, stages + blocks) choice numbers, every choice uniformly as `space.sample` does."""
     return rng.integers(choices_per_column(space), size=(n, len(space.depths) + len(space.kernels)))
 
 
 def structures_of(space: SearchSpace, subnets: Sequence[Subnet]) -> np.ndarray:
-    """(N, stages + blocks) choice numbers of canonical subnets; dropped blocks get choice 0. Raises ParameterError."""
+    """Return the choice numbers (N, stages + blocks) of canonical subnets; dropped blocks get choice 0.
+
+    Raises ParameterError for a subnet of another space.
+    """
     rows = np.zeros((len(subnets), len(space.depths) + len(space.kernels)), dtype=np.int64)
     for row, subnet in zip(rows, subnets, strict=True):
         try:
@@ -39,7 +42,7 @@ def structures_of(space: SearchSpace, subnets: Sequence[Subnet]) -> np.ndarray:
 
 
 def subnets_at(space: SearchSpace, structures: np.ndarray, resolution: int | None = None) -> list[Subnet]:
-    """The canonical subnets of `structures` (N, stages + blocks)."""
+    """Return the canonical subnets of `structures` (N, stages + blocks)."""
     stages, kept = len(space.depths), kept_blocks(space, structures)
     widths = np.tile([choices[-1] for choices in space.widths], (len(structures), 1))
     sides = np.empty(kept.shape, dtype=np.int64)
@@ -55,7 +58,7 @@ def subnets_at(space: SearchSpace, structures: np.ndarray, resolution: int | Non
 
 
 def kept_blocks(space: SearchSpace, structures: np.ndarray) -> np.ndarray:
-    """(N, blocks) bool: whether a structure keeps a block."""
+    """Return which blocks each structure keeps, (N, blocks) bool. Raises ParameterError for other shapes."""
     _check(space, structures)
     place = np.concatenate([np.arange(choices[-1]) for choices in space.depths])
     stage = np.repeat(np.arange(len(space.depths)), [choices[-1] for choices in space.depths])
@@ -68,7 +71,7 @@ def _depths(space: SearchSpace, structures: np.ndarray) -> np.ndarray:
 
 
 def choices_per_column(space: SearchSpace) -> list[int]:
-    """How many choices each column of a structure has."""
+    """Return how many choices each column of a structure has."""
     pairs = zip(space.block_units, space.kernels, strict=True)
     return [len(c) for c in space.depths] + [len(space.widths[units[0]]) * len(sides) for units, sides in pairs]
 
@@ -86,9 +89,9 @@ def _check(space: SearchSpace, structures: np.ndarray) -> None:
 
 @dataclass(frozen=True)
 class ElasticTable:
-    """Costs of all subnets of an elastic net: a constant and, of every block kept, the term of its choice.
+    """Costs of all subnets of an elastic net: a constant, and a term for the choice of every block that is kept.
 
-    `terms` is (blocks, choices), choices numbered as in a structure; `choices[c]` is (expansion, kernel).
+    `terms` is (blocks, choices); choices are numbered as in a structure, and `choices[c]` is (expansion, kernel).
     """
 
     unit: str  # of the costs: "MACs", "parameters", "ms"
@@ -100,20 +103,20 @@ class ElasticTable:
 
     @classmethod
     def macs(cls, net: ElasticNet, convention: str = "A", resolution: int | None = None) -> ElasticTable:
-        """Exact MACs, from one trace for each (expansion, kernel)."""
+        """Make the table of exact MACs, from one trace for each (expansion, kernel)."""
         about = {"convention": convention, "resolution": resolution or net.input_size}
         layers = partial(macs_by_layer, net, convention=convention, resolution=resolution)
         return cls.by_layer("MACs", net, layers, about)
 
     @classmethod
     def params(cls, net: ElasticNet) -> ElasticTable:
-        """Exact parameters of one subnet, small kernels baked."""
+        """Make the table of exact parameters of one subnet, whose small kernels are computed once and stored."""
         return cls.by_layer("parameters", net, lambda subnet: params_by_layer(net, [subnet]), {})
 
     @classmethod
     def by_layer(cls, unit: str, net: ElasticNet, costs: Callable[[Subnet], dict[str, float]],
                  about: dict) -> ElasticTable:
-        """From `costs(subnet)` by layer name, asked for the full depth at each (expansion, kernel)."""
+        """Make a table of `costs(subnet)`, a dict by layer name, for the full depth at each (expansion, kernel)."""
         choices = tuple((expand, kernel) for expand in net.expands for kernel in net.kernels)
         blocks = block_names(net)
         terms = np.zeros((len(blocks), len(choices)), dtype=np.int64 if unit != "ms" else float)
@@ -125,15 +128,18 @@ class ElasticTable:
         return cls(unit, net.search_space, choices, constant, terms, about)
 
     def predict(self, structures: np.ndarray) -> np.ndarray:
-        """(N, stages + blocks) choice numbers -> (N,) costs, exact for MACs and parameters. Raises ParameterError."""
+        """Return the costs (N,) of choice numbers (N, stages + blocks), exact for MACs and parameters.
+
+        Raises ParameterError for other shapes and choices that do not exist.
+        """
         kept = kept_blocks(self.space, structures)
         chosen = structures[:, len(self.space.depths):]
         return (self.terms[np.arange(len(self.terms)), chosen] * kept).sum(1) + self.constant
 
     def of(self, subnet: Subnet) -> float:
-        """Cost of one subnet, whose resolution must be the table's if both have one.
+        """Return the cost of one subnet.
 
-        Raises SearchError, ParameterError.
+        Raises SearchError if the subnet has another resolution than the table, ParameterError if it is of another net.
         """
         side = self.about.get("resolution")
         if subnet.resolution and side and subnet.resolution != side:
@@ -143,6 +149,6 @@ class ElasticTable:
 
 
 def block_names(net: ElasticNet) -> list[str]:
-    """Module names of the elastic blocks, in order."""
+    """Return the module names of the elastic blocks, in order."""
     return [f"{name}.{i}" for name, stage in net.named_modules() if isinstance(stage, ElasticStage)
             for i in range(len(stage))]

@@ -1,4 +1,4 @@
-"""Latency of elastic nets: a table of milliseconds per block and choice, measured on this machine."""
+"""Latency of elastic nets: this machine measures a table of milliseconds per block and choice."""
 
 from __future__ import annotations
 
@@ -22,12 +22,12 @@ from slimnb.subnet import Subnet
 def elastic_latency(net: ElasticNet, batch: int = 1, *, resolution: int | None = None, rounds: int = 20,
                     warmup: int = 2, min_ms: float = 0.5,
                     progress: Callable[[int, int], None] | None = None) -> ElasticTable:
-    """Milliseconds of every block at every (expansion, kernel), for one batch of `batch` images.
+    """Measure the milliseconds of every block at every (expansion, kernel), for one batch of `batch` images.
 
-    Blocks are timed as plain modules, as they are deployed, all in turn; those of equal shape once. The least of
-    `rounds` counts. The constant is what the time of whole nets leaves over, by the median of the uniform ones of full
-    depth. `table.about` says device, threads, batch, dtype, date, resolution and how many blocks were timed. A busy
-    machine spoils the table: look at `check_latency` before trusting it.
+    Blocks are timed as plain modules, as they are deployed, all in turn; blocks of equal shape are timed once. The
+    least of `rounds` times counts. The constant is the time of whole nets that the blocks leave over: the median over
+    uniform nets of full depth. `table.about` names device, threads, batch, dtype, date, resolution and the number of
+    blocks that were timed. A busy machine spoils the table, so run `check_latency` before you trust it.
     """
     side = resolution or net.input_size
     net = copy.deepcopy(net)
@@ -44,8 +44,8 @@ def elastic_latency(net: ElasticNet, batch: int = 1, *, resolution: int | None =
         for row, (key, call) in enumerate(_blocks(net, subnet, x)):
             keys[row, choice] = key
             timed.setdefault(key, call)
-    found = compare_latency(timed, x, rounds, warmup, min_ms, progress)
-    ms = {key: each["min_ms"] for key, each in found.items()}
+    latencies = compare_latency(timed, x, rounds, warmup, min_ms, progress)
+    ms = {key: latency["min_ms"] for key, latency in latencies.items()}
     blocks = len(block_names(net))
     terms = np.array([[ms[keys[row, choice]] for choice in choices] for row in range(blocks)])
     rest = [ms["whole", choice] - terms[:, column].sum() for column, choice in enumerate(choices)]
@@ -57,22 +57,22 @@ def _blocks(net: ElasticNet, subnet: Subnet, x: Tensor) -> list[tuple[tuple, Cal
     """Of each block of `subnet`: what its latency depends on, and a call of it alone."""
     selection, inputs = net.select(subnet, statistics="slot"), {}
     modules = [net.get_submodule(name) for name in block_names(net)]
-    hooks = [module.register_forward_pre_hook(lambda module, given: inputs.update({module: given[0]}))
+    hooks = [module.register_forward_pre_hook(lambda module, images: inputs.update({module: images[0]}))
              for module in modules]
     try:
         net(x, subnet, statistics="slot")
     finally:
         for hook in hooks:
             hook.remove()
-    found = []
+    calls = []
     for module in modules:
-        plain, given = module.extract(selection).eval(), inputs[module]
-        shape = (*given.shape, *(_told(layer) for layer in plain.modules()))
-        found.append((shape, partial(plain, given.contiguous(memory_format=torch.channels_last))))
-    return found
+        plain, images = module.extract(selection).eval(), inputs[module]
+        shape = (*images.shape, *(_latency_key(layer) for layer in plain.modules()))
+        calls.append((shape, partial(plain, images.contiguous(memory_format=torch.channels_last))))
+    return calls
 
 
-def _told(layer: nn.Module) -> tuple:
+def _latency_key(layer: nn.Module) -> tuple:
     """What tells plain layers of different latency apart."""
     shapes = tuple(tuple(p.shape) for p in layer.parameters(recurse=False))
     return type(layer).__name__, shapes, getattr(layer, "stride", None)
@@ -80,10 +80,10 @@ def _told(layer: nn.Module) -> tuple:
 
 def check_latency(table: ElasticTable, net: ElasticNet, subnets: int = 40, *, seed: int = 0, rounds: int = 5,
                   progress: Callable[[int, int], None] | None = None) -> dict:
-    """Predicted and measured milliseconds of random subnets that were not timed for `table`; its errors.
+    """Compare predicted with measured milliseconds of random subnets that were not timed for `table`.
 
-    Keys: predicted, measured (lists, ms), about, and those of `held_out_error`. Raises ParameterError for fewer than 3
-    subnets.
+    The keys are predicted and measured (lists, ms), about, and those of `held_out_error`. Raises ParameterError for
+    fewer than 3 subnets.
     """
     if subnets < 3:
         raise ParameterError(f"{subnets} subnets", "an error needs 3 of them or more", "Time more.")

@@ -20,9 +20,13 @@ from slimnb.subnet import Subnet
 def execution_modes(net: SlimmableNet, subnet: Subnet, x: Tensor) -> dict[str, Callable[[], Tensor]]:
     """Return five callables that give logits of x (B, 3, H, W), for `compare_latency`; the last four give the same.
 
-    full: the largest subnet. mask: the largest with the channels outside `subnet` multiplied by zero.
-    index: weights gathered by lists of channel numbers at every call. slice: what slimnb does. ideal: the
-    stand-alone thin net in whichever memory format is the faster here. Both subnets need statistics.
+    - full: the largest subnet.
+    - mask: the largest subnet, with the channels outside `subnet` multiplied by zero.
+    - index: `subnet`, its weights gathered by lists of channel numbers at every call.
+    - slice: `subnet`, as slimnb runs it.
+    - ideal: the stand-alone thin net, in whichever memory format is faster here.
+
+    Both subnets need statistics. Raises NumericsError without them.
     """
     masks = Masks(tuple((torch.arange(most, device=x.device) < width).float()[None]
                         for width, most in zip(subnet.widths, net.largest.widths, strict=True)),
@@ -36,8 +40,8 @@ def execution_modes(net: SlimmableNet, subnet: Subnet, x: Tensor) -> dict[str, C
 def in_faster_format(plain: nn.Module, x: Tensor, rounds: int = 5) -> Callable[[], Tensor]:
     """Return a callable that gives `plain(x)`, with both in PyTorch's own memory format or both in channels_last.
 
-    It takes the format whose fastest of `rounds` calls, timed in turn, was the faster: neither wins for every net,
-    and a slice, which is always in channels_last, must not look good beside a net held in the wrong one.
+    The format is the one with the fastest of `rounds` calls, timed in turn. Neither wins for every net, and a slice,
+    which is always in channels_last, must not look good beside a net that is held in the wrong format.
     """
     ways = [partial(copy.deepcopy(plain).to(memory_format=form), x.contiguous(memory_format=form))
             for form in (torch.contiguous_format, torch.channels_last)]

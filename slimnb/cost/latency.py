@@ -1,4 +1,4 @@
-"""Time on this device: of callables in turn, of five ways to run a subnet, and tables layer by layer."""
+"""Time on this device: of callables in turn, and in tables, layer by layer."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ from slimnb.subnet import SearchSpace, Subnet
 
 def measure_latency(module: Callable[[Tensor], Tensor], x: Tensor, rounds: int = 30, warmup: int = 3,
                     min_ms: float = 1.0) -> dict:
-    """Latency of `module(x)` on the device of `x`: see `compare_latency` for the keys."""
+    """Measure the latency of `module(x)` on the device of `x`; the keys are those of `compare_latency`."""
     return compare_latency({"": lambda: module(x)}, x, rounds, warmup, min_ms)[""]
 
 
@@ -34,12 +34,12 @@ def measure_latency(module: Callable[[Tensor], Tensor], x: Tensor, rounds: int =
 def compare_latency(callables: Mapping[Hashable, Callable[[], object]], x: Tensor, rounds: int = 30,
                     warmup: int = 3, min_ms: float = 1.0,
                     progress: Callable[[int, int], None] | None = None) -> dict[Hashable, dict]:
-    """Latency of several callables, timed in turn, round after round: drift of the machine hits all alike.
+    """Measure the latency of several callables in turn, round after round, so that drift of the machine hits all alike.
 
-    A sample repeats a short callable until about `min_ms` have passed. `x` says the device and the batch;
-    on a CUDA device samples are taken with events. Each value has median_ms, low_ms (the lower quartile), min_ms,
-    iqr_ms (half of the samples lie that close together), rounds, calls (per sample), and device, threads, batch,
-    dtype, date. `progress(done, rounds)` is called after every round.
+    A sample repeats a short callable until about `min_ms` have passed. `x` tells the device and the batch; on a CUDA
+    device samples are taken with events. Each value has median_ms, low_ms (the lower quartile), min_ms, iqr_ms (half of
+    the samples lie that close together), rounds, calls (per sample), and device, threads, batch, dtype, date.
+    `progress(done, rounds)` is called after every round.
     """
     if rounds < 1 or warmup < 1:
         raise ParameterError(f"rounds = {rounds}, warmup = {warmup}", "both are at least 1",
@@ -61,7 +61,7 @@ def compare_latency(callables: Mapping[Hashable, Callable[[], object]], x: Tenso
 
 
 def conditions(x: Tensor) -> dict:
-    """What a latency depends on: device, threads, batch, dtype, and the date (UTC)."""
+    """Return what a latency depends on: device, threads, batch, dtype, and the date (UTC)."""
     device = torch.cuda.get_device_name(x.device) if x.is_cuda else "cpu"
     return {"device": device, "threads": torch.get_num_threads(), "batch": len(x),
             "dtype": str(x.dtype).removeprefix("torch."), "date": datetime.now(UTC).strftime("%Y-%m-%d")}
@@ -98,7 +98,7 @@ def _cuda_sample(fn: Callable[[], object], calls: int) -> float:
 
 def latency_table(net: SlimmableNet, space: SearchSpace, batch: int = 1, *, resolution: int | None = None,
                   **settings) -> CostTable:
-    """Milliseconds of every layer at every pair of neighbouring width choices: see `latency_tables`."""
+    """Measure every layer at every pair of neighbouring width choices, in milliseconds: see `latency_tables`."""
     side = resolution or net.input_size
     return latency_tables(net, space, (side,), batch, **settings)[side]
 
@@ -107,13 +107,15 @@ def latency_table(net: SlimmableNet, space: SearchSpace, batch: int = 1, *, reso
 def latency_tables(net: SlimmableNet, space: SearchSpace, resolutions: Sequence[int], batch: int = 1, *,
                    rounds: int = 5, warmup: int = 2, min_ms: float = 0.2,
                    progress: Callable[[int, int], None] | None = None) -> dict[int, CostTable]:
-    """For each input side the milliseconds of every layer at every pair of width choices, on the net's device.
+    """Measure, for each input side, the milliseconds of every layer at every pair of width choices.
 
-    Layers are the net's own, sliced as `net(x, subnet)` slices them, normalisation and activation included. Equal
-    ones are timed once, those of all sides in turn, so that drift of the machine hits all alike, and the lower
-    quartile over `rounds` is kept: neighbours on the machine spoil a median. `table.about` says device, threads,
-    batch, dtype, date, resolution and how many layers were timed. A sum over layers leaves out what lies between
-    them: hold a few whole subnets against it before trusting it (`slimnb.cost.latency_model.compare_predicted`).
+    Layers are timed on the net's device, sliced as `net(x, subnet)` slices them, with normalisation and activation.
+    Equal layers are timed once, those of all sides in turn, so that drift of the machine hits all alike. The lower
+    quartile over `rounds` is kept, since other programs on the machine spoil a median. `table.about` names device,
+    threads, batch, dtype, date, resolution and the number of layers that were timed.
+
+    A sum over layers leaves out what lies between them. Compare it with a few whole subnets before you trust it
+    (`slimnb.cost.latency_model.compare_predicted`).
     """
     refuse_padded(net)
     net.check(Subnet(space.largest.widths))
@@ -140,7 +142,7 @@ def latency_tables(net: SlimmableNet, space: SearchSpace, resolutions: Sequence[
 
 @dataclass(frozen=True)
 class Layer:
-    """A layer to time: `shape` tells all that its latency depends on, `module` is one of that shape."""
+    """A layer to time. `shape` holds all that its latency depends on, and `module` is one layer of that shape."""
 
     shape: tuple
     inputs: tuple[tuple[int, int, int], ...]  # (C, H, W) of each input
@@ -156,14 +158,14 @@ class Layer:
 
 def _traced(net: SlimmableNet, batch: int, side: int) -> Iterator[tuple[nn.Module, int, int]]:
     """Every layer of the largest subnet with the height and width of its input (of a join: its output)."""
-    seen: list[tuple[nn.Module, int, int]] = []
+    traced: list[tuple[nn.Module, int, int]] = []
 
     def note(module, inputs, output):
         shape = (output if isinstance(module, Residual) else inputs[0]).shape
-        seen.append((module, *shape[2:]))
+        traced.append((module, *shape[2:]))
 
     def note_head(module, inputs, output):
-        seen.append((net.classifier, *output.shape[2:]))
+        traced.append((net.classifier, *output.shape[2:]))
 
     layers = [m for m in net.modules() if isinstance(m, (ConvNormAct, MaxPool, Residual))]
     hooks = [m.register_forward_hook(note) for m in layers] + [net.features.register_forward_hook(note_head)]
@@ -174,7 +176,7 @@ def _traced(net: SlimmableNet, batch: int, side: int) -> Iterator[tuple[nn.Modul
     finally:
         for hook in hooks:
             hook.remove()
-    return iter(seen)
+    return iter(traced)
 
 
 def _ends(module: nn.Module) -> tuple[Node, Node]:

@@ -1,4 +1,4 @@
-"""A latency table learnt from whole subnets: nothing inside the device is timed, so it may be a black box."""
+"""A latency table that is learnt from whole subnets. Nothing inside the device is timed, so it may be a black box."""
 
 from __future__ import annotations
 
@@ -23,12 +23,12 @@ _STRENGTHS = (0.0, *np.geomspace(1e-2, 1e4, 13).tolist())
 def time_random(net: SlimmableNet, space: SearchSpace, subnets: int = 400, batch: int = 1, *, seed: int = 0,
                 resolution: int | None = None, rounds: int = 5,
                 progress: Callable[[int, int], None] | None = None) -> dict:
-    """What `fit_latency` learns from, as plain JSON: widths and ms of `subnets` random subnets of `space`, and about.
+    """Time random subnets of `space`, for `fit_latency` to learn from: widths, ms and about, as plain JSON.
 
-    `fit_latency(net, space, **time_random(net, space))` is the latency table of this device (AOWS's black-box
-    model; paper 003, section 3.2 and equation 3). Its `about["held_out"]` also tells whether the machine was idle
-    enough: MobileNetV1 at 32 pixels, batch 1 and one thread, had 2 % on a quiet one, 3 to 6 % beside two other
-    programs on two cores, and 40 % beside five.
+    `fit_latency(net, space, **time_random(net, space))` is the latency table of this device (AOWS's black-box model;
+    paper 003, section 3.2 and equation 3). Its `about["held_out"]` also tells whether the machine was idle enough:
+    MobileNetV1 at 32 pixels, batch 1 and one thread, had 2 % on a quiet one, 3 to 6 % beside two other programs on two
+    cores, and 40 % beside five.
     """
     widths = space.sample_widths(np.random.default_rng(seed), subnets).tolist()
     ms = time_subnets(net, [Subnet(tuple(row)) for row in widths], batch, resolution=resolution, rounds=rounds,
@@ -41,15 +41,14 @@ def time_random(net: SlimmableNet, space: SearchSpace, subnets: int = 400, batch
 def time_subnets(net: SlimmableNet, subnets: Sequence[Subnet], batch: int = 1, *, resolution: int | None = None,
                  rounds: int = 5, warmup: int = 2, min_ms: float = 1.0,
                  progress: Callable[[int, int], None] | None = None) -> np.ndarray:
-    """(N,) milliseconds of each subnet on the net's device: the lower quartile over `rounds`.
+    """Measure the milliseconds of each subnet on the net's device, (N,): the lower quartile over `rounds`.
 
-    Images have `resolution` pixels a side, or as many as a subnet names.
-
-    Stand-alone nets are timed, as they would be deployed: slices reorder weights at a cost that is no sum
-    over pairs (held-out error 2.7 % where stand-alone nets had 2.2 %, MobileNetV1, batch 1, one thread). One is
-    made at a time, and all of them again in every round, so that drift of the machine hits all alike and
-    memory holds one. The quartile, because neighbours on the machine spoil a median (2.2 % against 2.0 %) and
-    a moment of faster clock spoils a minimum (6.4 %). `progress(done, rounds)` is called after every round.
+    Images have `resolution` pixels a side, or the side that a subnet names. Stand-alone nets are timed, as they would
+    be deployed: slices reorder weights, and what that costs is no sum over pairs (held-out error 2.7 % where
+    stand-alone nets had 2.2 %, MobileNetV1, batch 1, one thread). Nets are made one at a time, and all again in every
+    round, so that drift of the machine hits all alike and memory holds one. The quartile is used because other programs
+    spoil a median (2.2 % against 2.0 %) and a moment of faster clock spoils a minimum (6.4 %). `progress(done, rounds)`
+    is called after every round.
     """
     if rounds < 1:
         raise ParameterError(f"rounds = {rounds}", "it is at least 1", "Set rounds=5.")
@@ -74,16 +73,17 @@ def _noise(net: SlimmableNet, batch: int, side: int) -> torch.Tensor:
 
 def fit_latency(net: SlimmableNet, space: SearchSpace, widths: np.ndarray, ms: np.ndarray,
                 about: dict | None = None) -> CostTable:
-    """Pairwise table in ms whose sums predict `ms` (N,) of the subnets `widths` (N, units), in random order.
+    """Fit a pairwise table whose sums predict the milliseconds `ms` (N,) of the subnets `widths` (N, units).
 
-    The last fifth of them is held out: `about["held_out"]` is the table's error on it (`held_out_error`).
-    A random subnet says little about any one of thousands of pairs, so a pair costs what a layer's physics
-    allow, a + b c + d c' + e c c' with no negative coefficient, fitted to relative errors; a ridge then adds
-    deviations of single widths and pairs, as strongly (`about["strength"]`) as leave-one-out errors of the ridge
-    alone advise.
-    On the CPU they advised none (strength 0); a device whose latency goes in steps differs. Only sums over
-    a whole subnet mean something: what one pair is charged, its neighbour may be spared.
-    Raises ParameterError for too few subnets and ParameterError for times that are none.
+    The subnets are in random order and the last fifth is held out: `about["held_out"]` is the table's error on it
+    (`held_out_error`). A random subnet says little about any one of thousands of pairs. So the cost of a pair has the
+    form that the physics of a layer allow, a + b c + d c' + e c c' with no negative coefficient, fitted to relative
+    errors. A ridge then adds deviations of single widths and pairs, as strongly (`about["strength"]`) as its own
+    leave-one-out errors advise. On the CPU they advise none (strength 0); on a device whose latency goes in steps they
+    may.
+
+    Only sums over a whole subnet mean something: what one pair is charged, its neighbour may be spared. Raises
+    ParameterError for too few subnets and for times that are not positive numbers.
     """
     table, widths, ms = CostTable.macs(net, space), np.asarray(widths), np.asarray(ms, dtype=np.float64)
     table.predict(widths)  # raises if the space lacks a width
@@ -110,10 +110,10 @@ def fit_latency(net: SlimmableNet, space: SearchSpace, widths: np.ndarray, ms: n
 
 
 def held_out_error(table: CostTable, widths: np.ndarray, ms: np.ndarray) -> dict[str, float]:
-    """How well `table` predicts `ms` (N,) of subnets `widths` (N, units) that it was not fitted to.
+    """Measure how well `table` predicts `ms` (N,) of subnets `widths` (N, units) that it was not fitted to.
 
-    mape: mean absolute error in percent of the time; r2: share of the variance explained; rank: Spearman's
-    rank correlation. Where all are equal there is nothing to explain or to rank: 0.
+    mape is the mean absolute error in percent of the time, r2 the share of the variance that is explained, rank
+    Spearman's rank correlation. If all times are equal there is nothing to explain or to rank, and both are 0.
     """
     if len(ms) < 3:
         raise ParameterError(f"{len(ms)} subnets", "an error needs 3 of them or more", "Time more.")
@@ -122,10 +122,10 @@ def held_out_error(table: CostTable, widths: np.ndarray, ms: np.ndarray) -> dict
 
 def compare_predicted(net: SlimmableNet, subnets: Sequence[Subnet], predicted: np.ndarray, batch: int = 1, *,
                       rounds: int = 5, progress: Callable[[int, int], None] | None = None) -> dict:
-    """How near sums of layer times, `predicted` (N,) ms, come to what `time_subnets` measures (PSS-Net, Fig. 4).
+    """Compare sums of layer times, `predicted` (N,) ms, with what `time_subnets` measures (PSS-Net, Fig. 4).
 
-    Plain JSON: rows (resolution, predicted, measured: ms), rmse_ms, pearson, those of `held_out_error`, and about
-    with the conditions. Raises ParameterError for fewer than 3 subnets.
+    It is plain JSON: rows (resolution, predicted, measured: ms), rmse_ms, pearson, the keys of `held_out_error`, and
+    about with the conditions. Raises ParameterError for fewer than 3 subnets.
     """
     if len(subnets) < 3:
         raise ParameterError(f"{len(subnets)} subnets", "an error needs 3 of them or more", "Time more.")

@@ -1,4 +1,4 @@
-"""What a subnet costs: MACs traced from the real forward, parameters, tables that price 100,000 at once."""
+"""What a subnet costs: MACs, traced from the real forward, and parameters."""
 
 from __future__ import annotations
 
@@ -63,10 +63,10 @@ class _ShapesOnly(TorchDispatchMode):
 
 def trace_macs(net: SlimmableNet, subnet: Subnet, resolution: int | None = None,
                fused: bool = False) -> dict[str, dict[str, int]]:
-    """MACs of every module's own operations by kind, for one image; traced without computing anything.
+    """Trace the MACs of every module's own operations by kind, for one image, without computing anything.
 
-    Kinds: conv, linear, bias, norm (2 per element), activation (1 per element), pool and max pool (input
-    elements), attention. `fused`: see `count_macs`.
+    Kinds are conv, linear, bias, norm (2 per element), activation (1 per element), pool and max pool (input elements),
+    attention. For `fused` see `count_macs`.
     """
     net = _without_gaps(net) if fused else net
     net.reach(subnet)  # kept by the net: it depends on values, which the meta device has not
@@ -105,18 +105,18 @@ def _by_kind(module, counts: dict) -> dict[str, int]:
 
 def count_macs(net: SlimmableNet, subnet: Subnet, convention: str = "A", resolution: int | None = None, *,
                fused: bool = False) -> int:
-    """Multiply-accumulates of `subnet` for one image, by a counting convention of `CONVENTIONS`.
+    """Count the multiply-accumulates of `subnet` for one image, by one of the counting `CONVENTIONS`.
 
-    The input side is the subnet's resolution, else `resolution`, else the size the net is laid out for. Where
-    joins are zero-padded, counts what is executed, zeros included, or with `fused` what SP-Net prints: layers
-    after a join read as many channels as its paths have between them.
+    The input side is the subnet's resolution, else `resolution`, else the size the net is laid out for. Where joins are
+    zero-padded, it counts what is executed, zeros included. With `fused` it counts what SP-Net prints: layers after a
+    join read as many channels as its paths have between them.
     """
     return sum(macs_by_layer(net, subnet, convention, resolution, fused=fused).values())
 
 
 def macs_by_layer(net: SlimmableNet, subnet: Subnet, convention: str = "A", resolution: int | None = None, *,
                   fused: bool = False) -> dict[str, int]:
-    """`count_macs` of every module's own operations, by its name."""
+    """Count, as `count_macs` does, the operations of every module, by its name."""
     counted = _counted(convention)
     return {name: sum(macs for kind, macs in kinds.items() if kind in counted)
             for name, kinds in trace_macs(net, subnet, resolution, fused).items()}
@@ -137,18 +137,18 @@ def _counted(convention: str) -> frozenset[str]:
 
 
 def count_params(net: SlimmableNet, subnets: Sequence[Subnet], *, fused: bool = False) -> int:
-    """Parameters that the union of `subnets` uses; private gamma and beta count once per subnet.
+    """Count the parameters that the union of `subnets` uses; private gamma and beta count once per subnet.
 
-    `fused`: as in `count_macs`, exact for one subnet.
+    `fused` is as in `count_macs`; it is exact for one subnet.
     """
     net = _without_gaps(net) if fused else net
     return sum(params_by_layer(net, subnets).values())
 
 
 def params_by_layer(net: SlimmableNet, subnets: Sequence[Subnet]) -> dict[str, int]:
-    """`count_params` of every layer, by its name."""
+    """Count, as `count_params` does, the parameters of every layer, by its name."""
     reaches = [net.reach(s) or s.widths for s in subnets]
-    found = {}
+    counts = {}
     for name, module in net.named_modules():
         total = 0
         if isinstance(module, SlimmableConv2d):
@@ -172,8 +172,8 @@ def params_by_layer(net: SlimmableNet, subnets: Sequence[Subnet]) -> dict[str, i
             c = max(_widest(reach, module.sources, 0) for reach in reaches)
             total += 2 * c * module.hidden + c + module.hidden
         if total:
-            found[name] = total
-    return found
+            counts[name] = total
+    return counts
 
 
 def _widest(widths: tuple[int, ...], units: tuple[int, ...], otherwise: int) -> int:

@@ -1,4 +1,4 @@
-"""Costs of all subnets of a space as sums of terms over neighbouring widths: 100,000 are priced at once."""
+"""Costs of all subnets of a space as sums of terms over neighbouring widths, so that 100,000 are priced at once."""
 
 from __future__ import annotations
 
@@ -24,10 +24,10 @@ Node = tuple[int, ...]
 
 @dataclass(frozen=True)
 class CostTable:
-    """Costs of all subnets of a space as a sum of terms, each indexed by two neighbouring width choices.
+    """Costs of all subnets of a space, each a sum of terms that two neighbouring width choices index.
 
-    `terms[(a, b)]` is an array (choices of node a, choices of node b); `choices[node]` its ascending widths.
-    Predicts by look-up; in a chain its terms are what Viterbi searches.
+    `terms[(a, b)]` is an array (choices of node a, choices of node b), and `choices[node]` its ascending widths. A
+    prediction looks terms up; in a net that is a chain, Viterbi searches them.
     """
 
     unit: str  # of the costs: "MACs", "parameters", "ms"
@@ -39,14 +39,14 @@ class CostTable:
     @classmethod
     def macs(cls, net: SlimmableNet, space: SearchSpace, convention: str = "A",
              resolution: int | None = None) -> CostTable:
-        """Exact MACs: one trace of the largest subnet gives every layer's coefficient."""
+        """Make the table of exact MACs: one trace of the largest subnet gives every layer's coefficient."""
         about = {"convention": convention, "resolution": resolution or net.input_size}
         costs, constant = _macs_by_layer(net, convention, resolution)
         return cls._proportional("MACs", net, space, costs, about).plus_constant(constant)
 
     @classmethod
     def params(cls, net: SlimmableNet, space: SearchSpace) -> CostTable:
-        """Exact parameters of one subnet (one row of batch-norm affine)."""
+        """Make the table of exact parameters of one subnet, with one row of batch norm's gamma and beta."""
         costs = {}
         for name, module in net.named_modules():
             if isinstance(module, (SlimmableConv2d, SlimmableLinear)):
@@ -71,12 +71,15 @@ class CostTable:
         return cls(unit, len(net.unit_names), choices, fold(terms), about)
 
     def plus_constant(self, cost: float) -> CostTable:
-        """The same table with `cost` added to every subnet."""
+        """Return the same table with `cost` added to every subnet."""
         (key, term), *rest = self.terms.items()
         return replace(self, terms={key: term + cost, **dict(rest)})
 
     def predict(self, widths: np.ndarray) -> np.ndarray:
-        """(N, units) widths, all of them choices of the table -> (N,) costs, exact for MACs and params."""
+        """Return the costs (N,) of widths (N, units), exact for MACs and parameters.
+
+        Raises SearchError for a width that is no choice of the table, ParameterError for another number of units.
+        """
         widths = np.atleast_2d(widths)
         if widths.shape[1] != self.units:
             raise ParameterError(f"subnets of {widths.shape[1]} widths",
@@ -100,12 +103,12 @@ class CostTable:
         if index.min() < 0 or column.max() > choices[-1]:
             bad = column[(index < 0) | (column > choices[-1])][0]
             raise SearchError(f"width {bad} in channel unit {node[0]}",
-                              f"the table holds {_some(choices)}",
+                              f"the table holds {_widths_text(choices)}",
                               "Make the table over a space that contains it.")
         return index
 
     def of(self, subnet: Subnet) -> float:
-        """Cost of one subnet, whose resolution must be the table's if both have one."""
+        """Return the cost of one subnet. Raises SearchError if it has another resolution than the table."""
         side = self.about.get("resolution")
         if subnet.resolution and side and subnet.resolution != side:
             raise SearchError(f"resolution {subnet.resolution}",
@@ -114,7 +117,10 @@ class CostTable:
         return self.predict(np.array([subnet.widths]))[0].item()
 
     def chain(self) -> list[np.ndarray]:
-        """Pairwise costs [(choices of unit i, choices of unit i+1)] of a net without joins, for Viterbi."""
+        """Return the pairwise costs [(choices of unit i, choices of unit i + 1)] that Viterbi searches.
+
+        Raises SearchError for a net with joins.
+        """
         expected = [((u,), (u + 1,)) for u in range(self.units - 1)]
         if set(self.terms) != set(expected):
             raise SearchError("a net with joins", "Viterbi needs channel units in a chain",
@@ -124,9 +130,9 @@ class CostTable:
 
 def macs_function(net: SlimmableNet, convention: str = "A", resolution: int | None = None, *,
                   fused: bool = False) -> Callable[[Subnet], int]:
-    """`count_macs` as a function of the subnet, traced once: for searches that ask again and again.
+    """Return `count_macs` as a function of the subnet that is traced once, for searches that call it often.
 
-    Error SearchError with squeeze-and-excitation.
+    Raises SearchError for nets with squeeze-and-excitation.
     """
     net = _without_gaps(net) if fused else net
     costs, constant = _macs_by_layer(net, convention, resolution)
@@ -173,14 +179,14 @@ def _rates(net: SlimmableNet, costs: dict[str, int]) -> Iterator[tuple[nn.Module
 
 
 def refuse_padded(net: SlimmableNet) -> None:
-    """Raise SearchError if joins are zero-padded: what a layer reads is then no maximum of widths."""
+    """Raise SearchError if joins are zero-padded: a layer then reads more channels than the maximum of widths."""
     if net.padding is not None:
         raise SearchError("a net with zero-padded joins", "a table knows widths, not unions of channels",
                           "Price its subnets one by one, with count_macs or measure_latency.")
 
 
 def module_ends(net: SlimmableNet, module) -> tuple[Node, Node]:
-    """The nodes (inputs, outputs) whose widths a module's cost depends on."""
+    """Return the nodes (inputs, outputs) whose widths a module's cost depends on."""
     if isinstance(module, SlimmableConv2d):
         return node_of(module.sources), (() if module.depthwise else (module.unit,))
     if isinstance(module, (SlimmableLinear, Gate)):
@@ -193,17 +199,17 @@ def module_ends(net: SlimmableNet, module) -> tuple[Node, Node]:
 
 
 def node_of(sources: tuple[int, ...]) -> Node:
-    """The node that layers fed by the channel units `sources` see."""
+    """Return the node that layers see which the channel units `sources` feed."""
     return tuple(sorted(set(sources)))
 
 
 def node_choices(space: SearchSpace, node: Node) -> np.ndarray:
-    """Ascending widths that the widest unit of `node` can have."""
+    """Return the ascending widths that the widest unit of `node` can have."""
     return np.array(sorted({width for unit in node for width in space.widths[unit]} or {1}), dtype=np.int64)
 
 
 def fold(terms: dict[tuple[Node, Node], np.ndarray]) -> dict[tuple[Node, Node], np.ndarray]:
-    """Terms of one node added into a neighbouring pair: fewer look-ups, and a chain has pairs only."""
+    """Add the terms of one node to a neighbouring pair: that means fewer look-ups, and a chain has pairs only."""
     pairs = {ends: term for ends, term in terms.items() if ends[0] and ends[1] and ends[0] != ends[1]}
     for ends, term in terms.items():
         if ends in pairs:
@@ -218,7 +224,7 @@ def fold(terms: dict[tuple[Node, Node], np.ndarray]) -> dict[tuple[Node, Node], 
     return pairs
 
 
-def _some(choices: np.ndarray) -> str:
+def _widths_text(choices: np.ndarray) -> str:
     if len(choices) < 9:
         return ", ".join(map(str, choices))
     return f"{len(choices)} widths from {choices[0]} to {choices[-1]}"

@@ -1,4 +1,4 @@
-"""Counter-based random numbers, and augmentation of whole batches on whatever device they lie."""
+"""Augmentation of whole batches, on whatever device they lie, with random numbers keyed by image."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ from torch.nn import functional as F
 
 
 def crop_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, size: int, reflect: bool = False) -> Tensor:
-    """Each image's own crop, mirrored where `flip`: (B, 3, S, S) uint8 to (B, 3, size, size), in one gather.
+    """Cut each image's own crop and mirror it where `flip`: (B, 3, S, S) uint8 to (B, 3, size, size), in one gather.
 
-    `top` and `left` (B,) int64 are pixels and may leave the image on any side, where it reads as zero, or with
-    `reflect` as its mirror image about the outermost pixels, which stand once; up to S - 1 pixels outside.
+    `top` and `left` (B,) int64 are pixels. A crop may leave the image by up to S - 1 pixels on any side. There it reads
+    zero, or with `reflect` the image mirrored about its outermost pixels, which are not repeated.
     """
     batch, channels, side, _ = images.shape
     along = torch.arange(size, device=images.device)
@@ -40,22 +40,22 @@ def _within(places: Tensor, side: int) -> Tensor:
 
 
 def draw_crops(seed: int, epoch: int, index: Tensor, spare: int) -> tuple[Tensor, Tensor]:
-    """Offsets down and across in range(spare + 1), int64, for each sample (B,)."""
+    """Draw offsets down and across in range(spare + 1), int64, for each sample (B,)."""
     down, across = (keyed_choice(seed, name, epoch, index, spare + 1) for name in ("down", "across"))
     return down, across
 
 
 def draw_flips(seed: int, epoch: int, index: Tensor) -> Tensor:
-    """A fair coin, bool, for each sample (B,)."""
+    """Flip a fair coin for each sample: (B,) bool."""
     return keyed_uniform(seed, "flip", epoch, index) < 0.5
 
 
 def draw_boxes(seed: int, epoch: int, index: Tensor, scale: tuple[float, float] = (0.25, 1.0),
                ratio: tuple[float, float] = (3 / 4, 4 / 3), tries: int = 10, stream: str = "") -> Tensor:
-    """Random boxes (B, 4): top, left, height, width as fractions of a square image.
+    """Draw random boxes (B, 4): top, left, height, width as fractions of a square image.
 
-    Area uniform in `scale`, logarithm of width over height uniform in `ratio`; the first of `tries` draws
-    that fits in the image, else the whole of it (Szegedy et al. 2015, section 6, in the form in common use).
+    The area is uniform in `scale`, the logarithm of width over height uniform in `ratio`. The first of `tries` draws
+    that fits in the image counts, else the whole image (Szegedy et al. 2015, section 6, in the form in common use).
     Boxes of another `stream` are independent.
     """
     draw = index[:, None] * tries + torch.arange(tries, device=index.device)
@@ -74,10 +74,10 @@ def draw_boxes(seed: int, epoch: int, index: Tensor, scale: tuple[float, float] 
 
 
 def resized_crop(images: Tensor, boxes: Tensor, flip: Tensor, size: int) -> Tensor:
-    """Each image's own box, resized bilinearly and mirrored where `flip`: (B, 3, size, size) float32.
+    """Resize each image's own box bilinearly and mirror it where `flip`: (B, 3, size, size) float32.
 
-    `images` (B, 3, S, S), `boxes` as `draw_boxes` gives them. Nothing is smoothed before it shrinks: keep S
-    below about twice `size`.
+    `images` is (B, 3, S, S) and `boxes` as from `draw_boxes`. Nothing is smoothed before it shrinks, so keep S below
+    about twice `size`.
     """
     top, left, height, width = boxes.unbind(1)
     zero = torch.zeros_like(top)
@@ -90,13 +90,13 @@ def resized_crop(images: Tensor, boxes: Tensor, flip: Tensor, size: int) -> Tens
 
 
 def centre_crop(images: Tensor, size: int) -> Tensor:
-    """The middle (B, 3, size, size) of (B, 3, S, S), a view."""
+    """Return the middle (B, 3, size, size) of (B, 3, S, S), as a view."""
     start = (images.shape[-1] - size) // 2
     return images[:, :, start : start + size, start : start + size]
 
 
 class Normalise:
-    """Pixels 0..255 (B, 3, H, W) of any type to (pixel / 255 - mean) / std, channels_last, of `dtype`."""
+    """Turns pixels 0..255 (B, 3, H, W) of any type into (pixel / 255 - mean) / std, channels_last, of `dtype`."""
 
     def __init__(self, mean: Sequence[float], std: Sequence[float], dtype: torch.dtype,
                  device: torch.device | str):

@@ -1,4 +1,4 @@
-"""AutoAugment's ImageNet policy on whole batches: images that share an operation are changed together."""
+"""AutoAugment's ImageNet policy on whole batches: images that share an operation change together."""
 
 from __future__ import annotations
 
@@ -44,10 +44,10 @@ Operation = tuple[str, int, int]
 
 
 def apply(images: Tensor, operation: Operation) -> Tensor:
-    """One operation on all `images` (B, 3, H, W) uint8, in the paper's ranges.
+    """Apply one operation to all `images` (B, 3, H, W) uint8, in the paper's ranges.
 
-    Magnitude 9 rotates by 30 degrees, shears by .3, keeps 4 bits, inverts from 0 up, and enhances by 1.9 or .1.
-    Turned images are sampled at the nearest pixel and black outside, as in torchvision's `AutoAugment`.
+    Magnitude 9 rotates by 30 degrees, shears by .3, keeps 4 bits, inverts from 0 up, and enhances by 1.9 or .1. Images
+    that turn are sampled at the nearest pixel and are black outside, as in torchvision's `AutoAugment`.
     """
     from torchvision.transforms.v2 import functional as vision  # a second to import, for this alone
 
@@ -70,9 +70,9 @@ def apply(images: Tensor, operation: Operation) -> Tensor:
 
 
 def draw_operations(seed: int, epoch: int, index: Tensor) -> list[tuple[Operation | None, Operation | None]]:
-    """What is done to each sample (B,), first and second; None where the policy's probability says so.
+    """Draw the first and the second operation for each sample (B,); None where the policy's probability says so.
 
-    Each of the 25 pairs is as likely as any other, and so is either sign. `index` (B,) lies on the CPU.
+    Each of the 25 pairs is equally likely, and so is either sign. `index` (B,) lies on the CPU.
     """
     pairs = keyed_choice(seed, "policy", epoch, index, len(POLICY)).tolist()
     place = index[:, None] * 2 + torch.arange(2)
@@ -83,7 +83,7 @@ def draw_operations(seed: int, epoch: int, index: Tensor) -> list[tuple[Operatio
 
 
 def auto_augment(images: Tensor, drawn: list[tuple[Operation | None, Operation | None]]) -> Tensor:
-    """The images (B, 3, H, W) uint8 after the operations that `draw_operations` gives, on their device."""
+    """Return the images (B, 3, H, W) uint8 after the operations of `draw_operations`, on their device."""
     images = images.clone()
     for position in range(2):
         places = defaultdict(list)

@@ -1,4 +1,4 @@
-"""Batches that are a pure function of (seed, step), cut and augmented on the device."""
+"""Batches that depend on seed and step alone, cut and augmented on the device."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ AUGMENTATIONS = ("crop_flip", "resized_crop", "none")
 
 @dataclass(frozen=True)
 class Split:
-    """Images (N, 3, S, S) uint8, labels (N,) int64 and, where known, difficulty (N,) float32 in [0, 1]."""
+    """Images (N, 3, S, S) uint8, labels (N,) int64 and, where it is known, difficulty (N,) float32 in [0, 1]."""
 
     images: Tensor
     labels: Tensor
@@ -30,28 +30,28 @@ class Split:
         return len(self.labels)
 
     def map(self, change: Callable[[Tensor], Tensor]) -> Split:
-        """The split with `change` applied to each of its tensors."""
+        """Return the split with `change` applied to each of its tensors."""
         hard = self.difficulty
         return Split(change(self.images), change(self.labels), None if hard is None else change(hard))
 
     def head(self, count: int) -> Split:
-        """The first `count` images (rows are in random order, so a fair sample), as views."""
+        """Return the first `count` images, as views; rows are in random order, so this is a fair sample."""
         return self.map(lambda values: values[:count])
 
     def to(self, device: torch.device | str) -> Split:
-        """The split with its tensors on `device`."""
+        """Return the split with its tensors on `device`."""
         return self.map(lambda values: values.to(device))
 
 
 @dataclass(frozen=True)
 class Augmentation:
-    """What is done to training images, in this order; each image by hashes of (seed, epoch, row).
+    """The augmentation of training images; hashes of (seed, epoch, row) decide each image's own.
 
-    Crop and mirror; AutoAugment's ImageNet policy; colour jitter (strengths of brightness, contrast, saturation and,
-    where given, hue); PCA lighting (standard deviation); after normalisation random erasing (probability; area .02 to
-    .33, width over height .3 to 1 / .3). `crop`: "crop_flip" (padding of `pad` pixels, zero or with `reflect`
-    mirrored, and a random crop), "resized_crop" (random box of area `scale`) or "none" (middle crop, no mirror).
-    Raises ParameterError.
+    The steps, in order: crop and mirror; AutoAugment's ImageNet policy; colour jitter (strengths of brightness,
+    contrast, saturation and, if there is a fourth, hue); PCA lighting (standard deviation); after normalisation random
+    erasing (probability; area .02 to .33, width over height .3 to 1 / .3). `crop` is "crop_flip" (padding of `pad`
+    pixels, zero or with `reflect` mirrored, and a random crop), "resized_crop" (a random box of area `scale`) or "none"
+    (the middle, not mirrored). Raises ParameterError for other values.
     """
 
     crop: str = "crop_flip"
@@ -76,13 +76,14 @@ class Augmentation:
                                  "one is a probability, the other a standard deviation", "Set e.g. .2 and .1.")
 
     def largest(self, side: int) -> int | None:
-        """The largest crop of an image of `side` pixels; None: any size."""
+        """Return the size of the largest crop of an image of `side` pixels; None means any size."""
         return {"crop_flip": side + 2 * self.pad, "resized_crop": None, "none": side}[self.crop]
 
     def pixels(self, images: Tensor, seed: int, epoch: int, rows: Tensor, index: Tensor, size: int) -> Tensor:
-        """All before normalisation: (B, 3, S, S) uint8 to (B, 3, size, size), pixels 0..255, uint8 or float32.
+        """Make all steps before normalisation: (B, 3, S, S) uint8 to (B, 3, size, size), pixels 0..255.
 
-        `rows` (B,) are the samples' rows on the CPU, `index` the same on the images' device.
+        `rows` (B,) are the samples' rows on the CPU, `index` the same on the images' device. The result is uint8 or
+        float32.
         """
         images = self._cropped(images, seed, epoch, index, size)
         if self.auto_augment:
@@ -104,7 +105,7 @@ class Augmentation:
         return crop_flip(images, down - self.pad, across - self.pad, flip, size, self.reflect)
 
     def erased_(self, x: Tensor, seed: int, epoch: int, index: Tensor) -> Tensor:
-        """Normalised images (B, 3, size, size), in some a box set to zero, in place."""
+        """Set a box in some of the normalised images (B, 3, size, size) to zero, in place."""
         if not self.erasing:
             return x
         boxes = draw_boxes(seed, epoch, index, (0.02, 0.33), (0.3, 1 / 0.3), stream="erase ")
@@ -114,12 +115,13 @@ class Augmentation:
 class Batches:
     """Batches of a split: normalised images (B, 3, size, size) channels_last of `dtype`, and labels (B,).
 
-    `batch(step)` is a pure function of (seed, step): the epoch's order and every sample's augmentation come
-    from hashes of (seed, epoch, row), so that grouping, device and rank change nothing. `augment` is an
-    `Augmentation`, or the name of its crop. Rank r of `world` gets rows r, r + world, ... of the same batch
-    of `batch_size`. Shuffles, and drops a short last batch, unless `augment` is "none" or told otherwise.
-    A split that lies on the device stays there; of one that does not, each batch's bytes are sent, and the next
-    batch's are read meanwhile. Raises DataError (no batch in an epoch), ParameterError.
+    `batch(step)` depends on seed and step alone: hashes of (seed, epoch, row) give the epoch's order and every sample's
+    augmentation, so that grouping, device and rank change nothing. `augment` is an `Augmentation` or the name of its
+    crop. Unless it is "none", rows are shuffled and a short last batch is dropped; `shuffle` overrules that. Rank r of
+    `world` gets rows r, r + world, ... of the same batch of `batch_size`.
+
+    A split on the device stays there. Of any other, each batch's bytes are sent, and the next batch is read meanwhile.
+    Raises DataError if an epoch has no batch, ParameterError for a bad argument.
     """
 
     def __init__(self, split: Split, batch_size: int, *, seed: int = 0, augment: str | Augmentation = "crop_flip",
@@ -164,22 +166,22 @@ class Batches:
         return self.steps_per_epoch
 
     def __iter__(self) -> Iterator[tuple[Tensor, Tensor]]:
-        """One pass: the batches of epoch 0."""
+        """Give the batches of one pass, epoch 0."""
         return (self.batch(step) for step in range(self.steps_per_epoch))
 
     def rows(self, step: int) -> Tensor:
-        """Which rows of the split this rank's part of batch `step` holds, (B,) int64 on the CPU."""
+        """Return the rows of the split in this rank's part of batch `step`, (B,) int64 on the CPU."""
         epoch, position = divmod(step, self.steps_per_epoch)
         first = position * self.batch_size
         return self._order(epoch)[first : first + self.batch_size][self.rank :: self.world]
 
     def batch(self, step: int) -> tuple[Tensor, Tensor]:
-        """Images and labels of batch `step`, counted from the start of training."""
+        """Return the images and labels of batch `step`, counted from the start of training."""
         rows = self.rows(step)
         index = rows.to(self.device, non_blocking=True)
         epoch = step // self.steps_per_epoch
-        found = self._sent(step) if self._reader else self._read(rows.to(self.split.images.device, non_blocking=True))
-        images, labels = (values.to(self.device, non_blocking=True) for values in found)
+        pair = self._sent(step) if self._reader else self._read(rows.to(self.split.images.device, non_blocking=True))
+        images, labels = (values.to(self.device, non_blocking=True) for values in pair)
         x = self._normalise(self.augment.pixels(images, self.seed, epoch, rows, index, self.size))
         return self.augment.erased_(x, self.seed, epoch, index), labels
 
@@ -200,7 +202,7 @@ class Batches:
         return values.pin_memory() if self.device.type == "cuda" else values  # only then is sending asynchronous
 
     def images(self, count: int) -> Iterator[Tensor]:
-        """Batches of images alone, `count` images over all ranks together: what calibration reads."""
+        """Give batches of images alone, `count` images over all ranks together, for calibration."""
         count = min(count, len(self.split))
         for step, first in enumerate(range(0, count, self.batch_size)):
             share = len(range(self.rank, count - first, self.world))  # of what is left, this rank's rows

@@ -1,4 +1,4 @@
-"""Decoded images on disk, once: memory-mapped uint8, checksummed, resumed where decoding stopped."""
+"""Decoded images on disk: memory-mapped uint8 with checksums. Decoding happens once and resumes where it stopped."""
 
 from __future__ import annotations
 
@@ -30,7 +30,7 @@ class _Damaged(Exception):
 
 @dataclass(frozen=True)
 class Part:
-    """One decoded part: images (N, 3, S, S) uint8 mapped from a file, and labels (N,) int64."""
+    """One decoded part: images (N, 3, S, S) uint8, mapped from a file, and labels (N,) int64."""
 
     images: Tensor
     labels: Tensor
@@ -39,11 +39,11 @@ class Part:
 
 
 def load_cached(source: Source, cache: Path) -> dict[str, Part]:
-    """The parts of `source`, decoded into a folder of `cache` unless they are there and intact.
+    """Return the parts of `source`; what is not in a folder of `cache`, whole, is decoded into it first.
 
-    Decoding starts at the first chunk that is missing, damaged or whose files changed, so an interruption
-    costs a chunk; of two processes one decodes and the other waits. Raises DataError to DataError (what is wrong with
-    the source) and ResourceError (no space).
+    Decoding starts at the first chunk that is missing or damaged or whose files changed, so an interruption costs one
+    chunk. Of two processes one decodes and the other waits. Raises DataError if something is wrong with the source,
+    ResourceError if the disk is full.
     """
     key = hashlib.sha256(f"{SCHEMA} {source.name} {source.size} {source.key}".encode()).hexdigest()
     home = cache / f"{source.name}-{source.size}-{key[:16]}"

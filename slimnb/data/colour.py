@@ -18,9 +18,9 @@ TURN = 6  # sectors of the hue circle
 
 
 def draw_jitter(seed: int, epoch: int, index: Tensor, strengths: Sequence[float]) -> Tensor:
-    """Factors (B, len(strengths)) float32 of brightness, contrast, saturation and, where given, hue.
+    """Draw factors (B, len(strengths)) float32 of brightness, contrast, saturation and, if there are four, hue.
 
-    Uniform in [max(0, 1 - s), 1 + s]; that of hue in [-s, s], as a fraction of the circle.
+    A factor is uniform in [max(0, 1 - s), 1 + s]; that of hue is uniform in [-s, s], a fraction of the circle.
     """
     factors = []
     for name, strength in zip(("brightness", "contrast", "saturation", "hue"), strengths, strict=False):
@@ -33,10 +33,10 @@ def draw_jitter(seed: int, epoch: int, index: Tensor, strengths: Sequence[float]
 
 
 def jitter(images: Tensor, factors: Tensor) -> Tensor:
-    """Colour jitter of (B, 3, H, W), pixels 0..255, by `factors` (B, 3 or 4) as `draw_jitter` gives them: float32.
+    """Jitter the colours of (B, 3, H, W), pixels 0..255, by `factors` (B, 3 or 4) of `draw_jitter`: float32.
 
-    Always in the order brightness, contrast (about the image's mean grey), saturation, hue, cut off at 0 and 255
-    after each: torchvision's four `adjust_` functions, except that nothing is rounded in between.
+    The order is always brightness, contrast (about the image's mean grey), saturation, hue, with a cut at 0 and 255
+    after each. These are torchvision's four `adjust_` functions, except that nothing is rounded in between.
     """
     brightness, contrast, saturation = (factor.view(-1, 1, 1, 1) for factor in factors[:, :3].unbind(1))
     x = (images.float() * brightness).clamp_(0, 255)
@@ -46,7 +46,7 @@ def jitter(images: Tensor, factors: Tensor) -> Tensor:
 
 
 def grey(images: Tensor) -> Tensor:
-    """Luma (B, 1, H, W) of float images (B, 3, H, W)."""
+    """Return the luma (B, 1, H, W) of float images (B, 3, H, W)."""
     red, green, blue = images.split(1, dim=1)
     return (red * LUMA[0]).add_(green, alpha=LUMA[1]).add_(blue, alpha=LUMA[2])
 
@@ -56,7 +56,7 @@ def _blend(x: Tensor, other: Tensor, factor: Tensor) -> Tensor:
 
 
 def turn_hue(images: Tensor, angle: Tensor) -> Tensor:
-    """Float images (B, 3, H, W) with each one's hue turned by `angle` (B,), a fraction of the circle (HSV)."""
+    """Turn the hue of each float image (B, 3, H, W) by its `angle` (B,), a fraction of the circle (HSV)."""
     red, green, blue = images.unbind(1)
     value, chroma = images.amax(1), images.amax(1) - images.amin(1)
     safe = torch.where(chroma > 0, chroma, 1)
@@ -68,16 +68,16 @@ def turn_hue(images: Tensor, angle: Tensor) -> Tensor:
 
 
 def draw_lighting(seed: int, epoch: int, index: Tensor, strength: float) -> Tensor:
-    """Weights (B, 3) float32 of the three principal components: normal, of standard deviation `strength`."""
+    """Draw weights (B, 3) float32 of the three principal components: normal, with standard deviation `strength`."""
     draw = index[:, None] * 3 + torch.arange(3, device=index.device)
     radius, angle = (keyed_uniform(seed, name, epoch, draw) for name in ("lighting radius", "lighting angle"))
     return strength * (-2 * torch.log1p(-radius)).sqrt() * (2 * math.pi * angle).cos()  # Box and Muller
 
 
 def lighting(images: Tensor, weights: Tensor) -> Tensor:
-    """Add weights (B, 3) times ImageNet's principal colours to (B, 3, H, W), pixels 0..255: float32, cut off there.
+    """Add weights (B, 3) times ImageNet's principal colours to (B, 3, H, W), pixels 0..255: float32, cut at both ends.
 
-    AlexNet (Krizhevsky et al. 2012), section 4.1; eigenvalues are those of pixels in 0..1, and scaled so.
+    The source is AlexNet (Krizhevsky et al. 2012), section 4.1. Its eigenvalues are those of pixels in 0..1.
     """
     colours = torch.tensor([[255 * value * part for part in vector] for value, vector in PCA])
     added = weights @ colours.to(weights.device, non_blocking=True)
@@ -85,9 +85,9 @@ def lighting(images: Tensor, weights: Tensor) -> Tensor:
 
 
 def erase_(x: Tensor, boxes: Tensor, chosen: Tensor) -> Tensor:
-    """Set the boxes of the images where `chosen` (B,) bool to zero, in place: random erasing (Zhong et al. 2017).
+    """Set a box of the images where `chosen` (B,) bool to zero, in place: random erasing (Zhong et al. 2017).
 
-    x (B, C, S, S) normalised, so that zero is the mean colour; `boxes` (B, 4) as `draw_boxes` gives them.
+    `x` (B, C, S, S) is normalised, so that zero is the mean colour; `boxes` (B, 4) are as from `draw_boxes`.
     """
     place = (torch.arange(x.shape[-1], device=x.device) + 0.5) / x.shape[-1]
     top, left, height, width = (part[:, None] for part in boxes.unbind(1))

@@ -38,10 +38,10 @@ DEVICE_SHARE = 0.5  # of a device's free memory may hold images; larger sets sta
 
 @dataclass(frozen=True, kw_only=True)
 class ImageData:
-    """A data set: what it is, its train and val splits, and a test split that counts how often it is opened.
+    """A data set: its train and val splits, and a test split that counts how often it is opened.
 
-    `mean` and `std` are three floats each, pixels in 0..1, over the train images; `fingerprint` is the
-    SHA-256 of all pixels and labels and of where val was cut off; `notes` says what a reader should know.
+    `mean` and `std` are three floats each, of pixels in 0..1 over the train images. `fingerprint` is the SHA-256 of all
+    pixels and labels and of where val was cut off. `notes` says what a reader should know.
     """
 
     name: str
@@ -57,27 +57,27 @@ class ImageData:
 
     @property
     def num_classes(self) -> int:
-        """Number of classes."""
+        """The number of classes."""
         return len(self.class_names)
 
     @property
     def size(self) -> int:
-        """Side of an image, pixels."""
+        """The side of an image, pixels."""
         return self.train.images.shape[-1]
 
     @property
     def test(self) -> Split:
-        """The test split. Keep what is returned: each access counts as one opening."""
+        """The test split. Each access counts as one opening, so keep the value."""
         self.opens["test"] += 1
         return self.unopened.to(self.train.images.device)
 
     @property
     def test_opened(self) -> int:
-        """How often `test` was opened, here and in every copy made by `to`."""
+        """The number of times that `test` was opened, here and in every copy that `to` made."""
         return self.opens["test"]
 
     def to(self, device: torch.device | str) -> ImageData:
-        """The data set with train and val on `device`; test follows when it is opened.
+        """Return the data set with train and val on `device`; test follows when it is opened.
 
         Images that would fill more than half of the device's free memory stay where they are: `Batches` sends them.
         """
@@ -87,13 +87,13 @@ class ImageData:
         return replace(self, train=self.train.to(device), val=self.val.to(device))
 
     def at_least(self, size: int) -> ImageData:
-        """These data, enlarged where their images are smaller than `size` pixels a side."""
+        """Return these data, enlarged if their images are smaller than `size` pixels a side."""
         return self if size <= self.size else self.enlarged(size)
 
     def enlarged(self, size: int) -> ImageData:
-        """The data set whose val and test images fill `size` pixels: the middle 7/8 of each, bilinear.
+        """Return the data set with val and test images of `size` pixels: the middle 7/8 of each, resized bilinearly.
 
-        What networks laid out for 224 pixels are evaluated on; training draws its own crops, and train stays as it is.
+        Nets laid out for 224 pixels are evaluated on these. Train stays as it is, since training draws its own crops.
         """
         return replace(self, val=_enlarged(self.val, size), unopened=_enlarged(self.unopened, size))
 
@@ -116,7 +116,7 @@ def _enlarged(split: Split, size: int) -> Split:
 
 @dataclass(frozen=True)
 class Absent:
-    """A public data set that is not on this machine: enough to find finished runs on it, and no images."""
+    """A public data set that is not on this machine: it serves to find finished runs on it, and has no images."""
 
     name: str
     num_classes: int
@@ -125,10 +125,10 @@ class Absent:
     error: SlimnbError  # raised when its images are asked for
     test_opened: ClassVar[int] = 0
 
-    def __getattr__(self, wanted: str):
-        if wanted in ("train", "val", "test", "mean", "std"):
+    def __getattr__(self, name: str):
+        if name in ("train", "val", "test", "mean", "std"):
             raise self.error
-        raise AttributeError(wanted)
+        raise AttributeError(name)
 
     def __repr__(self) -> str:
         return f"{self.name}: not on this machine; only finished runs can be shown"
@@ -137,9 +137,9 @@ class Absent:
 def load_or_absent(name: str = "synthetic", root: str | os.PathLike | None = None, device: torch.device | str = "cpu",
                    cache: str | os.PathLike = "data/cache",
                    like: tuple[int, int, str] | None = None) -> ImageData | Absent:
-    """`load_data`, or for a public set that is not there a stand-in by which its finished runs are found.
+    """Return `load_data`, or for a public set that is not there an `Absent` that finds the finished runs on it.
 
-    `like` are the classes, side and fingerprint of the copy that they are of, if it is not the whole published one.
+    `like` holds the classes, side and fingerprint of the copy those runs used, if it is not the whole published one.
     """
     try:
         return load_data(name, root, device, cache=cache)
@@ -153,15 +153,16 @@ def load_or_absent(name: str = "synthetic", root: str | os.PathLike | None = Non
 def load_data(name: str = "synthetic", root: str | os.PathLike | None = None,
               device: torch.device | str = "cpu", val_fraction: float = 0.1,
               cache: str | os.PathLike = "data/cache", **options) -> ImageData:
-    """The data set `name`: "synthetic", "cifar10", "cifar100", or a folder with train/ and val/ or test/.
+    """Load the data set `name`: "synthetic", "cifar10", "cifar100", or a folder with train/ and val/ or test/.
 
-    `root` (else $SLIMNB_DATA, else "data") holds cifar10/ and cifar100/ as Parquet in the Hugging Face layout
-    or as torchvision keeps them; decoded images are kept in `cache`. `val_fraction` of train becomes val, the
-    same rows everywhere; a folder with both val/ and test/ keeps its own val, and without test/ its val/ is
-    the test split. Options: synthetic `train` and `test` (numbers of images) and `seed`; CIFAR `download`
-    (False); folders `size` (256: the short side in pixels, the middle of which is cut to what a net reads) and
-    `allow_overlap` (False). A set too large for the device stays on the host, see `ImageData.to`.
-    Raises DataError (missing ... an image in two splits), ParameterError, ResourceError.
+    `root` (else $SLIMNB_DATA, else "data") holds cifar10/ and cifar100/, as Parquet in the Hugging Face layout or as
+    torchvision keeps them. Decoded images are kept in `cache`. `val_fraction` of train becomes val, the same rows
+    everywhere. A folder with both val/ and test/ keeps its own val; without test/ its val/ is the test split. A set too
+    large for the device stays on the host, see `ImageData.to`.
+
+    Options are `train`, `test` (numbers of images) and `seed` for synthetic; `download` (False) for CIFAR; for folders
+    `size` (256: the short side in pixels, the middle of which is cut to what a net reads) and `allow_overlap` (False).
+    Raises DataError if images are missing, damaged or in two splits, ParameterError, ResourceError.
     """
     if not 0 < val_fraction < 1:
         raise ParameterError(f"val_fraction = {val_fraction}", "it is between 0 and 1", "Set e.g. 0.1.")
@@ -182,13 +183,13 @@ def load_data(name: str = "synthetic", root: str | os.PathLike | None = None,
     return data.to(device)
 
 
-def _with(load, options: dict, *given) -> ImageData:
-    allowed = list(inspect.signature(load).parameters)[len(given) :]
+def _with(load, options: dict, *arguments) -> ImageData:
+    allowed = list(inspect.signature(load).parameters)[len(arguments) :]
     for option in options:
         if option not in allowed:
             rule = f"options here are {', '.join(allowed)}"
             raise ParameterError(f"load_data(..., {option}=...)", rule, "Mend the name.")
-    return load(*given, **options)
+    return load(*arguments, **options)
 
 
 # -------------------------------------------------------------------------------------------- the three kinds
@@ -252,8 +253,8 @@ def _from_parts(source: Source, train: Part, val: Part | None, test: Part, cut: 
     return _assemble(source.name, source.class_names, whole, unopened, cut, content, own, notes)
 
 
-def _overlap(source: Source, pair: str, ours: np.ndarray, theirs: np.ndarray, allowed: bool) -> list[str]:
-    count = int(np.isin(ours, theirs).sum())
+def _overlap(source: Source, pair: str, first: np.ndarray, second: np.ndarray, allowed: bool) -> list[str]:
+    count = int(np.isin(first, second).sum())
     if count and not allowed:
         raise DataError(f"{count} images are in both {pair} of {source.name}",
                         "no image may be in two splits", "Remove them, or pass allow_overlap=True.")
@@ -273,10 +274,10 @@ def _assemble(name: str, class_names: Sequence[str], whole: Split, unopened: Spl
 def _moments(images: Tensor) -> tuple[tuple[float, float, float], tuple[float, float, float]]:
     """Mean and standard deviation of each channel, pixels in 0..1, from exact counts; four decimals."""
     values = np.arange(256) / 255
-    found = []
+    sums = []
     for channel in range(3):
         counts = sum(np.bincount(part[:, channel].reshape(-1).numpy(), minlength=256) for part in images.split(1000))
         mean = float(counts @ values / counts.sum())
-        found.append((round(mean, 4), round(float(counts @ (values - mean) ** 2 / counts.sum()) ** 0.5, 4)))
-    mean, std = zip(*found, strict=True)
+        sums.append((round(mean, 4), round(float(counts @ (values - mean) ** 2 / counts.sum()) ** 0.5, 4)))
+    mean, std = zip(*sums, strict=True)
     return mean, tuple(max(s, 1e-4) for s in std)

@@ -1,4 +1,4 @@
-"""Where real images come from: CIFAR as Parquet or as torchvision keeps it, and folders of image files."""
+"""Sources of real images: CIFAR as Parquet or as torchvision keeps it, and folders of image files."""
 
 from __future__ import annotations
 
@@ -32,7 +32,7 @@ IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm")
 
 @dataclass(frozen=True)
 class Rows:
-    """One part (train, val or test) of a data set: labels (N,) int64, and pixels decoded when asked for."""
+    """One part (train, val or test) of a data set: labels (N,) int64, and pixels that are decoded on request."""
 
     labels: np.ndarray
     read: Callable[[int, int], np.ndarray]  # (start, stop) -> (stop - start, 3, S, S) uint8
@@ -41,10 +41,10 @@ class Rows:
 
 @dataclass(frozen=True)
 class Source:
-    """A data set found on disk and not yet decoded.
+    """A data set on disk that is not decoded yet.
 
-    `key` says which files it is made of, by content or by name; in the second case `stamp` says in what state
-    they are, so that mending one file does not mean decoding all of them again.
+    `key` says which files it is made of, by content or by name. If by name, `stamp` says in what state they are, so
+    that mending one file does not mean decoding all of them again.
     """
 
     name: str
@@ -57,18 +57,18 @@ class Source:
 
 
 def shown(path: str | os.PathLike) -> str:
-    """A path as an error line shows it: its last 50 characters."""
+    """Return a path as an error line shows it: its last 50 characters."""
     text = str(path)
     return text if len(text) <= 50 else "…" + text[-49:]
 
 
 def image_digest(image: np.ndarray) -> bytes:
-    """16 bytes that stand for an image's pixels (3, S, S) uint8; equal pixels, equal digest."""
+    """Return 16 bytes that stand for an image's pixels (3, S, S) uint8; equal pixels have equal digests."""
     return hashlib.blake2b(image.tobytes(), digest_size=16).digest()
 
 
 def check_labels(labels: np.ndarray, classes: int, where: str) -> None:
-    """Refuse labels outside 0..classes-1 (-100 would give a loss of NaN and no error)."""
+    """Raise DataError for labels outside 0..classes-1; -100 would give a loss of NaN and no error."""
     bad = np.flatnonzero((labels < 0) | (labels >= classes))
     if len(bad):
         what = f"{len(bad)} of {len(labels)} labels, first at row {bad[0]} of {where}: {labels[bad[0]]}"
@@ -94,9 +94,9 @@ def _decode(data: bytes | Path, where: str, finish: Callable[[Image.Image], Imag
 
 def _square(image: Image.Image, size: int, where: str) -> Image.Image:
     if image.size != (size, size):
-        seen = f"{image.width} x {image.height}"
+        size_text = f"{image.width} x {image.height}"
         rule = f"its images are {size} x {size}"
-        raise DataError(f"{where}: {seen} pixels", rule, "Fetch the file again.")
+        raise DataError(f"{where}: {size_text} pixels", rule, "Fetch the file again.")
     return image.convert("RGB")
 
 
@@ -164,12 +164,12 @@ def _read_parquet(path: Path) -> tuple[list[bytes], np.ndarray]:
 def _parquet_part(files: list[Path], classes: int) -> Rows:
     images, labels = [], []
     for path in files:
-        encoded, some = _read_parquet(path)
-        check_labels(some, classes, shown(path))
+        encoded, part_labels = _read_parquet(path)
+        check_labels(part_labels, classes, shown(path))
         for i, data in enumerate(encoded):  # so small that threads would only wait for each other
             where = f"row {i} of {shown(path)}"
             images.append(_decode(data, where, partial(_square, size=32, where=where)))
-        labels.append(some)
+        labels.append(part_labels)
     return _sorted_rows(np.stack(images), np.concatenate(labels))
 
 
@@ -213,17 +213,17 @@ def _check_archive(name: str, path: Path) -> None:
 
 
 def find_cifar(name: str, root: Path, download: bool = False) -> Source:
-    """CIFAR-10 or CIFAR-100 under `root`: <root>/<name>/*.parquet, or torchvision's folder or archive.
+    """Find CIFAR-10 or CIFAR-100 under `root`: <root>/<name>/*.parquet, or torchvision's folder or archive.
 
-    Nothing is fetched unless `download`; torchvision then checks what it fetched. Any number of train files
-    is accepted. Raises DataError (nothing there), DataError (damaged).
+    Nothing is fetched unless `download` is true; torchvision then checks what it fetched. There may be any number of
+    train files. Raises DataError if nothing is there or something is damaged.
     """
     classes, _, archive, unpacked, megabytes, _ = CIFAR[name]
     parquet = {part: sorted((root / name).glob(f"**/{part}-*.parquet")) for part in ("train", "test")}
     if all(parquet.values()):
         files = [path for part in parquet.values() for path in part]
         names = _parquet_classes(parquet["test"][0], classes)
-        readers = {part: partial(_parquet_part, some, classes) for part, some in parquet.items()}
+        readers = {part: partial(_parquet_part, paths, classes) for part, paths in parquet.items()}
         return Source(name, 32, _files_key(files), "", names, partial(_call_all, readers), published=True)
     home = next((home for home in (root / name, root) if (home / unpacked).is_dir()), None)
     if home is None:
@@ -250,9 +250,9 @@ def _call_all(readers: dict[str, Callable[[], Rows]]) -> dict[str, Rows]:
 
 def _list_images(folder: Path) -> list[str]:
     """Image files below `folder` as class/.../file, in an order that looks random and is always the same."""
-    found = [path.relative_to(folder).as_posix() for path in folder.glob("*/**/*")
+    names = [path.relative_to(folder).as_posix() for path in folder.glob("*/**/*")
              if path.suffix.lower() in IMAGE_SUFFIXES]
-    return sorted(found, key=lambda name: hashlib.blake2b(name.encode(), digest_size=16).digest())
+    return sorted(names, key=lambda name: hashlib.blake2b(name.encode(), digest_size=16).digest())
 
 
 def _stamp(folder: Path, files: list[str]) -> str:
@@ -285,7 +285,7 @@ def _folder_part(folder: Path, files: list[str], class_names: tuple[str, ...], s
 
 
 def find_folder(root: Path, size: int) -> Source:
-    """A folder of images, <root>/train/<class>/..., with val/ or test/ or both laid out the same way.
+    """Find a folder of images, <root>/train/<class>/..., with val/ or test/ or both laid out the same way.
 
     Each image's short side is resized to `size` pixels and the middle square kept. Raises DataError.
     """

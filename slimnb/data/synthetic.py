@@ -1,10 +1,9 @@
-"""The embedded data set: textured shapes in ten classes, with a known difficulty for every image.
+"""The generated data set: textured shapes in ten classes, with a known difficulty for every image.
 
-A class is a shape and a texture ("striped ring"). On easy images its colour gives it away, which a few
-channels can see. On hard ones the colour is drawn at random and the object is smaller, paler, noisier, partly
-covered and among clutter made of the same shapes and textures: what is left is the conjunction of shape and
-texture. Only correctly rounded operations are used (cosines are rounded to five decimals), so the pixels, and
-with them every fingerprint, are the same on all machines.
+A class is a shape and a texture ("striped ring"). On easy images its colour gives it away, which a few channels can
+see. On hard ones the colour is random. The object is smaller, paler, noisier, partly covered and among clutter of the
+same shapes and textures; only the conjunction of shape and texture is left. All operations are correctly rounded
+(cosines are rounded to five decimals), so the pixels, and with them every fingerprint, are the same on all machines.
 """
 
 from __future__ import annotations
@@ -114,16 +113,16 @@ def _add_clutter(images: np.ndarray, seed: int, part: str, index: Tensor, diffic
     expected = CLUTTER[0] + (CLUTTER[1] - CLUTTER[0]) * difficulty
     count = np.floor(expected + _Draws(seed, part, index)("clutter"))
     for k in range(int(count.max())):
-        some = np.flatnonzero(count > k)
-        draw, name = _Draws(seed, part, index[some]), f"clutter {k}"
+        cluttered = np.flatnonzero(count > k)
+        draw, name = _Draws(seed, part, index[cluttered]), f"clutter {k}"
         x = _GRID - _map(draw(f"{name} x", -1, 1))
         y = _GRID[:, None] - _map(draw(f"{name} y", -1, 1))
         label, radius = draw.choice(f"{name} class", 10), draw(f"{name} radius", 0.12, 0.28)
         coverage, texture = _piece(draw, name, label, x, y, radius, _TURN / 2, (2.2, 3.5))
         colour = (0.25 + 0.5 * _hues(draw(f"{name} hue")))[:, :, None, None] + 0.22 * texture[:, None]
-        piece = images[some]
+        piece = images[cluttered]
         _paint(piece, coverage, colour)
-        images[some] = piece
+        images[cluttered] = piece
 
 
 def _add_object(images: np.ndarray, draw: _Draws, label: np.ndarray, difficulty: np.ndarray,
@@ -160,10 +159,11 @@ def _add_noise(images: np.ndarray, seed: int, part: str, index: Tensor, difficul
 
 def render(index: Tensor, seed: int = 0, part: str = "train", labels: Tensor | None = None,
            difficulty: Tensor | float | None = None) -> tuple[Tensor, Tensor, Tensor]:
-    """Images number `index` (n,) of the endless sequence (seed, part): (images, labels, difficulty).
+    """Draw the images number `index` (n,) of the endless sequence (seed, part): (images, labels, difficulty).
 
-    Images (n, 3, 32, 32) uint8, labels (n,) int64, difficulty (n,) float32 in [0, 1]. Given `labels` or
-    `difficulty` (a number or one per image) replace the drawn ones and leave the rest of the scene as it is.
+    Images are (n, 3, 32, 32) uint8, labels (n,) int64, difficulty (n,) float32 in [0, 1]. `labels` or `difficulty`, a
+    number or one per image, replace the random ones and leave the rest of the scene as it is. Raises ParameterError for
+    values out of range.
     """
     index = torch.as_tensor(index, dtype=torch.int64)
     draw = _Draws(seed, part, index)
@@ -182,6 +182,6 @@ def render(index: Tensor, seed: int = 0, part: str = "train", labels: Tensor | N
 
 
 def generate(count: int, seed: int = 0, part: str = "train") -> tuple[Tensor, Tensor, Tensor]:
-    """The first `count` images of the sequence (seed, part), as `render` gives them; 12,000 take 1 to 2 s."""
+    """Draw the first `count` images of the sequence (seed, part), as `render` does; 12,000 take 1 to 2 s."""
     rendered = [render(chunk, seed, part) for chunk in torch.arange(count).split(_CHUNK)]
-    return tuple(torch.cat(some) for some in zip(*rendered, strict=True))
+    return tuple(torch.cat(chunks) for chunks in zip(*rendered, strict=True))

@@ -20,10 +20,10 @@ KEY = "slimnb"
 
 
 def pack(tensors: dict[str, Tensor], header: dict[str, Any]) -> bytes:
-    """Tensors of any device and layout with a JSON header, as safetensors bytes.
+    """Turn tensors of any device and layout and a JSON header into safetensors bytes.
 
-    Equal input gives equal bytes, -0.0 and denormals included. NaN is error NumericsError; inf is kept (a
-    table may say "unreachable").
+    Equal input gives equal bytes, -0.0 and denormals included. Raises NumericsError for NaN, StoreError for what is no
+    tensor; inf is kept, since a table may say "unreachable".
     """
     import torch
     from safetensors.torch import save
@@ -40,7 +40,7 @@ def pack(tensors: dict[str, Tensor], header: dict[str, Any]) -> bytes:
 
 
 def unpack(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
-    """Tensors (CPU) and header of `pack`; raises `Damaged` for anything else, pickles included."""
+    """Return the tensors (CPU) and the header that `pack` wrote. Raises `Damaged` for all else, pickles too."""
     from safetensors import SafetensorError
     from safetensors.torch import load
 
@@ -62,7 +62,7 @@ def unpack(data: bytes) -> tuple[dict[str, Tensor], dict[str, Any]]:
 
 
 def refuse_nan(tensors: dict[str, Tensor], where: str) -> None:
-    """Error NumericsError naming the first tensor that holds a NaN, how many and where the first lies."""
+    """Raise NumericsError if a tensor holds a NaN, with the first such tensor, how many and where the first lies."""
     for name, tensor in tensors.items():
         if not (tensor.is_floating_point() or tensor.is_complex()):
             continue
@@ -75,18 +75,18 @@ def refuse_nan(tensors: dict[str, Tensor], where: str) -> None:
 
 
 def check_like(state: dict[str, Tensor], reference: dict[str, Tensor]) -> None:
-    """Error StoreError naming the first difference in names, shapes or dtypes; order does not matter.
+    """Raise StoreError with the first difference in names, shapes or dtypes; their order does not matter.
 
     Call it before anything like `load_state_dict`, which casts dtypes without a word.
     """
     for name in [*reference, *state]:
-        mine, theirs = state.get(name), reference.get(name)
-        if mine is None or theirs is None:
-            why = "missing in the stored state" if mine is None else "unknown to this net"
-        elif mine.shape != theirs.shape:
-            why = f"stored shape {tuple(mine.shape)}, needed {tuple(theirs.shape)}"
-        elif mine.dtype != theirs.dtype:
-            why = f"stored as {mine.dtype}, needed {theirs.dtype}"
+        stored, needed = state.get(name), reference.get(name)
+        if stored is None or needed is None:
+            why = "missing in the stored state" if stored is None else "unknown to this net"
+        elif stored.shape != needed.shape:
+            why = f"stored shape {tuple(stored.shape)}, needed {tuple(needed.shape)}"
+        elif stored.dtype != needed.dtype:
+            why = f"stored as {stored.dtype}, needed {needed.dtype}"
         else:
             continue
         fix = "Build the net as it was trained, or train anew."
@@ -94,15 +94,15 @@ def check_like(state: dict[str, Tensor], reference: dict[str, Tensor]) -> None:
 
 
 def mark(data: bytes) -> dict[str, Any]:
-    """Length and SHA-256 of the events up to here."""
+    """Return the length and SHA-256 of the events up to here."""
     return {"bytes": len(data), "sha256": digest(data)}
 
 
 class Events:
-    """An append-only file of lines, opened at a mark: what came after it is dropped.
+    """An append-only file of lines, opened at a mark: what came after the mark is dropped.
 
-    So a resumed run repeats no line and misses none. `sync()` makes it durable and returns the mark
-    that a checkpoint then holds.
+    So a resumed run repeats no line and misses none. `sync()` makes the lines durable and returns the mark that a
+    checkpoint then holds.
     """
 
     def __init__(self, path: Path, at: dict[str, Any], fail: Failpoint):
@@ -119,7 +119,7 @@ class Events:
         fail("recover.truncated")
 
     def append(self, line: bytes) -> None:
-        """Add a line; when the disk is full (ResourceError) nothing of it stays."""
+        """Add a line. If the disk is full, nothing of it stays and ResourceError is raised."""
         try:
             files.write_all(self._fd, line[: len(line) // 2])
             self._fail("log.half")
@@ -132,7 +132,7 @@ class Events:
         self._size += len(line)
 
     def sync(self) -> dict[str, Any]:
-        """Make every line durable; the mark at this point."""
+        """Make every line durable and return the mark at this point."""
         try:
             os.fsync(self._fd)
         except OSError as error:
@@ -145,7 +145,7 @@ class Events:
 
 
 class Generations:
-    """The checkpoints of one run's folder, ordered by the number in their names (clocks jump)."""
+    """The checkpoints in one run's folder, ordered by the number in their names, since clocks jump."""
 
     NAME = re.compile(r"ck-(\d{6,})\.safetensors")
 
@@ -153,7 +153,7 @@ class Generations:
         self._folder, self._fail = folder, fail
 
     def add(self, tensors: dict[str, Tensor], header: dict[str, Any]) -> None:
-        """Write a new newest generation; its header needs step, meta, events, machine, drifted."""
+        """Write a new generation. Its header needs step, meta, events, machine and drifted."""
         # Numbers of damaged or unfinished ones are not used again: nothing is ever overwritten.
         numbers = [int(match[1]) for name in self._names() if (match := self.NAME.match(name))]
         number = max(numbers, default=0) + 1
@@ -162,10 +162,10 @@ class Generations:
         files.write_checked(path, data, self._fail, "checkpoint")
 
     def newest(self, identity: dict[str, Any]) -> tuple[Any, list[tuple[Path, str]]]:
-        """(tensors, header) of the newest good one or None, and the damaged ones after it with reasons.
+        """Return (tensors, header) of the newest good one or None, and the damaged ones after it with reasons.
 
-        `identity`: schema, run_id, recipe, code and data that the header must have: otherwise error StoreError
-        or StoreError. A NaN in it is error NumericsError. When all are damaged, StoreError.
+        The header must have the schema, run_id, recipe, code and data of `identity`. Raises StoreError if it has others
+        or if all generations are damaged, NumericsError for a NaN.
         """
         bad = []
         for path in reversed(self._paths()):
@@ -181,14 +181,14 @@ class Generations:
         return None, bad
 
     def set_aside(self, path: Path) -> None:
-        """Keep a damaged one as `.bad`."""
+        """Rename a damaged one to `.bad`."""
         for name in (files.sidecar(path), path):
             if os.path.lexists(name):
                 os.replace(name, name.with_name(name.name + ".bad"))
                 self._fail("recover.aside")
 
     def sweep(self) -> None:
-        """Remove what a killed process left half done: temporaries, checksums without a file."""
+        """Remove what a killed process left half done: temporary files, and checksums without a file."""
         for name in self._names():
             file = (self._folder / name).with_suffix("")
             orphan = name.endswith(".sha256") and not os.path.lexists(file)

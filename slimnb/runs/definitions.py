@@ -1,8 +1,8 @@
-"""Which definitions a piece of code reaches: functions, classes and constants, found by reading files.
+"""Which definitions a piece of code reaches: functions, classes and constants.
 
-Files are parsed, never imported. What is followed is every name that a definition mentions, through imports and
-re-exports, at any depth. It may reach too much (a local variable that is called as a function is) and never too little,
-but for what is looked up by a text: `getattr(module, name)` and `importlib` are not followed.
+Files are parsed, never imported. Every name that a definition mentions is followed, through imports and re-exports, at
+any depth. This may reach too much (a local variable with the name of a function) and never too little, except for
+look-ups by text: `getattr(module, name)` and `importlib` are not followed.
 """
 
 from __future__ import annotations
@@ -32,26 +32,26 @@ class Module:
 
 
 def reached(roots: Sequence[str], folders: Mapping[str, Path] | None = None) -> dict[str, str]:
-    """Every definition that `roots` reach, by dotted name, as text that is the same on every Python.
+    """Return every definition that `roots` reach, by dotted name, as text that is the same on every Python.
 
     A root is a module ("slimnb.nn.layers": all of it), a definition in one, or a method ("...Recipe.net"): then the
-    method and those of its class that it calls on `self`. Followed are the packages of `folders` (name -> folder),
-    by default slimnb and those of the roots. Raises ParameterError for an unknown root.
+    method and those of its class that it calls on `self`. The packages of `folders` (name -> folder) are followed, by
+    default slimnb and those of the roots. Raises ParameterError for an unknown root.
     """
     return Reader(_folders(roots) if folders is None else folders).reached(roots)
 
 
 def _folders(roots: Sequence[str]) -> dict[str, Path]:
-    found = {}
+    folders = {}
     for name in dict.fromkeys(("slimnb", *(root.partition(".")[0] for root in roots))):
         spec = importlib.util.find_spec(name)  # of a top-level package: nothing is imported
         if spec is not None and spec.submodule_search_locations:
-            found[name] = Path(next(iter(spec.submodule_search_locations)))
-    return found
+            folders[name] = Path(next(iter(spec.submodule_search_locations)))
+    return folders
 
 
 class Reader:
-    """Reads the files of some packages, each once."""
+    """Reads the files of some packages, each file once."""
 
     def __init__(self, folders: Mapping[str, Path]):
         self.folders = {name: Path(folder) for name, folder in folders.items()}
@@ -59,7 +59,7 @@ class Reader:
         self.modules: dict[str, Module | None] = {}
 
     def reached(self, roots: Sequence[str], strict: bool = True) -> dict[str, str]:
-        """See the function of that name; unless `strict`, a root that these packages do not define is left out."""
+        """As the function of that name; unless `strict`, a root that these packages do not define is left out."""
         waiting = [target for root in roots for target in self._targets(root, strict)]
         while waiting:
             name = waiting.pop()
@@ -72,7 +72,7 @@ class Reader:
         return self.texts
 
     def module(self, name: str) -> Module | None:
-        """The module of that dotted name; None if there is none in these packages."""
+        """Return the module of that dotted name, or None if these packages have none."""
         if name not in self.modules:
             path = self.path(name)
             self.modules[name] = None if path is None else _read(name, path.name == "__init__.py", path.read_bytes(),
@@ -80,13 +80,14 @@ class Reader:
         return self.modules[name]
 
     def source(self, name: str) -> str:
-        """The lines of a definition as its file has them, comments and docstrings too; "" of what is not found."""
+        """The lines of a definition as `shown` has them, comments too; "" of what is not found."""
         nodes = [(node, self.path(home)) for target in self._targets(name, strict=True)
                  for nodes, home in [self._nodes(target)] for node in nodes]
-        return "\n".join(ast.get_source_segment(path.read_text(encoding="utf-8"), node) or "" for node, path in nodes)
+        return "\n".join(shown(ast.get_source_segment(path.read_text(encoding="utf-8"), node, padded=True) or "")
+                         for node, path in nodes)
 
     def path(self, name: str) -> Path | None:
-        """Its file."""
+        """Return the file of a module, or None."""
         package, *parts = name.split(".")
         if package not in self.folders:
             return None
@@ -129,9 +130,9 @@ class Reader:
             for target in self._resolve(_chain(base) or [], home):
                 place, _, name = target.partition(":")
                 if isinstance(self.module(place).definitions[name][-1], ast.ClassDef):
-                    found = self._methods(place, name, method)
-                    if found:
-                        return found
+                    targets = self._methods(place, name, method)
+                    if targets:
+                        return targets
         return []
 
     def _nodes(self, target: str) -> tuple[list[ast.stmt], str]:
@@ -147,17 +148,17 @@ class Reader:
 
     def _mentioned(self, node: ast.stmt, home: str, target: str) -> list[str]:
         owner, _, method = target.partition(":")[2].partition(".")
-        found = []
+        targets = []
         for chain in _chains_of(node):
             if method and len(chain) > 1 and chain[0] in ("self", "cls"):
-                found += self._methods(home, owner, chain[1])
+                targets += self._methods(home, owner, chain[1])
             elif method and chain[0] == "super()":
                 bases = [base for part in self.module(home).definitions[owner][-1].bases
                          for base in self._resolve(_chain(part) or [], home)]
-                found += [each for base in bases for each in self._methods(*base.split(":"), chain[1])]
+                targets += [inherited for base in bases for inherited in self._methods(*base.split(":"), chain[1])]
             else:
-                found += self._resolve(chain, home)
-        return found
+                targets += self._resolve(chain, home)
+        return targets
 
     def _resolve(self, chain: list[str], home: str) -> list[str]:
         """The definitions that a chain of names ("probes", "take") stands for in the module `home`."""
@@ -190,8 +191,8 @@ def _read(name: str, is_package: bool, source: bytes, stub: bytes) -> Module:
                 module.imports |= _imported(node, name, is_package)
         for node in tree.body if text is source else []:
             names = _defined(node)
-            for each in names:
-                module.definitions.setdefault(each, []).append(node)
+            for definition in names:
+                module.definitions.setdefault(definition, []).append(node)
             if not names and not _says_nothing(node) and not _is_typing(node):
                 module.effects.append(node)
     return module
@@ -214,9 +215,9 @@ def _defined(node: ast.stmt) -> list[str]:
     if isinstance(node, SKIPPED_NODES) or _is_typing(node):
         return []
     loops = [part for part in ast.walk(node) if isinstance(part, ast.comprehension)]
-    inner = {id(each) for part in loops for each in ast.walk(part.target)}
-    return [each.id for each in ast.walk(node)
-            if isinstance(each, ast.Name) and isinstance(each.ctx, ast.Store) and id(each) not in inner]
+    inner = {id(name) for loop in loops for name in ast.walk(loop.target)}
+    return [name.id for name in ast.walk(node)
+            if isinstance(name, ast.Name) and isinstance(name.ctx, ast.Store) and id(name) not in inner]
 
 
 def _is_typing(node: ast.stmt) -> bool:
@@ -234,9 +235,9 @@ def _chains_of(node: ast.stmt) -> list[list[str]]:
 
 
 def mentioned(script: str, within: Sequence[str] = ()) -> list[str]:
-    """The dotted names that a script's imports bring in and its code mentions: ["slimnb.nets.vgg.VGG"].
+    """Return the dotted names that a script imports and its code mentions: ["slimnb.nets.vgg.VGG"].
 
-    With `within` only those among the arguments of calls of functions so named.
+    With `within` these are only the names among the arguments of calls of functions so named.
     """
     tree = ast.parse(script)
     imports: dict[str, str] = {}
@@ -278,11 +279,39 @@ def _chains(node: ast.AST) -> Iterator[list[str]]:
 # -- a definition as text ---------------------------------------------------------------------------------
 
 
-def form(node: object) -> str:
-    """A syntax tree as text that is the same on every Python version, of what it computes and nothing else.
+def shown(text: str) -> str:
+    """A definition's source for a reader: at the left margin, without docstrings; comments and layout stay.
 
-    Comments, layout, docstrings, annotations, imports and errors are left out. `ast.dump` and `ast.unparse`
-    would not do: the one shows fields that come and go, the other changes its quoting.
+    A body that was its docstring alone becomes "...", so that the result is valid Python.
+    """
+    margin = text[: len(text) - len(text.lstrip(" \t"))]
+    lines = [line.removeprefix(margin) for line in text.split("\n")]  # in a text of several lines some begin before it
+    kinds = (ast.FunctionDef, ast.AsyncFunctionDef, ast.ClassDef)
+    owners = [node for node in ast.walk(ast.parse("\n".join(lines)))
+              if isinstance(node, kinds) and _is_docstring(node.body[0])]
+    for owner in sorted(owners, key=lambda node: -node.body[0].lineno):  # from the last, so lines keep their numbers
+        _cut(lines, *owner.body[:2])
+    return "\n".join(lines).rstrip()
+
+
+def _cut(lines: list[str], docstring: ast.stmt, after: ast.stmt | None = None) -> None:
+    """Take a docstring out of `lines`, with the empty lines below it; `after` is the next statement of its body."""
+    first, last = docstring.lineno - 1, docstring.end_lineno - 1
+    same = after is not None and after.lineno - 1 == last  # "doc"; x = 1
+    before = lines[first].encode()[: docstring.col_offset].decode()  # a syntax tree counts bytes
+    rest = lines[last].encode()[after.col_offset if same else docstring.end_col_offset:].decode()
+    line = before + ("" if after else "...") + (rest.lstrip() if after else rest)
+    end = last + 1
+    while not line.strip() and not lines[end].strip():
+        end += 1
+    lines[first:end] = [line] if line.strip() else []
+
+
+def form(node: object) -> str:
+    """Write a syntax tree as text that depends on what it computes and on nothing else, on every Python version.
+
+    Comments, layout, docstrings, annotations, imports and errors are left out. `ast.dump` would not do, since it shows
+    fields that come and go, nor `ast.unparse`, since its quoting changes.
     """
     if isinstance(node, ast.JoinedStr):
         return f"JoinedStr[{','.join(_pieces(node))}]"
@@ -296,15 +325,15 @@ def form(node: object) -> str:
 
 
 def _pieces(node: ast.JoinedStr) -> list[str]:
-    found: list[str] = []
+    pieces: list[str] = []
     text = ""
     for value in node.values:
         if isinstance(value, ast.Constant):
             text += value.value
         else:
-            found += [repr(text)] * bool(text) + [form(value)]
+            pieces += [repr(text)] * bool(text) + [form(value)]
             text = ""
-    return found + [repr(text)] * bool(text)
+    return pieces + [repr(text)] * bool(text)
 
 
 def _says_nothing(node: object) -> bool:

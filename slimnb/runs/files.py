@@ -1,4 +1,4 @@
-"""Bytes that survive a kill or a power cut, believed only with their checksum; strict JSON."""
+"""Bytes that survive a kill or a power cut and are believed only with their checksum; strict JSON."""
 
 from __future__ import annotations
 
@@ -23,13 +23,13 @@ STAGES = ("opened", "half", "written", "synced", "renamed", "dirsynced")
 
 
 class Damaged(Exception):
-    """A stored file that is not what was written; the text says how."""
+    """A stored file is not what was written; the text says how."""
 
 
 class Failpoint:
-    """Kills this process (signal 9) at the n-th pass through the place SLIMNB_FAILPOINT=name:n names.
+    """Kills this process (signal 9) at the n-th pass through the place that SLIMNB_FAILPOINT=name:n names.
 
-    For tests of crash safety only; without the variable every call does nothing.
+    It serves tests of crash safety only; without the variable every call does nothing.
     """
 
     def __init__(self):
@@ -47,10 +47,10 @@ class Failpoint:
 
 
 def plain(value: Any, where: str = "value", depth: int = 0) -> Any:
-    """The same value made of dict, list, str, bool, None, int64 and finite float only.
+    """Return the same value made of dict, list, str, bool, None, int64 and finite float only.
 
-    Tuples become lists and numpy scalars Python numbers; anything else, NaN and inf included, is
-    error StoreError naming its place (`where`).
+    Tuples become lists and numpy scalars Python numbers. Anything else, NaN and inf included, raises StoreError with
+    its place (`where`).
     """
     if depth > MAX_DEPTH:
         raise _not_json(where, "nested too deep", f"at most {MAX_DEPTH} levels")
@@ -71,7 +71,7 @@ def plain(value: Any, where: str = "value", depth: int = 0) -> Any:
 
 
 def to_json(value: Any, where: str = "value", indent: int | None = None) -> str:
-    """Canonical JSON text: sorted keys, no spare spaces (unless `indent`), ASCII."""
+    """Return canonical JSON text: sorted keys, no spare spaces (unless `indent`), ASCII."""
     separators = (",", ":") if indent is None else (",", ": ")
     return json.dumps(
         plain(value, where), sort_keys=True, separators=separators, indent=indent, allow_nan=False
@@ -79,7 +79,7 @@ def to_json(value: Any, where: str = "value", indent: int | None = None) -> str:
 
 
 def from_json(data: bytes, where: str = "value") -> Any:
-    """Parse UTF-8 JSON; NaN, infinities, duplicate keys, ints beyond 64 bits, deep nesting: StoreError."""
+    """Parse UTF-8 JSON. NaN, infinities, duplicate keys, ints beyond 64 bits and deep nesting raise StoreError."""
     try:
         value = json.loads(
             data.decode("utf-8"),
@@ -116,26 +116,26 @@ def _int64(text: str) -> int:
     return int(text)  # `plain` looks at the rest
 
 
-def _not_json(where: str, seen: str, why: str) -> SlimnbError:
+def _not_json(where: str, text: str, why: str) -> SlimnbError:
     fix = "Use None where there is no value."
-    return StoreError(f"{where[:60]}: {seen}", f"JSON here: {why}", fix)
+    return StoreError(f"{where[:60]}: {text}", f"JSON here: {why}", fix)
 
 
 # ---- files ----
 
 
 def digest(data: bytes | str) -> str:
-    """SHA-256 as 64 hex digits."""
+    """Return the SHA-256 as 64 hex digits."""
     return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
 
 
 def label(path: Path) -> str:
-    """A path's last two parts, enough to find the file and short enough for a one-line error."""
+    """Return a path's last two parts: enough to find the file, short enough for a one-line error."""
     return f"{path.parent.name[:60]}/{path.name[:60]}"
 
 
 def read_file(path: Path) -> bytes:
-    """Content of a regular file; a link, pipe, device or folder in its place is error StoreError."""
+    """Return the content of a regular file. A link, pipe, device or folder in its place raises StoreError."""
     try:
         # O_NONBLOCK: opening a pipe that nobody writes to must not hang.
         fd = os.open(path, os.O_RDONLY | os.O_NOFOLLOW | os.O_NONBLOCK | os.O_CLOEXEC)
@@ -157,8 +157,8 @@ def read_file(path: Path) -> bytes:
 def write_file(path: Path, data: bytes, fail: Failpoint, kind: str) -> None:
     """Put `data` at `path` whole or not at all, so that it survives a power cut.
 
-    The temporary file lies in the same folder (a rename never crosses file systems). A full disk is
-    error ResourceError, a read-only place StoreError; the file that was there before stays.
+    The temporary file lies in the same folder, since a rename never crosses file systems. Raises ResourceError for a
+    full disk, StoreError for a read-only place; the file that was there before stays.
     """
     temporary = path.with_name(f".tmp-{os.getpid()}-{path.name}")
     try:
@@ -184,10 +184,10 @@ def write_file(path: Path, data: bytes, fail: Failpoint, kind: str) -> None:
 
 
 def write_checked(path: Path, data: bytes, fail: Failpoint, kind: str) -> str:
-    """Write `path` and, before it, its sidecar `path.sha256` (as of sha256sum); returns the digest.
+    """Write `path` and, before it, its sidecar `path.sha256` (as of sha256sum); return the digest.
 
-    The sidecar comes first, so the appearance of the file itself is the moment of the commit, and a
-    file without a sidecar was never ours.
+    The sidecar comes first. So the appearance of the file itself is the moment of the commit, and a file without a
+    sidecar was never ours.
     """
     hexdigest = digest(data)
     write_file(sidecar(path), f"{hexdigest}  {path.name}\n".encode(), fail, f"{kind}sum")
@@ -196,7 +196,7 @@ def write_checked(path: Path, data: bytes, fail: Failpoint, kind: str) -> str:
 
 
 def read_checked(path: Path) -> bytes:
-    """Content of a file whose sidecar agrees; raises `Damaged` otherwise."""
+    """Return the content of a file whose sidecar agrees. Raises `Damaged` otherwise."""
     data = read_file(path)
     try:
         expected = read_file(sidecar(path))
@@ -208,12 +208,12 @@ def read_checked(path: Path) -> bytes:
 
 
 def sidecar(path: Path) -> Path:
-    """Where the checksum of `path` is kept."""
+    """Return the path that keeps the checksum of `path`."""
     return path.with_name(path.name + ".sha256")
 
 
 def make_folder(path: Path) -> None:
-    """Create a folder and its parents durably; error StoreError where that is not possible."""
+    """Create a folder and its parents durably. Raises StoreError if that is not possible."""
     try:
         if not path.parent.is_dir():
             make_folder(path.parent)
@@ -241,13 +241,13 @@ def write_all(fd: int, data: bytes) -> None:
 
 
 def refuse_link(path: Path) -> None:
-    """Error StoreError when `path` itself is a link."""
+    """Raise StoreError if `path` itself is a link."""
     if path.is_symlink():
         raise _not_a_file(path, "a link", "a folder")
 
 
 def refuse_strange(path: Path) -> None:
-    """Error StoreError when something other than a regular file lies at `path`."""
+    """Raise StoreError if something other than a regular file lies at `path`."""
     try:
         mode = os.lstat(path).st_mode
     except FileNotFoundError:
@@ -257,7 +257,7 @@ def refuse_strange(path: Path) -> None:
 
 
 def os_error(error: OSError, path: Path) -> SlimnbError:
-    """The one-line error for what the operating system refused."""
+    """Make the one-line error for what the operating system refused."""
     state = "What was stored before is intact."
     if error.errno in (errno.ENOSPC, errno.EDQUOT, errno.EFBIG):
         why, fix = f"no space: {error.strerror}", "Free some space and run again; it resumes."
@@ -270,8 +270,8 @@ def os_error(error: OSError, path: Path) -> SlimnbError:
     return StoreError(label(path), f"disk error: {error.strerror}", "Run again.", state)
 
 
-def _not_a_file(path: Path, seen: str, wanted: str = "a regular file") -> SlimnbError:
-    why = f"is {seen} where {wanted} belongs; links are never followed"
+def _not_a_file(path: Path, kind: str, wanted: str = "a regular file") -> SlimnbError:
+    why = f"is {kind} where {wanted} belongs; links are never followed"
     return StoreError(label(path), why, "Move it away.", "Nothing was read or written.")
 
 

@@ -28,12 +28,12 @@ ENVIRONMENT = (
 
 
 def code_fingerprint(roots: Sequence[Any], folders: Mapping[str, Path] | None = None) -> str:
-    """SHA-256 of all definitions that `roots` reach (see `slimnb.runs.definitions.reached`), each with its own name.
+    """Return the SHA-256 of all definitions that `roots` reach, each with its own name.
 
-    A root is a function or class, or the dotted name of one, of a method or of a module.
-
-    Neither files nor modules count, so moving code changes nothing; nor do comments, docstrings, annotations, imports
-    and the words of errors. A statement does. Definitions in `NEUTRAL` modules are left out.
+    A root is a function or class, or the dotted name of one, of a method or of a module (see
+    `slimnb.runs.definitions.reached`). Files and modules do not count, so moving code changes nothing. Nor do comments,
+    docstrings, annotations, imports and the words of errors; a statement does. Definitions in `NEUTRAL` modules are
+    left out.
     """
     names = tuple(root if isinstance(root, str) else f"{root.__module__}.{root.__qualname__}" for root in roots)
     return _fingerprint(names) if folders is None else _digest(reached(names, folders))
@@ -44,8 +44,8 @@ def _fingerprint(names: tuple[str, ...]) -> str:
     return _digest(reached(names))
 
 
-def _digest(found: Mapping[str, str]) -> str:
-    texts = {f"{target.partition(':')[2]}={text}" for target, text in found.items() if not _is_neutral(target)}
+def _digest(definitions: Mapping[str, str]) -> str:
+    texts = {f"{target.partition(':')[2]}={text}" for target, text in definitions.items() if not _is_neutral(target)}
     return digest(to_json(sorted(texts)))
 
 
@@ -55,14 +55,14 @@ def _is_neutral(target: str) -> bool:
 
 
 def machine_fingerprint(device: Any = "cpu") -> dict[str, Any]:
-    """What decides the bits of a result on `device`, allow-listed: no host, user or path names.
+    """Return what decides the bits of a result on `device`; host, user and path names are not among it.
 
-    A CPU run names thread count and vector capability; a CUDA run the card, CUDA and cuDNN instead.
+    A CPU run names thread count and vector capability, a CUDA run the card, CUDA and cuDNN.
     """
     import torch
 
     device = torch.device(device)
-    found: dict[str, Any] = {
+    facts: dict[str, Any] = {
         "torch": torch.__version__,
         "python": ".".join(platform.python_version_tuple()[:2]),
         "device": device.type,
@@ -73,20 +73,20 @@ def machine_fingerprint(device: Any = "cpu") -> dict[str, Any]:
     }
     if device.type == "cuda":
         cudnn = torch.backends.cudnn
-        found |= {
+        facts |= {
             "name": torch.cuda.get_device_name(device),
             "cuda": torch.version.cuda,
             "cudnn": cudnn.version(),
             "cudnn_flags": [cudnn.enabled, cudnn.benchmark, cudnn.deterministic],
         }
     else:
-        found |= {
+        facts |= {
             "machine": platform.machine(),
             "threads": torch.get_num_threads(),
             "capability": torch.backends.cpu.get_cpu_capability(),
             "mkldnn": torch.backends.mkldnn.enabled,
         }
-    return found
+    return facts
 
 
 def _ranks() -> int:

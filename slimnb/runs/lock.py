@@ -21,11 +21,11 @@ from slimnb.runs.files import Damaged, Failpoint, from_json, label, to_json
 
 @contextmanager
 def hold(folder: Path, wait: float, fail: Failpoint) -> Iterator[bytes]:
-    """Hold the folder's lock within `with`; yields the token for `owns`.
+    """Hold the folder's lock within `with`; it gives the token for `owns`.
 
-    A kernel lock: the death of its owner frees it at once, and a forked child does not keep it. Error
-    BusyError naming host, process and time when it is still taken after `wait` seconds, StoreError where the file
-    system cannot lock.
+    The kernel keeps the lock: the death of its owner frees it at once, and a forked child does not keep it. If it is
+    still taken after `wait` seconds, BusyError names host, process and time. Raises StoreError if the file system
+    cannot lock.
     """
     path = folder / "lock"
     files.refuse_strange(path)
@@ -48,8 +48,10 @@ def hold(folder: Path, wait: float, fail: Failpoint) -> Iterator[bytes]:
 
 
 def owns(folder: Path, token: bytes) -> bool:
-    """Whether nobody else has signed the folder since: false for a writer that was paused, its lock
-    file deleted, and its work taken over."""
+    """Return whether nobody else has signed the folder since.
+
+    It is false for a writer that was paused while its lock file was deleted and its work taken over.
+    """
     try:
         return files.read_file(folder / "owner.json") == token
     except (FileNotFoundError, Damaged, SlimnbError):
@@ -81,10 +83,10 @@ def _busy(folder: Path) -> SlimnbError:
 
 
 class Preemption:
-    """Within `with`, SIGTERM and SIGUSR1 only set `requested`; a training loop asks at step ends.
+    """Within `with`, SIGTERM and SIGUSR1 only set `requested`, which a training loop reads at the end of a step.
 
-    Python lets only the main thread install handlers; elsewhere this does nothing. A second signal
-    changes nothing, so a save under way completes.
+    Python lets only the main thread install handlers; elsewhere this does nothing. A second signal changes nothing, so
+    a save under way completes.
     """
 
     def __init__(self):

@@ -21,7 +21,7 @@ NAMED_BY = ("paper", "arm", "scale")
 
 
 def run_ids(recipe: dict[str, Any], code: str, data: str) -> tuple[str, str]:
-    """The run's id (hash of all three) and its recipe id (of recipe and data), both `[a-z0-9-]`."""
+    """Return the run's id, a hash of all three, and its recipe id, of recipe and data; both are `[a-z0-9-]`."""
     words = "-".join(str(recipe[key]) for key in NAMED_BY if recipe.get(key))
     slug = re.sub(r"[^a-z0-9]+", "-", words.lower()).strip("-")[:40] or "run"
     whole = digest(to_json([recipe, code, data], "recipe"))
@@ -30,7 +30,7 @@ def run_ids(recipe: dict[str, Any], code: str, data: str) -> tuple[str, str]:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """The record in a run's result.json; error StoreError when it is damaged, StoreError when of another schema."""
+    """Return the record in a run's result.json. Raises StoreError if it is damaged or of another schema."""
     try:
         record = from_json(files.read_checked(path), label(path))
     except Damaged as error:
@@ -39,23 +39,23 @@ def read_record(path: Path) -> dict[str, Any]:
 
 
 def read_committed(folder: Path, mention: str = "") -> list[dict[str, Any]]:
-    """Records in the JSON files under a folder, by path; other JSON files are passed over.
+    """Return the records in the JSON files under a folder, by path; other JSON files are passed over.
 
-    Only files that `mention` a text are parsed, so that looking one run up among hundreds is cheap.
+    Only files that `mention` a text are parsed, so that one run is quickly found among hundreds.
     """
-    found = []
+    records = []
     for path in sorted(folder.rglob("*.json")):
         data = files.read_file(path)
         if mention.encode() not in data:
             continue
         record = from_json(data, label(path))
         if isinstance(record, dict) and str(record.get("schema")).startswith("slimnb.run/"):
-            found.append(check_record(record, path))
-    return found
+            records.append(check_record(record, path))
+    return records
 
 
 def check_record(record: Any, path: Path) -> dict[str, Any]:
-    """The record, when its schema is ours and its ids are the hashes of what it says."""
+    """Return the record if its schema is ours and its ids are the hashes of its content, else raise StoreError."""
     refuse_schema(record, path)
     try:
         ids = run_ids(record["recipe"], record["code"], record["data"])
@@ -68,16 +68,16 @@ def check_record(record: Any, path: Path) -> dict[str, Any]:
 
 
 def refuse_schema(header: Any, path: Path) -> None:
-    """Error StoreError for a file written by another version of the store."""
-    seen = str(header.get("schema"))[:30] if isinstance(header, dict) else "none"
-    if seen != SCHEMA:
-        why = f"schema {seen!r}, this slimnb reads {SCHEMA!r}"
+    """Raise StoreError for a file that another version of the store wrote."""
+    schema = str(header.get("schema"))[:30] if isinstance(header, dict) else "none"
+    if schema != SCHEMA:
+        why = f"schema {schema!r}, this slimnb reads {SCHEMA!r}"
         fix = "Use the slimnb that wrote it, or move it away."
         raise StoreError(label(path), why, fix, "Kept as it is.")
 
 
 def refuse_foreign(header: dict[str, Any], identity: dict[str, Any], path: Path) -> None:
-    """Error StoreError for another schema, StoreError naming what differs for a file of another run."""
+    """Raise StoreError for a file of another schema or another run, with what differs."""
     refuse_schema(header, path)
     if header.get("run_id") != identity["run_id"]:
         why = f"belongs to another run: {changes(_flat(header), _flat(identity))}"[:110]
@@ -91,13 +91,13 @@ def _flat(identity: dict[str, Any]) -> dict[str, Any]:
 
 
 def damaged(path: Path, reason: str) -> SlimnbError:
-    """Error StoreError for a result that cannot be believed."""
+    """Make the StoreError for a result that cannot be believed."""
     fix = "Restore it, or move it away to train again."
     return StoreError(label(path), f"damaged: {reason}", fix, "Kept as it is.")
 
 
 def payload(record: dict[str, Any]) -> dict[str, Any]:
-    """What was given to `finish`, with the run's id and, if so, that it resumed with drift."""
+    """Return what `finish` stored, with the run's id and, if so, that it resumed with drift."""
     extra = {"run_id": record["run_id"]}
     if record.get("resumed_with_drift"):
         extra["resumed_with_drift"] = True
@@ -105,7 +105,7 @@ def payload(record: dict[str, Any]) -> dict[str, Any]:
 
 
 def thin(events: list[dict[str, Any]], points: int) -> list[dict[str, Any]]:
-    """At most `points` (>= 2) of the events, evenly spaced, first and last among them."""
+    """Return at most `points` (>= 2) of the events, evenly spaced, with the first and the last."""
     if len(events) <= points:
         return events
     last = len(events) - 1
@@ -113,16 +113,16 @@ def thin(events: list[dict[str, Any]], points: int) -> list[dict[str, Any]]:
 
 
 def changes(old: dict[str, Any], new: dict[str, Any]) -> str:
-    """The keys that differ, as "lr 0.1→0.2, ..."."""
+    """Return the keys that differ, as "lr 0.1→0.2, ..."."""
     keys = [key for key in sorted(old.keys() | new.keys()) if old.get(key) != new.get(key)]
     return ", ".join(f"{k} {str(old.get(k))[:20]}→{str(new.get(k))[:20]}" for k in keys)
 
 
 def results_frame(results: Iterable[Any]) -> pandas.DataFrame:
-    """One row per run and subnet: `run_id`, the recipe's plain fields, the row's own values.
+    """Make a table with one row per run and subnet: `run_id`, the recipe's plain fields, the row's own values.
 
-    `results`: records of a store, or objects with `recipe`, `rows` and `run_id`. Where a row and the
-    recipe disagree about a name, the recipe's value is column `recipe_<name>`.
+    `results` are records of a store, or objects with `recipe`, `rows` and `run_id`. If a row and the recipe disagree
+    about a name, the recipe's value is column `recipe_<name>`.
     """
     import pandas
 

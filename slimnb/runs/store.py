@@ -61,18 +61,18 @@ class RunStore:
         machine: dict[str, Any] | None = None,
         allow_drift: bool = False,
     ) -> Run:
-        """The run of this recipe, code fingerprint and data fingerprint; touches no file.
+        """Return the run of this recipe, code fingerprint and data fingerprint; no file is touched.
 
-        `machine` (of `machine_fingerprint`) is compared when an interrupted run resumes: on another
-        machine that is error StoreError unless `allow_drift`, which the result then tells.
+        `machine` (of `machine_fingerprint`) is compared when an interrupted run resumes. On another machine that raises
+        StoreError, unless `allow_drift` is true; the result then says so.
         """
         return Run(self, recipe, code, data, machine, allow_drift)
 
     def commit(self, run: Run, path: str | Path | None = None, points: int = 100) -> Path:
-        """Write a finished run's record and at most `points` of its events as JSON; no weights.
+        """Write a finished run's record and at most `points` of its events as JSON, without weights.
 
-        The same run gives the same bytes. `path`: default `<committed>/<id>.json`. Error StoreError when
-        the run is not finished.
+        Return the path, by default `<committed>/<id>.json`. The same run gives the same bytes. Raises StoreError if the
+        run is not finished.
         """
         record = run.record()
         if record is None:
@@ -86,14 +86,14 @@ class RunStore:
         return path
 
     def record_of(self, run_id: str) -> dict[str, Any]:
-        """The record of a finished run. Raises StoreError if there is none here."""
+        """Return the record of a finished run. Raises StoreError if there is none here."""
         for record in self.records():
             if record["run_id"] == run_id:
                 return record
         raise StoreError(f"run {run_id}", "it is not on this machine", "Train or measure it here first.")
 
     def weights_of(self, run_id: str) -> dict[str, Tensor]:
-        """The tensors of the net that a run has trained, by name (CPU). Raises StoreError if they are not here."""
+        """Return the tensors of the net that a run has trained, by name (CPU). Raises StoreError without them."""
         record = self.record_of(run_id)
         run = self.open(record["recipe"], record["code"], record["data"])
         if not (run.path / "result.json").exists():
@@ -101,18 +101,18 @@ class RunStore:
         return {name.removeprefix("net/"): value for name, value in run.weights().items()}
 
     def records(self) -> list[dict[str, Any]]:
-        """Records of all finished runs by id; a local one goes before a committed one."""
-        found = results.read_committed(self.committed)
-        found += [results.read_record(path) for path in sorted(self.root.glob("*/result.json"))]
-        by_id = {record["run_id"]: record for record in found}
+        """Return the records of all finished runs by id; a local one goes before a committed one."""
+        records = results.read_committed(self.committed)
+        records += [results.read_record(path) for path in sorted(self.root.glob("*/result.json"))]
+        by_id = {record["run_id"]: record for record in records}
         return [by_id[key] for key in sorted(by_id)]
 
 
 class Run:
     """One run: its place, its state while it trains, its result afterwards. POSIX only.
 
-    `id` is a hash of recipe, code and data, `recipe_id` of recipe and data, `path` the folder.
-    Writing needs `with run.lock():` and then one `run.load()`.
+    `id` is a hash of recipe, code and data, `recipe_id` one of recipe and data, `path` the folder. Writing needs `with
+    run.lock():` and then one `run.load()`.
     """
 
     def __init__(
@@ -138,17 +138,17 @@ class Run:
     # ---- a finished run ----
 
     def record(self) -> dict[str, Any] | None:
-        """The whole record when this run finished here or was committed, else None."""
+        """Return the whole record if this run finished here or was committed, else None."""
         path = self.path / "result.json"
         if os.path.lexists(path):
             return results.read_record(path)
-        return next((found for found in self._committed() if found["run_id"] == self.id), None)
+        return next((record for record in self._committed() if record["run_id"] == self.id), None)
 
     def result(self) -> dict[str, Any] | None:
-        """What `finish` was given, and `run_id`; None when nobody has finished this run.
+        """Return what `finish` stored, and `run_id`; None if nobody has finished this run.
 
-        Looked for here, then among committed results of the same id, then of the same recipe and
-        data by other code, which carry `stale_code: True`.
+        It is looked up here, then among committed results of the same id, then among those of the same recipe and data
+        by other code, which carry `stale_code: True`.
         """
         record = self.record()
         if record is not None:
@@ -160,11 +160,11 @@ class Run:
 
     def _committed(self) -> list[dict[str, Any]]:
         """Committed records of the same recipe and data."""
-        found = results.read_committed(self.store.committed, self.recipe_id)
-        return [record for record in found if record["recipe_id"] == self.recipe_id]
+        records = results.read_committed(self.store.committed, self.recipe_id)
+        return [record for record in records if record["recipe_id"] == self.recipe_id]
 
     def weights(self) -> dict[str, Tensor] | None:
-        """Final tensors (CPU) of a run that finished here; None when it stored none."""
+        """Return the final tensors (CPU) of a run that finished here; None if it stored none."""
         record = self.record()
         if record is None or record.get("weights") is None:
             return None
@@ -180,7 +180,7 @@ class Run:
             raise results.damaged(path, str(error)) from None
 
     def events(self) -> list[dict[str, Any]]:
-        """Logged events in order: this store's, else (thinned) those committed with the result."""
+        """Return the logged events in order: this store's, else those committed with the result, which are fewer."""
         record = self.record()
         if record is not None and "history" in record:
             return record["history"]
@@ -195,9 +195,9 @@ class Run:
 
     @contextmanager
     def lock(self, wait: float = 0.0) -> Iterator[Run]:
-        """Be the only writer within `with`; error BusyError when another process is, after `wait` seconds.
+        """Be the only writer within `with`. If another process is, after `wait` seconds, raise BusyError.
 
-        Within it SIGTERM and SIGUSR1 only set `preempted` (when entered in the main thread).
+        Within it SIGTERM and SIGUSR1 only set `preempted` (if entered in the main thread).
         """
         files.refuse_link(self.path)
         files.make_folder(self.path)
@@ -221,15 +221,15 @@ class Run:
     # ---- its state ----
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
-        """Newest good generation: its tensors (CPU), and meta with `step`; None for a new run.
+        """Return the newest good generation: its tensors (CPU), and meta with `step`; None for a new run.
 
-        Events logged after it are dropped. A damaged generation is kept as `.bad` and told in a
-        line; when none is good, that is error StoreError.
+        Events that were logged after it are dropped. A damaged generation is kept as `.bad`, and a line says so. Raises
+        StoreError if none is good.
         """
         self._need(loaded=False)
         self._generations.sweep()
-        found, bad = self._generations.newest(self._identity())
-        tensors, header = found or ({}, {"events": checkpoint.mark(b""), "drifted": False})
+        state, bad = self._generations.newest(self._identity())
+        tensors, header = state or ({}, {"events": checkpoint.mark(b""), "drifted": False})
         self._check_machine(header)
         for path, reason in bad:
             print(f"slimnb: {label(path)}: {reason}. Kept as .bad; going on from step {header['step']}.")
@@ -237,12 +237,12 @@ class Run:
         if self._events is not None:
             self._events.close()
         self._events = checkpoint.Events(self.path / "events.jsonl", header["events"], self._fail)
-        return (tensors, header["meta"] | {"step": header["step"]}) if found else None
+        return (tensors, header["meta"] | {"step": header["step"]}) if state else None
 
     def save(self, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Store the state after `step` as a new generation; the newest two are kept.
 
-        Tensors of any device and layout, NaN is error NumericsError; `meta` is plain JSON.
+        Tensors may be of any device and layout; `meta` is plain JSON. Raises NumericsError for a NaN.
         """
         self._need()
         header = self._identity() | {"step": step, "meta": meta, "events": self._events.sync()}
@@ -257,7 +257,7 @@ class Run:
         self._events.append((to_json(event, "event") + "\n").encode())
 
     def finish(self, result: dict[str, Any], tensors: dict[str, Tensor] | None = None) -> None:
-        """Commit the result, and final weights if given, for good; checkpoints are then removed."""
+        """Commit the result for good, with final weights if `tensors` are passed; checkpoints are then removed."""
         self._need()
         result = plain(result, "result")
         for key in {"run_id", "stale_code", "resumed_with_drift"} & result.keys():

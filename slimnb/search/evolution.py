@@ -22,8 +22,8 @@ EXHAUSTIVE = 200_000
 
 
 @dataclass(frozen=True)
-class Found:
-    """What a search found, and every subnet it asked for, in order."""
+class SearchResult:
+    """The best subnet of a search, and every subnet that the search evaluated, in order."""
 
     subnet: Subnet
     score: float
@@ -32,7 +32,10 @@ class Found:
 
 
 def all_structures(space: SearchSpace) -> np.ndarray:
-    """(space.size, stages + blocks) one structure of every subnet. Raises SearchError for more than `EXHAUSTIVE`."""
+    """Return one structure of every subnet of `space`: (space.size, stages + blocks).
+
+    Raises SearchError for more than `EXHAUSTIVE` of them.
+    """
     if space.size > EXHAUSTIVE:
         raise SearchError(f"a space of {space.size:.3g} subnets", f"up to {EXHAUSTIVE:,} are listed",
                           "Search it with evolve.")
@@ -51,17 +54,17 @@ def all_structures(space: SearchSpace) -> np.ndarray:
 
 
 def random_search(table: ElasticTable, target: float, score: Score, evaluations: int = 500, *, least: float = 0.0,
-                  seed: int = 0, batch: int = 50) -> Found:
-    """The best of `evaluations` different subnets that cost `least` to `target`, drawn as `space.sample` draws.
+                  seed: int = 0, batch: int = 50) -> SearchResult:
+    """Return the best of `evaluations` different subnets that cost `least` to `target`, drawn as `space.sample` draws.
 
-    Errors: as of `evolve`.
+    Raises as `evolve` does.
     """
     return _Search(table, target, least, score, seed).run(evaluations, batch, evolving=False)
 
 
 def evolve(table: ElasticTable, target: float, score: Score, evaluations: int = 500, *, least: float = 0.0,
-           seed: int = 0, population: int = 50, parents: float = 0.25, mutate: float = 0.1) -> Found:
-    """The best structure found by evolution among those that cost `least` to `target` (as OFA deploys).
+           seed: int = 0, population: int = 50, parents: float = 0.25, mutate: float = 0.1) -> SearchResult:
+    """Search by evolution for the best structure that costs `least` to `target` (as OFA deploys).
 
     The first generation is that of `random_search` with the same seed. The best `parents` share of all seen breeds the
     next: half are mutants, every choice drawn anew with probability `mutate`, half take every choice from one of two
@@ -90,11 +93,11 @@ class _Search:
             raise SearchError(f"target {target:,.4g} {table.unit}, at least {least:,.4g}",
                               f"subnets cost {cheapest:,.4g} to {dearest:,.4g} {table.unit}",
                               "Choose a target in between.")
-        self.seen: set[bytes] = set()
+        self.drawn_rows: set[bytes] = set()
         self.structures = np.empty((0, self.columns), dtype=np.int64)
         self.scores, self.rows = np.empty(0), []
 
-    def run(self, evaluations: int, batch: int, evolving: bool) -> Found:
+    def run(self, evaluations: int, batch: int, evolving: bool) -> SearchResult:
         """Ask for batch after batch; the best of all."""
         if evaluations < 1 or batch < 1:
             raise ParameterError(f"{evaluations} evaluations in batches of {batch}", "both are at least 1",
@@ -111,9 +114,8 @@ class _Search:
         if not len(self.scores):
             raise SearchError(f"target {self.least:,.4g} to {self.target:,.4g} {self.table.unit}",
                               f"no subnet was met there in {self.TRIES * 20 * batch:,} draws", "Widen it.")
-        best = int(self.scores.argmax())
-        return Found(Subnet.from_json(self.rows[best]["subnet"]), self.rows[best]["score"], self.rows[best]["cost"],
-                     self.rows)
+        best = self.rows[int(self.scores.argmax())]
+        return SearchResult(Subnet.from_json(best["subnet"]), best["score"], best["cost"], self.rows)
 
     def _ask(self, fresh: np.ndarray, generation: int) -> None:
         subnets, costs = subnets_at(self.space, fresh), self.table.predict(fresh).tolist()
@@ -132,8 +134,8 @@ class _Search:
             candidates = canonical(self.space, draw(20 * n))
             costs = self.table.predict(candidates)
             for row in candidates[(costs >= self.least) & (costs <= self.target)]:
-                if row.tobytes() not in self.seen and len(kept) < n:
-                    self.seen.add(row.tobytes())
+                if row.tobytes() not in self.drawn_rows and len(kept) < n:
+                    self.drawn_rows.add(row.tobytes())
                     kept.append(row)
             if len(kept) == n:
                 break
@@ -153,7 +155,7 @@ class _Search:
 
 
 def canonical(space: SearchSpace, structures: np.ndarray) -> np.ndarray:
-    """The structures with choice 0 in every dropped block: one network, one row."""
+    """Return the structures with choice 0 in every dropped block, so that one network has one row."""
     stages = len(space.depths)
     return np.concatenate([structures[:, :stages], structures[:, stages:] * kept_blocks(space, structures)], 1)
 

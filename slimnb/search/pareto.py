@@ -12,9 +12,10 @@ from slimnb.errors import ParameterError
 
 
 def pareto_front(cost: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
-    """Indices, by rising cost, of the points that no other one beats; of equal points the first.
+    """Return the indices, by rising cost, of the points that no other point beats; of equal points the first.
 
-    `cost` and `accuracy` are (N,). A point is beaten by one that costs no more, is no worse, and is better in one.
+    `cost` and `accuracy` are (N,). One point beats another if it costs no more, is no worse, and is better in one of
+    both. Raises ParameterError for other shapes and numbers that are not finite.
     """
     cost, accuracy = _points(cost, accuracy)
     order = np.lexsort((-accuracy, cost))
@@ -24,10 +25,11 @@ def pareto_front(cost: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
 
 def best_per_bucket(cost: np.ndarray, accuracy: np.ndarray, buckets: int = 6,
                     span: tuple[float, float] | None = None) -> np.ndarray:
-    """Indices of the most accurate point of each cost bucket that has one, by rising cost (DepS, section 5.1).
+    """Return the indices of the most accurate point in each cost bucket, by rising cost (DepS, section 5.1).
 
-    The buckets divide `span` (least, most), by default that of the points, evenly; the last contains its end. Of
-    equals the cheapest, then the first. Points outside `span` are left out.
+    The buckets divide `span` (least, most) evenly; the last contains its end. Without `span` it is the range of the
+    points. A bucket without points has no index. Of equally accurate points the cheapest counts, then the first. Points
+    outside `span` are left out. Raises ParameterError.
     """
     cost, accuracy = _points(cost, accuracy)
     least, most = span or (cost.min(), cost.max())
@@ -42,7 +44,7 @@ def best_per_bucket(cost: np.ndarray, accuracy: np.ndarray, buckets: int = 6,
 
 
 def mean_pareto_accuracy(cost: np.ndarray, accuracy: np.ndarray) -> float:
-    """Area under accuracy over cost, by trapezoids, divided by the range of costs: a mean, in accuracy's unit.
+    """Return the area under accuracy over cost, by trapezoids, divided by the range of costs: a mean accuracy.
 
     DepS, section 5.1, normalises the costs; its Table 2 follows from the points of its Figure 5d in this way. Raises
     ParameterError unless two costs differ.
@@ -71,17 +73,23 @@ PHASES = {"OFA": ((1, 2), (2, 1), (3, 2)), "BigNAS": ((3, 2),), "DepS": ((1, 1),
 
 
 def passes(phases: Sequence[tuple[float, float]]) -> float:
-    """Forward and backward passes of `phases`, rows of (subnets per step, steps): OFA 10, BigNAS 6, DepS 4 Tn."""
+    """Return the forward and backward passes of `phases`, rows of (subnets per step, steps).
+
+    In units of T n this is 10 for OFA, 6 for BigNAS and 4 for DepS.
+    """
     return sum(subnets * steps for subnets, steps in phases)
 
 
 def step_cost(macs: Sequence[float]) -> float:
-    """Cost of a step over subnets of these MACs, in steps of the first, the full net."""
+    """Return the cost of a step over subnets of these MACs, in steps of the first, which is the full net."""
     return sum(macs) / macs[0]
 
 
 def delayed_cost(epochs: float, delay: float, step: float) -> float:
-    """Epochs of full-net training that `epochs` epochs cost, the first `delay` of them the full net's alone."""
+    """Return what `epochs` epochs cost, in epochs of the full net, which trains alone in the first `delay` of them.
+
+    Afterwards an epoch costs `step`. Raises ParameterError for a delay longer than the training.
+    """
     if not 0 <= delay <= epochs:
         raise ParameterError(f"a delay of {delay:g} of {epochs:g} epochs", "it is 0 up to all of them",
                              "Set half of the epochs.")
@@ -89,5 +97,5 @@ def delayed_cost(epochs: float, delay: float, step: float) -> float:
 
 
 def gpu_hours(epochs: float, minutes: float) -> float:
-    """GPU hours of `epochs` epochs at `minutes` GPU minutes each."""
+    """Return the GPU hours of `epochs` epochs at `minutes` GPU minutes each."""
     return epochs * minutes / 60

@@ -1,4 +1,4 @@
-"""Random subnets of a given cost: what a search is to be compared with."""
+"""Random subnets of a given cost, with which a search is compared."""
 
 from __future__ import annotations
 
@@ -16,12 +16,12 @@ TRIES = 4_000_000
 
 def random_under(space: SearchSpace, trellis: Trellis, budget: float, rng: np.random.Generator, n: int = 1,
                  least: float = 0.98) -> list[Subnet]:
-    """`n` random subnets that cost `least` to 1 times the budget, all such subnets being equally likely.
+    """Draw `n` random subnets that cost `least` to 1 times the budget; all such subnets are equally likely.
 
-    Paths are drawn from p ~ exp(-lambda cost), exactly, by messages along the chain, with the lambda that puts the mean
-    cost into the middle of the interval; those outside are rejected, those inside kept with a probability ~ exp(lambda
-    cost), which makes them uniform again. Subnets may repeat. Raises SearchError if there are none, SearchError if none
-    is found.
+    Paths are drawn exactly from p ~ exp(-lambda cost), by messages along the chain. Lambda puts the mean cost into the
+    middle of the interval. Paths outside are rejected; those inside are kept with a probability ~ exp(lambda cost),
+    which makes them uniform again. Subnets may repeat. Raises SearchError if no subnet costs that much, or if too few
+    are drawn in `TRIES` paths.
     """
     low, high = max(least * budget, trellis.cheapest), min(budget, trellis.dearest)
     if low > high:
@@ -64,11 +64,11 @@ def _paths(trellis: Trellis, tilt: float, rng: np.random.Generator, n: int) -> n
 
 
 def cumulative(p: np.ndarray) -> np.ndarray:
-    """Sums of probabilities along the last axis, for `inverse_cdf`; exactly 1 from the last p > 0 on."""
+    """Return the sums of probabilities along the last axis, for `inverse_cdf`; they are 1 from the last p > 0 on."""
     sums = p.cumsum(-1)
     return sums / sums[..., -1:]
 
 
 def inverse_cdf(cdf: np.ndarray, u: np.ndarray) -> np.ndarray:
-    """Which choice each u in [0, 1) falls on; `cdf` has one axis more, its choices."""
+    """Return the choice on which each u in [0, 1) falls; `cdf` has one axis more, its choices."""
     return (u[..., None] < cdf).argmax(-1)

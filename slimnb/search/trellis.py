@@ -1,4 +1,4 @@
-"""The best subnet under a cost budget, when the score is a sum over units and the cost a sum over neighbours."""
+"""The best subnet under a cost budget, where the score is a sum over units and the cost a sum over neighbours."""
 
 from __future__ import annotations
 
@@ -15,10 +15,10 @@ ROUNDING = 1e-12  # of a score or a cost: smaller differences are noise of the s
 
 @dataclass(frozen=True, eq=False)
 class Trellis:
-    """The costs of a chain of channel units: a path through it takes one choice of each unit.
+    """The costs of a chain of channel units. A path through it takes one choice of each unit.
 
-    Units with fewer choices than others are padded; a padded choice is on no path that the functions of this
-    module give. Costs below 2^53 that are whole numbers are exact.
+    Units with fewer choices than others are padded; no function of this module returns a path through padding. Costs
+    are exact if they are whole numbers below 2^53.
     """
 
     counts: tuple[int, ...]  # choices of each unit
@@ -26,7 +26,10 @@ class Trellis:
 
     @classmethod
     def of(cls, chain: Sequence[np.ndarray]) -> Trellis:
-        """The trellis of `CostTable.chain()`: costs (choices of unit i, choices of unit i + 1), MACs or ms."""
+        """Make the trellis of `CostTable.chain()`: costs (choices of unit i, choices of unit i + 1), in MACs or ms.
+
+        Raises SearchError for tables that do not fit together.
+        """
         pairs = [np.asarray(pair, dtype=np.float64) for pair in chain]
         if not pairs or any(pair.ndim != 2 or not pair.size for pair in pairs):
             raise SearchError(f"a chain of shapes {[p.shape for p in pairs]}"[:100],
@@ -45,36 +48,36 @@ class Trellis:
 
     @property
     def units(self) -> int:
-        """Number of channel units."""
+        """The number of channel units."""
         return len(self.counts)
 
     @property
     def choices(self) -> int:
-        """Most choices any unit has: the length of a row of unary scores."""
+        """The largest number of choices that a unit has, which is the length of a row of unary scores."""
         return max(self.counts)
 
     @cached_property
     def exists(self) -> np.ndarray:
-        """(units, choices) whether a choice is one, not padding."""
+        """(units, choices) booleans: whether a choice exists or is padding."""
         return np.arange(self.choices) < np.array(self.counts)[:, None]
 
     @cached_property
     def ends(self) -> np.ndarray:
-        """(2, units) a cheapest and a dearest path."""
+        """(2, units) choices of a cheapest and of a dearest path."""
         return _walk(np.where(self.exists, 0.0, -np.inf), self, np.array([1.0, -1.0]))
 
     @property
     def cheapest(self) -> float:
-        """Least cost of any path, by Viterbi: a wider choice need not cost more."""
+        """The least cost of any path. Viterbi finds it, since a wider choice need not cost more."""
         return float(self.cost(self.ends[0]))
 
     @property
     def dearest(self) -> float:
-        """Greatest cost of any path."""
+        """The greatest cost of any path."""
         return float(self.cost(self.ends[1]))
 
     def cost(self, index: np.ndarray) -> np.ndarray:
-        """(..., units) choices -> (...) costs, summed from the first unit to the last."""
+        """Return the costs (...) of choices (..., units), summed from first unit to last. Raises SearchError."""
         index = np.asarray(index)
         if index.shape[-1:] != (self.units,) or (index < 0).any() or (index >= self.counts).any():
             raise SearchError(f"choices {index.tolist()}"[:100],
@@ -84,7 +87,10 @@ class Trellis:
         return paid.cumsum(-1)[..., -1]  # not sum(): its order depends on the shape
 
     def scores(self, unary: np.ndarray) -> np.ndarray:
-        """`unary` as (units, choices) float64 with -inf for padding; refused unless finite elsewhere."""
+        """Return `unary` as (units, choices) float64 with -inf for padding.
+
+        Raises SearchError for other shapes, and unless all but the padding is finite.
+        """
         unary = np.asarray(unary, dtype=np.float64)
         if unary.shape != self.exists.shape:
             raise SearchError(f"unary scores {unary.shape}",
@@ -99,11 +105,11 @@ class Trellis:
 
 
 def viterbi(unary: np.ndarray, trellis: Trellis, multipliers: np.ndarray) -> np.ndarray:
-    """The path of greatest score - multiplier * cost for each of (M,) multipliers: (M, units) choices.
+    """Return the path of greatest score - multiplier * cost for each of (M,) multipliers: (M, units) choices.
 
-    unary: (units, choices) scores, summed along a path: minus the losses of Multi-platform's eq. 2, with which
-    this is the inner minimum of its eq. 4. Of equally good paths the first in lexicographic order. Scores that
-    are not finite raise SlimnbError SearchError, multipliers that are negative or not finite SearchError.
+    `unary` is (units, choices) scores, which add up along a path. With minus the losses of Multi-platform's eq. 2, this
+    is the inner minimum of its eq. 4. Of equally good paths it is the first in lexicographic order. Raises SearchError
+    for scores that are not finite, and for multipliers that are negative or not finite.
     """
     return _walk(trellis.scores(unary), trellis, _checked(multipliers))
 
@@ -137,8 +143,8 @@ def _walk(scores: np.ndarray, trellis: Trellis, multipliers: np.ndarray) -> np.n
 
 
 @dataclass(frozen=True, eq=False)
-class Found:
-    """A path under a budget, and how much better than it any other can be."""
+class BestPath:
+    """A path under a budget, with a bound on the score of any other."""
 
     index: np.ndarray  # (units,) choices
     score: float
@@ -149,22 +155,21 @@ class Found:
 
     @property
     def gap(self) -> float:
-        """The certificate: bound - score >= 0; with 0 the path is the best there is."""
+        """The certificate: bound - score >= 0. If it is 0, no path under the budget is better."""
         return self.bound - self.score
 
 
-def best_under(unary: np.ndarray, trellis: Trellis, budget: float | np.ndarray) -> Found | list[Found]:
-    """The best path at the least Lagrangian bound under `budget`; of an array of budgets, a list.
+def best_under(unary: np.ndarray, trellis: Trellis, budget: float | np.ndarray) -> BestPath | list[BestPath]:
+    """Return the best path under `budget` that a Lagrange multiplier leads to; for an array of budgets return a list.
 
-    For every budget two paths are kept, one that fits and one that does not. The multiplier that values them
-    alike goes to Viterbi, whose path takes the place of one of them, until it is no better than both: then no
-    multiplier gives a smaller bound, and both attain it (Handler and Zang, 1980). That ends after a few rounds,
-    all budgets in one Viterbi, where AOWS's bisection only comes near. Paths that no multiplier leads to are
-    missed: `gap` says by how much at most, and `exact_under` finds them.
+    For every budget two paths are kept: one that fits and one that does not. Viterbi runs at the multiplier that values
+    both alike, and its path replaces one of them. This ends when the new path is no better than both: then no
+    multiplier gives a smaller bound, and both paths attain it (Handler and Zang, 1980). It takes a few rounds, with all
+    budgets in one Viterbi, where the bisection of AOWS only comes near.
 
-    At a budget that holds no path back the multiplier is 0 and the path the best of all: the largest subnet
-    where wider scores more, a smaller one where it does not. A budget below `trellis.cheapest` raises
-    SlimnbError SearchError.
+    Paths that no multiplier leads to are missed. `gap` says how much that can cost at most, and `exact_under` finds
+    them. If a budget holds no path back, the multiplier is 0 and the path is the best of all; it is the largest subnet
+    only where wider units score more. Raises SearchError for a budget below `trellis.cheapest`.
     """
     scores = trellis.scores(unary)
     budgets = _affordable(trellis, np.asarray(budget, dtype=np.float64).ravel())
@@ -190,8 +195,8 @@ def best_under(unary: np.ndarray, trellis: Trellis, budget: float | np.ndarray) 
     answer = row, np.arange(len(budgets))
     bound = np.maximum(bound, score[answer])  # what rounding took from it
     numbers = np.stack([score[answer], cost[answer], budgets, multiplier, bound], 1).tolist()
-    found = [Found(index, *of_it) for index, of_it in zip(path[answer], numbers, strict=True)]
-    return found if np.ndim(budget) else found[0]
+    paths = [BestPath(index, *of_it) for index, of_it in zip(path[answer], numbers, strict=True)]
+    return paths if np.ndim(budget) else paths[0]
 
 
 def _affordable(trellis: Trellis, budgets: np.ndarray) -> np.ndarray:
@@ -225,13 +230,13 @@ class _Front:
         return _Front(self.choice[keep], self.cost[keep], self.score[keep], self.parent[keep])
 
 
-def exact_under(unary: np.ndarray, trellis: Trellis, budgets: np.ndarray) -> list[Found]:
-    """The best path under each of many budgets, by one dynamic programme; nothing is rounded.
+def exact_under(unary: np.ndarray, trellis: Trellis, budgets: np.ndarray) -> list[BestPath]:
+    """Return the best path under each of many budgets, by one dynamic programme that rounds nothing.
 
-    Beginnings of paths grow from unit to unit. One that ends in the same choice as another, costs no less and
-    scores no more is dropped, and so is one that even with the best continuation, at the multiplier of
-    `best_under`, falls short of what `best_under` found for every budget. So costs need not be cut into levels;
-    they may be MACs or milliseconds. `bound` is the score. Raises as `best_under` does.
+    Beginnings of paths grow from unit to unit. One is dropped if another that ends in the same choice costs no more and
+    scores no less. It is also dropped if even its best continuation, at the multiplier of `best_under`, falls short of
+    the paths of `best_under` for every budget. So costs need not be cut into levels, and may be MACs or milliseconds.
+    `bound` is the score itself. Raises as `best_under` does.
     """
     scores = trellis.scores(unary)
     relaxed = best_under(scores, trellis, np.atleast_1d(budgets))
@@ -248,7 +253,7 @@ def exact_under(unary: np.ndarray, trellis: Trellis, budgets: np.ndarray) -> lis
         at = front.parent[at]
         path[unit] = fronts[unit].choice[at]
     numbers = np.stack([_score(scores, path.T), trellis.cost(path.T), within], 1).tolist()
-    return [Found(index, *of_it, None, of_it[0]) for index, of_it in zip(path.T, numbers, strict=True)]
+    return [BestPath(index, *of_it, None, of_it[0]) for index, of_it in zip(path.T, numbers, strict=True)]
 
 
 def _fronts(scores: np.ndarray, trellis: Trellis, worth: np.ndarray, least: np.ndarray) -> list[_Front]:
@@ -284,12 +289,13 @@ def _undominated(front: _Front) -> _Front:
 
 def marginals(unary: np.ndarray, trellis: Trellis, multiplier: float | np.ndarray,
               temperature: float) -> np.ndarray:
-    """(units, choices) probability of each choice where a path has one ~ exp((score - multiplier * cost) / T).
+    """Return the probability of each choice, (units, choices), for paths with p ~ exp((score - multiplier * cost) / T).
 
-    (M, units, choices) for (M,) multipliers. The smoothed Viterbi of AOWS, eq. 5 of Multi-platform with the
-    outer T that it lacks. What it passes on, T log sum exp(. / T), is kept as the maximum and the weight of all
-    paths beside the best, so nothing under- or overflows at any T > 0: towards 0 it is Viterbi, whose equally
-    good paths share, and with growing T all paths become equally likely.
+    For (M,) multipliers it is (M, units, choices). This is the smoothed Viterbi of AOWS: eq. 5 of Multi-platform, with
+    the outer T that it lacks. The messages T log sum exp(. / T) are kept as a maximum and the weight of all paths
+    beside the best, so nothing under- or overflows at any T > 0. Towards T = 0 it becomes Viterbi, whose equally good
+    paths share the probability; with growing T all paths become equally likely. Raises SearchError for a temperature
+    that is not positive and as `viterbi` does.
     """
     scores, multipliers = trellis.scores(unary), _checked(multiplier)
     if not 0 < temperature < np.inf:
@@ -303,11 +309,11 @@ def marginals(unary: np.ndarray, trellis: Trellis, multiplier: float | np.ndarra
         value += score
         steps.append(step)  # the probability of a choice given the one before it
     *_, probability = _soft_max(value, weight, temperature)
-    found = [probability]
+    probabilities = [probability]
     for step in reversed(steps):
         probability = (step * probability).sum(1)
-        found.append(probability)
-    out = np.stack(found).transpose(2, 0, 1)
+        probabilities.append(probability)
+    out = np.stack(probabilities).transpose(2, 0, 1)
     return out if np.ndim(multiplier) else out[0]
 
 

@@ -19,7 +19,7 @@ from slimnb.subnet import Subnet
 
 @dataclass(frozen=True)
 class Evaluation:
-    """What `evaluate` found for one subnet."""
+    """The result of `evaluate` for one subnet."""
 
     subnet: Subnet
     n: int  # images
@@ -30,13 +30,15 @@ class Evaluation:
 
 @torch.no_grad()
 def calibrate_bn(net: SlimmableNet, subnets: Sequence[Subnet], batches: Iterable[Tensor], group=None) -> int:
-    """Set the batch-norm statistics of `subnets` to their mean over `batches`; returns the images seen.
+    """Set the batch-norm statistics of `subnets` to their mean over `batches`; return the number of images.
 
-    Batches are (B, 3, H, W), normalised as for training; a batch counts by its images, so a short last one weighs less.
-    Mean and (unbiased) variance of each batch are averaged cumulatively, momentum B_t / sum B (US-Net, section 3.3).
-    Every subnet sees each batch while it is at hand. With a process `group` the result is that of one process with the
-    batches of all ranks, which may have different numbers of them. Weights and training mode stay as they are. Errors:
-    DataError no images, NumericsError subnets that share a row, NumericsError a NaN.
+    A batch is (B, 3, H, W), normalised as for training. It counts by its images, so that a short last batch weighs
+    less: mean and unbiased variance are averaged cumulatively with momentum B_t / sum B (US-Net, section 3.3). Every
+    subnet runs on a batch before the next one is read. Weights and training mode stay as they are.
+
+    With a process `group` the result is that of one process with the batches of all ranks; ranks may have different
+    numbers of them. Raises DataError without images, NumericsError for subnets that share a row of statistics and for
+    statistics that are not finite.
     """
     subnets = list(dict.fromkeys(subnets))  # a subnet named twice would count each batch twice
     net.reserve(subnets)
@@ -49,21 +51,21 @@ def calibrate_bn(net: SlimmableNet, subnets: Sequence[Subnet], batches: Iterable
     for norm in norms:  # a NaN of old would survive the first batch: 0 x NaN
         norm.running_mean[rows] = 0.0
         norm.running_var[rows] = 1.0
-    seen = 0
+    images = 0
     with _without_groups(norms):
         for x in batches:
             if len(x):  # a rank's share of a short last batch may be empty
-                seen += len(x)
+                images += len(x)
                 for subnet in subnets:
-                    net(x, subnet, statistics="batch", momentum=len(x) / seen)
+                    net(x, subnet, statistics="batch", momentum=len(x) / images)
     if group is not None:
-        seen = _average_over_ranks(norms, rows, seen, next(net.parameters()).device, group)
-    if not seen:
+        images = _average_over_ranks(norms, rows, images, next(net.parameters()).device, group)
+    if not images:
         raise DataError("0 calibration images", "statistics need at least one batch",
                         "Pass batches of images, e.g. (x for x, _ in data).")
     _refuse_not_finite(net, norms, subnets)
     net.mark_calibrated(subnets)
-    return seen
+    return images
 
 
 @contextmanager
@@ -79,11 +81,11 @@ def _without_groups(norms: list[SwitchableBatchNorm2d]) -> Iterator[None]:
             norm.group = group
 
 
-def _average_over_ranks(norms: list[SwitchableBatchNorm2d], rows: list[int], seen: int, device, group) -> int:
+def _average_over_ranks(norms: list[SwitchableBatchNorm2d], rows: list[int], images: int, device, group) -> int:
     """Mean of the ranks' statistics, weighted by the images each has seen; returns the images of all."""
     buffers = [buffer for norm in norms for buffer in (norm.running_mean, norm.running_var)]
     one = torch.ones(1, dtype=torch.float64, device=device)
-    flat = torch.cat([*(buffer[rows].flatten().double() for buffer in buffers), one]) * seen
+    flat = torch.cat([*(buffer[rows].flatten().double() for buffer in buffers), one]) * images
     dist.all_reduce(flat, group=group)
     means = (flat[:-1] / flat[-1]).split([buffer[rows].numel() for buffer in buffers])
     for buffer, mean in zip(buffers, means, strict=True):
@@ -104,10 +106,10 @@ def _refuse_not_finite(net: SlimmableNet, norms: list[SwitchableBatchNorm2d], su
 
 def evaluate(net: SlimmableNet, subnets: Sequence[Subnet], batches: Iterable[tuple[Tensor, Tensor]],
              group=None) -> list[Evaluation]:
-    """Accuracy of each subnet over `batches` of (images (B, 3, H, W), labels (B,)), all in one pass.
+    """Measure the accuracy of each subnet in one pass over `batches` of images (B, 3, H, W) and labels (B,).
 
-    Raises NumericsError before any work if a subnet has no statistics or stale ones, DataError without images. With a
-    process `group`, top1, ce and n are those of all ranks together. The net's training mode stays as it was.
+    With a process `group` the numbers are those of all ranks together. The net's training mode stays as it was. Raises
+    NumericsError, before any work, for a subnet whose statistics are missing or stale; DataError without images.
     """
     for subnet in subnets:
         net.slot_of(subnet)
@@ -136,9 +138,9 @@ def _summaries(subnets: Sequence[Subnet], correct: list[list[Tensor]], ce: list[
         row[0], row[1], row[2] = hit.sum(), torch.cat([none, *losses]).double().sum(), len(hit)
     if group is not None:
         dist.all_reduce(sums, group=group)
-    found = sums.tolist()
-    if not found or not found[0][2]:
-        raise DataError("0 images to evaluate" if found else "0 subnets to evaluate",
+    numbers = sums.tolist()
+    if not numbers or not numbers[0][2]:
+        raise DataError("0 images to evaluate" if numbers else "0 subnets to evaluate",
                         "accuracy needs at least one batch and one subnet", "Pass batches of data.")
     return [Evaluation(subnet, int(n), 100 * right / n, loss / n, hit.cpu())
-            for subnet, hit, (right, loss, n) in zip(subnets, hits, found, strict=True)]
+            for subnet, hit, (right, loss, n) in zip(subnets, hits, numbers, strict=True)]

@@ -1,7 +1,7 @@
-"""Several processes that train one net: what a program started by `torchrun` puts around the training loop.
+"""Several processes train one net: what a program that `torchrun` started puts around the training loop.
 
-Every rank plans the same passes and sees its own rows of the same batch; `train(..., group=group)` averages
-the gradients, `calibrate_bn` and `evaluate` reduce over the ranks. Rank 0 alone uses the run store.
+Every rank plans the same passes and reads its own rows of the same batch. `train(..., group=group)` averages the
+gradients; `calibrate_bn` and `evaluate` reduce over the ranks. Only rank 0 uses the run store.
 """
 
 from __future__ import annotations
@@ -33,10 +33,10 @@ PATIENCE = timedelta(minutes=30)
 
 
 def start(device: str = "cpu"):
-    """The process group of this torchrun job: nccl for `device` "cuda", gloo for "cpu"; None outside a job.
+    """Join the process group of this torchrun job: nccl for `device` "cuda", gloo for "cpu". Outside a job return None.
 
-    On "cuda" each process takes the device of its local rank; plain "cuda" then means that one. Errors: ResourceError
-    when the processes do not find each other, ResourceError for more local ranks than devices.
+    On "cuda" each process takes the device of its local rank, which plain "cuda" means from then on. Raises
+    ResourceError if the processes do not find each other or if there are more local ranks than devices.
     """
     if any(name not in os.environ for name in VARIABLES) or os.environ["WORLD_SIZE"] == "1":
         return None
@@ -59,18 +59,18 @@ def start(device: str = "cpu"):
 
 
 def finish() -> None:
-    """Leave the group; does nothing outside one."""
+    """Leave the group; outside one do nothing."""
     if dist.is_initialized():
         dist.destroy_process_group()
 
 
 def rank_of(group) -> int:
-    """This process's number in `group`; 0 without one."""
+    """Return this process's number in `group`; without a group 0."""
     return 0 if group is None else dist.get_rank(group)
 
 
 def world_of(group) -> int:
-    """Processes in `group`; 1 without one."""
+    """Return the number of processes in `group`; without a group 1."""
     return 1 if group is None else dist.get_world_size(group)
 
 
@@ -78,10 +78,10 @@ def world_of(group) -> int:
 
 
 def broadcast_weights(net: SlimmableNet, group) -> None:
-    """Give every rank rank 0's parameters and batch-norm statistics; `calibrate_bn` comes after it.
+    """Copy the parameters and batch-norm statistics of rank 0 to every rank; call `calibrate_bn` after it.
 
-    Before training, ranks thus start equal. After training without synchronised batch norm, each rank has
-    tracked the statistics of its own rows: rank 0's are kept, as its checkpoints hold them too.
+    Before training this makes the ranks start equal. After training without synchronised batch norm, each rank has
+    tracked the statistics of its own rows; then those of rank 0 stay, as its checkpoints hold them, too.
     """
     if group is None:
         return
@@ -95,17 +95,18 @@ def broadcast_weights(net: SlimmableNet, group) -> None:
 def synchronise_batch_norm(net: SlimmableNet, group) -> None:
     """Normalise by the joined batch of all ranks from now on, as one process with that batch would.
 
-    Costs two small all-reduces per layer, forward and backward. Without it each rank normalises by its own
-    rows ("ghost" batches), which is cheaper and regularises more. None goes back to that.
+    This costs two small all-reduces per layer, forward and backward. Without it each rank normalises by its own rows
+    ("ghost" batches), which is cheaper and regularises more. With `group` None the ranks normalise by their own rows
+    again.
     """
     for norm in net.norms():
         norm.group = group
 
 
 def joined(values: Tensor, rows: Tensor, total: int, group) -> Tensor:
-    """(total,) with this rank's `values` (n,) at `rows` (n,) and the other ranks' at theirs, on every rank.
+    """Join the ranks' values: on every rank (total,), in which this rank's `values` (n,) stand at its `rows` (n,).
 
-    E.g. an Evaluation's `correct`, in the order of the data set; `Batches.rows` gives the rows.
+    An Evaluation's `correct` becomes that of the whole data set in its order; `Batches.rows` gives the rows.
     """
     device = _device(group) if group is not None else values.device
     out = torch.zeros(total, dtype=torch.float64, device=device)
@@ -119,7 +120,7 @@ def joined(values: Tensor, rows: Tensor, total: int, group) -> Tensor:
 
 
 def any_rank(flag: bool, group) -> bool:
-    """Whether any rank says so; every rank must ask."""
+    """Return whether `flag` is true on any rank; every rank must call this."""
     if group is None:
         return flag
     count = torch.tensor(int(flag), device=_device(group))
@@ -165,7 +166,7 @@ class SharedRun:
         self.first = rank_of(group) == 0
         self._preemption = Preemption()
 
-    def _told(self, act: Callable[[], bytes]) -> bytes:
+    def _from_first(self, act: Callable[[], bytes]) -> bytes:
         """What `act` gives on rank 0, on every rank; its error likewise."""
         data, error = b"", None
         if self.first:
@@ -183,7 +184,7 @@ class SharedRun:
 
     def result(self) -> dict[str, Any] | None:
         """As `Run.result`."""
-        return from_json(self._told(lambda: to_json(self.run.result()).encode()))
+        return from_json(self._from_first(lambda: to_json(self.run.result()).encode()))
 
     @contextmanager
     def lock(self, wait: float = 0.0) -> Iterator[SharedRun]:
@@ -195,18 +196,18 @@ class SharedRun:
 
             if not self.first:
                 enter()
-            self._told(enter)
+            self._from_first(enter)
             yield self
 
     @property
     def preempted(self) -> bool:
         """Whether a signal asked any rank to stop; every rank must ask."""
-        mine = self.run.preempted if self.first else self._preemption.requested
-        return any_rank(mine, self.group)
+        own = self.run.preempted if self.first else self._preemption.requested
+        return any_rank(own, self.group)
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """As `Run.load`, on every rank."""
-        data = self._told(lambda: b"" if (found := self.run.load()) is None else pack(*found))
+        data = self._from_first(lambda: b"" if (state := self.run.load()) is None else pack(*state))
         return unpack(data) if data else None
 
     def save(self, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
@@ -221,4 +222,4 @@ class SharedRun:
 
     def finish(self, result: dict[str, Any], tensors: dict[str, Tensor] | None = None) -> None:
         """As `Run.finish`, by rank 0; the others wait for it."""
-        self._told(lambda: self.run.finish(result, tensors) or b"")
+        self._from_first(lambda: self.run.finish(result, tensors) or b"")

@@ -1,4 +1,4 @@
-"""From a recipe to a result: find the finished run, resume the interrupted one, or train it."""
+"""From a recipe to a result: load the finished run, resume the interrupted one, or train it."""
 
 from __future__ import annotations
 
@@ -33,7 +33,7 @@ NO_TRAINING = "SLIMNB_NO_TRAINING"  # in the environment: an unfinished run is a
 
 @dataclass(frozen=True)
 class Result:
-    """A finished run: its recipe and what was measured."""
+    """A finished run: its recipe, and what was measured on its net."""
 
     recipe: Recipe
     rows: list[dict]  # one per subnet: mult, macs, params, top1 (test, percent), top1_val, ce, ...
@@ -41,12 +41,12 @@ class Result:
     seconds: float  # of training
     run_id: str
     stale_code: bool = False  # an earlier version of the code has trained it
-    found: dict = field(default_factory=dict)  # what the paper's method found beside the rows
+    findings: dict = field(default_factory=dict)  # what the paper's method found beside the rows
 
 
 @dataclass(frozen=True)
 class Context:
-    """What a stage of a paper's study is told, to say which recipes come next."""
+    """What a stage of a paper's study gets, from which it decides which recipes come next."""
 
     scale: str
     seed: int
@@ -67,22 +67,22 @@ def code_of(recipe: Recipe) -> str:
 
 
 def measuring_code_of(recipe: Recipe) -> str:
-    """Fingerprint of the code that measures a trained net: it makes no training stale."""
+    """Return the fingerprint of the code that measures a trained net; it makes no training stale."""
     return code_fingerprint(methods_of(recipe, recipe.MEASURING))
 
 
 def methods_of(recipe: Recipe, names: Iterable[str]) -> list[str]:
-    """The dotted names of a recipe's methods."""
+    """Return the dotted names of a recipe's methods."""
     return [f"{type(recipe).__module__}.{type(recipe).__qualname__}.{name}" for name in names]
 
 
 def trained(result: Result, num_classes: int, store: RunStore) -> SlimmableNet:
-    """The net of a finished run, in eval mode, with the statistics it was measured with.
+    """Return the net of a finished run in eval mode, with the statistics it was measured with.
 
-    Raises StoreError without the weights.
+    Raises StoreError if its weights are not there.
     """
     net = result.recipe.begin(num_classes, store)
-    candidates = [Subnet.from_json(row["subnet"]) for row in result.found.get("candidates", ())]
+    candidates = [Subnet.from_json(row["subnet"]) for row in result.findings.get("candidates", ())]
     subnets = list(dict.fromkeys(candidates)) or list(result.recipe.named(net).values())
     net.reserve(subnets)
     load_net(net, store.weights_of(result.run_id), net.get_extra_state())
@@ -92,45 +92,45 @@ def trained(result: Result, num_classes: int, store: RunStore) -> SlimmableNet:
 
 def run(recipe: Recipe, data: ImageData, store: RunStore | None = None, *, device: str = "cpu", quiet: bool = False,
         allow_drift: bool = False, group=None) -> Result:
-    """The result of `recipe` on `data`: loaded if it is finished, resumed if interrupted, else trained.
+    """Return the result of `recipe` on `data`: a finished run is loaded, an interrupted one resumed, a new one trained.
 
-    A committed result of an earlier version of the code counts as finished, and a line says so: delete its file to
-    train anew. With SLIMNB_NO_TRAINING set in the environment an unfinished run is error StoreError. With a process
+    A committed result of an earlier version of the code counts as finished, and one line says so; delete its file to
+    train anew. If SLIMNB_NO_TRAINING is set in the environment, an unfinished run raises StoreError. With a process
     `group` (see `slimnb.train.distributed`) all its ranks call this and train together.
     """
     store = store or RunStore()
     stored = share(store.open(recipe.to_json(), code_of(recipe), data.fingerprint, machine_fingerprint(device),
                               allow_drift), group)
     quiet = quiet or rank_of(group) > 0
-    found = finished(stored, lambda: _train(recipe, data, store, stored, device, quiet, group))
-    if found.get("stale_code") and not quiet:
-        print(f"{recipe.label}: result of an earlier version of the code, run {found['run_id']}")
-    return as_result(recipe, found)
+    result = finished(stored, lambda: _train(recipe, data, store, stored, device, quiet, group))
+    if result.get("stale_code") and not quiet:
+        print(f"{recipe.label}: result of an earlier version of the code, run {result['run_id']}")
+    return as_result(recipe, result)
 
 
 def finished(stored: Run, work: Callable[[], None], wait: float = 0.0) -> dict:
-    """The result of a stored run; if it has none, `work` finishes it first, in one process at a time.
+    """Return the result of a stored run; if it has none, let `work` finish it first, in one process at a time.
 
-    Another process is waited for `wait` seconds (BusyError). With SLIMNB_NO_TRAINING in the environment: StoreError, no
-    work.
+    If another process is at it, wait `wait` seconds, then raise BusyError. With SLIMNB_NO_TRAINING in the environment
+    raise StoreError in place of any work.
     """
-    found = stored.result()
-    if found is None:
+    result = stored.result()
+    if result is None:
         if os.environ.get(NO_TRAINING):
             raise StoreError(f"run {stored.id}", "it is not finished, and training is switched off",
                              f"Run the chapter at scale={stored.recipe.get('scale')!r} first.")
         with stored.lock(wait=wait):
             if stored.result() is None:  # another process may have finished it while we waited
                 work()
-        found = stored.result()
-    return found
+        result = stored.result()
+    return result
 
 
-def as_result(recipe: Recipe, found: dict) -> Result:
-    """A stored result as a `Result`."""
+def as_result(recipe: Recipe, stored: dict) -> Result:
+    """Make a `Result` of a stored result."""
     plain = {"rows", "history", "seconds", "run_id", "measured_by", "stale_code", "resumed_with_drift"}
-    return Result(recipe, found["rows"], found["history"], found["seconds"], found["run_id"],
-                  found.get("stale_code", False), {k: v for k, v in found.items() if k not in plain})
+    return Result(recipe, stored["rows"], stored["history"], stored["seconds"], stored["run_id"],
+                  stored.get("stale_code", False), {k: v for k, v in stored.items() if k not in plain})
 
 
 def _is_finished(recipe: Recipe, data: ImageData, store: RunStore, group) -> bool:
@@ -139,7 +139,7 @@ def _is_finished(recipe: Recipe, data: ImageData, store: RunStore, group) -> boo
 
 
 def paper_of(chapter: str) -> ModuleType:
-    """The recipes of the paper that a chapter ("04_pss_net") is about, or that has this name ("pss_net").
+    """Return the recipes module of the paper that a chapter ("04_pss_net") is about, or that has this name ("pss_net").
 
     Raises ParameterError if there is none.
     """
@@ -153,10 +153,10 @@ def paper_of(chapter: str) -> ModuleType:
 
 def study(stages: Sequence[Stage], scale: str, seeds: Iterable[int], data: ImageData, store: RunStore | None = None, *,
           arms: Collection[str] = (), **settings) -> list[Result]:
-    """The results of all stages of a chapter (see `Stage`), seed by seed; `settings` go to `run`.
+    """Return the results of all stages of a chapter (see `Stage`), seed by seed; `settings` go to `run`.
 
-    With `arms` only those are run and returned; ParameterError if there is no such arm. A stage may want the results of
-    arms before it: those that are finished serve, whether they were asked for or not.
+    With `arms` only those arms are run and returned. A stage may need results of arms before it; those that are
+    finished are used, even if `arms` does not name them. Raises ParameterError for an arm that no stage has.
     """
     store = store or RunStore()
     results, known = [], set()
@@ -165,10 +165,10 @@ def study(stages: Sequence[Stage], scale: str, seeds: Iterable[int], data: Image
         for stage in stages:
             for recipe in stage(Context(scale, seed, data, tuple(of_seed), store)):
                 known.add(recipe.arm)
-                wanted = not arms or recipe.arm in arms
-                if wanted or _is_finished(recipe, data, store, settings.get("group")):
+                is_named = not arms or recipe.arm in arms
+                if is_named or _is_finished(recipe, data, store, settings.get("group")):
                     of_seed.append(run(recipe, data, store, **settings))
-                    results += of_seed[-1:] if wanted else []
+                    results += of_seed[-1:] if is_named else []
     unknown = sorted(set(arms) - known)
     if unknown:
         raise ParameterError(f"arm = {unknown[0]!r}", f"it is one of {', '.join(sorted(known))}"[:160],
@@ -185,8 +185,8 @@ def _train(recipe: Recipe, data: ImageData, store: RunStore, run: Run, device: s
     rates = Schedule.of(recipe, feed.steps_per_epoch)
     sampler, objective = recipe.sampler_and_objective(net, rates.steps, store)
     optimizer = make_optimizer(net, recipe.momentum, recipe.weight_decay, recipe.decay)
-    seen = data.at_least(recipe.input_size)
-    probe = _probe(recipe, net, seen, feed.steps_per_epoch, device)
+    images = data.at_least(recipe.input_size)
+    probe = _probe(recipe, net, images, feed.steps_per_epoch, device)
     span = tuple(round(at * feed.steps_per_epoch) for at in recipe.span) if recipe.span else None
     began = time.perf_counter()
     history = train(net, feed, sampler, objective, rates, optimizer, seed=recipe.seed, label=recipe.label, run=run,
@@ -195,10 +195,10 @@ def _train(recipe: Recipe, data: ImageData, store: RunStore, run: Run, device: s
     seconds = time.perf_counter() - began
     synchronise_batch_norm(net, None)
     broadcast_weights(net, group)
-    rows, beside = recipe.measure(net, sampler, seen, device=device, group=group)
+    rows, beside = recipe.measure(net, sampler, images, device=device, group=group)
     beside |= {} if probe is None else {"probed": probe.rows}
     run.finish({"rows": rows, "history": history, "seconds": round(seconds, 1),
-                "measured_by": measuring_code_of(recipe), **recipe.found(net, sampler), **beside,
+                "measured_by": measuring_code_of(recipe), **recipe.findings(net, sampler), **beside,
                 **_trained_in(recipe, device)}, net_state(net)[0])
 
 
@@ -217,7 +217,10 @@ def _probe(recipe: Recipe, net: SlimmableNet, data: ImageData, epoch: int, devic
 
 
 def once(store: RunStore, settings: dict, code: str, take: Callable[[], dict]) -> dict:
-    """What `take` gives, stored under its settings and code; a second call loads it, one meanwhile waits for it."""
+    """Return what `take` gives, stored under its settings and code; a second call loads it.
+
+    A call in another process at the same time waits for it.
+    """
     stored = store.open(settings, code, NO_DATA)
 
     def measure_it() -> None:
@@ -228,9 +231,9 @@ def once(store: RunStore, settings: dict, code: str, take: Callable[[], dict]) -
 
 
 def commit(recipes: Sequence[Recipe], data: ImageData, store: RunStore, folder: str | Path) -> list[Path]:
-    """Write the small committed record (no weights) of each recipe's finished run into `folder`.
+    """Write the small committed record, without weights, of each recipe's finished run into `folder`.
 
-    With them go what was measured once at the same scales: latency, and the probes of these runs.
+    The measurements that were taken once at the same scales go with them: latencies, and diagnostics of these runs.
     """
     opened = [store.open(recipe.to_json(), code_of(recipe), data.fingerprint) for recipe in recipes]
     about = {(recipe.paper, recipe.scale) for recipe in recipes}
@@ -243,7 +246,7 @@ def commit(recipes: Sequence[Recipe], data: ImageData, store: RunStore, folder: 
 
 def commit_all(paper: str, scale: str, store: RunStore, folder: str | Path) -> list[Path]:
     """Write the small committed records of all finished local runs of a paper at a scale, whatever data they are on."""
-    found = [r for r in store.records() if (r["recipe"].get("paper"), r["recipe"].get("scale")) == (paper, scale)]
-    opened = [store.open(r["recipe"], r["code"], r["data"]) for r in found]
+    records = [r for r in store.records() if (r["recipe"].get("paper"), r["recipe"].get("scale")) == (paper, scale)]
+    opened = [store.open(r["recipe"], r["code"], r["data"]) for r in records]
     return [store.commit(stored, Path(folder) / f"{stored.id}.json") for stored in opened
             if (stored.path / "result.json").exists()]

@@ -1,6 +1,6 @@
-"""What a training loop keeps track of: whether numbers are finite, how far it is, the losses on the way.
+"""What a training loop keeps track of: whether numbers are finite, how far it is, its losses so far.
 
-Sums stay on the device until they are wanted, so that no step waits for it.
+Sums stay on the device until they are read, so that no step waits for it.
 """
 
 from __future__ import annotations
@@ -26,15 +26,15 @@ class Watch:
         self.recent: list[tuple[int, float, list[str], Tensor, Tensor]] = []
 
     def add(self, step: int, lr: float, outcomes: Sequence[Outcome], skipped: Tensor) -> None:
-        """Keep a step's mean losses and whether its update was `skipped` (0-dim, 1 or 0) on the device."""
+        """Remember a step's mean losses and whether its update was `skipped` (0-dim, 1 or 0), all on the device."""
         names = [outcome.a_pass.name or str(outcome.a_pass.route)[:40] for outcome in outcomes]
         means = torch.stack([outcome.loss.mean() for outcome in outcomes])
         self.recent.append((step, lr, names, means, skipped))
 
     def check_finite(self) -> None:
-        """Raise NumericsError (a loss) or NumericsError (a gradient) for the first skipped update since the last call.
+        """Raise NumericsError for the first skipped update since the last call; it names the loss or the gradient.
 
-        Waits for the device once if all is well.
+        If all is well, this waits for the device once.
         """
         recent, self.recent = self.recent, []
         if not recent or not torch.stack([skipped for *_, skipped in recent]).any():
@@ -49,7 +49,7 @@ class Watch:
 
 
 class Reporter:
-    """Says how far training is: a bar with loss, rate and time left on a terminal, lines elsewhere."""
+    """Reports how far training is: a bar with loss, rate and time left on a terminal, lines elsewhere."""
 
     def __init__(self, label: str, start: int, steps: int, quiet: bool = False):
         self.label, self.start, self.steps, self.quiet = label, start, steps, quiet
@@ -80,9 +80,9 @@ class Reporter:
 
 
 class History:
-    """Mean cross-entropy of each named pass per interval, summed on the device until it is read.
+    """Sums the cross-entropy of each named pass on the device, and makes one row of means per interval.
 
-    `probed` holds the rows of a probe, which are saved and restored with it.
+    `probed` holds the rows of a probe, which are saved and restored with the history.
     """
 
     def __init__(self, rows: list[dict], probed: list[dict] | None = None):
@@ -90,7 +90,7 @@ class History:
         self.probed = [] if probed is None else probed
 
     def add(self, outcomes: Sequence[Outcome]) -> None:
-        """Add a step's outcomes; no host sync."""
+        """Add the outcomes of a step without waiting for the device."""
         for outcome in outcomes:
             name = outcome.a_pass.name
             mean = outcome.ce.mean()
@@ -98,7 +98,7 @@ class History:
             self.counts[name] = self.counts.get(name, 0) + 1
 
     def flush(self, step: int, lr: float) -> float:
-        """Close the interval at `step` with one row per name; returns the first name's mean."""
+        """Close the interval at `step` with one row per name; return the mean of the first name."""
         means = {name: self.sums[name].item() / n for name, n in self.counts.items()}
         for name, mean in means.items():
             self.rows.append({"step": step, "lr": float(lr), "name": name, "ce": mean})

@@ -19,20 +19,17 @@ from slimnb.train.optim import Schedule
 from slimnb.train.protocols import Objective, Outcome, Pass, Penalty, Probe, Sampler
 from slimnb.train.state import collect, restore
 
-# -- optimiser and schedule ------------------------------------------------------------------------------
-
-
 # -- one step --------------------------------------------------------------------------------------------
 
 
 def train_step(net: SlimmableNet, x: Tensor, y: Tensor, passes: Sequence[Pass], objective: Objective,
                optimizer, generator: torch.Generator | None = None, group=None,
                penalty: Penalty | None = None) -> list[Outcome]:
-    """One optimiser step from all `passes` on the same batch; gradients add up, weighted.
+    """Make one optimiser step from all `passes` on one batch; their gradients add up, each times its weight.
 
-    x (B, 3, H, W), y (B,). With a process `group` the gradients are averaged over its ranks in one
-    all-reduce; what `penalty` adds in place comes after that. Where a loss or the gradient is not finite, on
-    any rank, the device skips the update; `Watch` then says so.
+    `x` is (B, 3, H, W) and `y` is (B,). With a process `group` one all-reduce averages the gradients over its ranks.
+    After that `penalty` adds its own in place. If a loss or the gradient is not finite on any rank, the device skips
+    the update, and `Watch` reports it later.
     """
     optimizer.zero_grad(set_to_none=True)
     objective.begin(net, x, passes)
@@ -72,8 +69,8 @@ def average_(tensors: Sequence[Tensor], group) -> None:
 
 # -- the loop --------------------------------------------------------------------------------------------
 
-LOOK = 50
-"""Steps between looks at what the device has done; on the CPU it is every step."""
+CHECK_INTERVAL = 50
+"""Steps on a GPU between two reads of its results; on the CPU every step is read."""
 
 
 def train(net: SlimmableNet, batches, sampler: Sampler, objective: Objective, schedule: Schedule,
@@ -81,15 +78,18 @@ def train(net: SlimmableNet, batches, sampler: Sampler, objective: Objective, sc
           intervals: int = 20, stop: Callable[[], bool] = lambda: False, group=None,
           quiet: bool = False, penalty: Penalty | None = None, probe: Probe | None = None,
           span: tuple[int, int] | None = None) -> list[dict]:
-    """Train `net` for `schedule.steps` steps; returns the history, rows of step, lr, name, ce.
+    """Train `net` for `schedule.steps` steps and return the history: rows of step, lr, name, ce.
 
-    With `span` it makes only the steps from the first to before the second, with the rates, batches and plans that they
-    have in the whole: another run makes the others. What `probe` finds is added to its `rows`. `batches.batch(step)`
-    gives (x, y). With a `run` (see `slimnb.runs.store`) it starts from the newest checkpoint, saves one every
-    `save_seconds`, and ends in the same bits however often it was interrupted. `stop` is asked at every look (`LOOK`);
-    when it says true the state is saved and BusyError raised. `penalty` adds to the gradients of every step. Other
-    errors: ParameterError for a span outside the schedule, NumericsError of `Watch`, ParameterError for an optimiser
-    that does not hold the net's parameters.
+    `batches.batch(step)` gives (x, y). `penalty` adds to the gradients of every step. `probe` looks at copies of the
+    net, and its rows are stored with the run. With `span` (from, to) only these steps are made, with the rates, batches
+    and plans that they have in the whole schedule; another run makes the others.
+
+    With a `run` (see `slimnb.runs.store`) training starts from the newest checkpoint and saves one every
+    `save_seconds`. It ends in the same bits however often it was interrupted. `stop` is called when losses are read,
+    every `CHECK_INTERVAL` steps on a GPU. If it returns true, the state is saved and BusyError is raised.
+
+    Raises ParameterError for a span outside the schedule and for an optimiser that lacks one of the net's parameters;
+    NumericsError where `Watch` does.
     """
     rank, ranks = (dist.get_rank(group), dist.get_world_size(group)) if group is not None else (0, 1)
     first, last = span or (0, schedule.steps)
@@ -102,7 +102,7 @@ def train(net: SlimmableNet, batches, sampler: Sampler, objective: Objective, sc
     _check_optimizer(net, optimizer)
     interval = max(1, (last - first) // intervals)
     generator = torch.Generator(next(net.parameters()).device)
-    often = 1 if generator.device.type == "cpu" else LOOK
+    often = 1 if generator.device.type == "cpu" else CHECK_INTERVAL
     saved = time.perf_counter()
     net.train()
     with closing(Reporter(label, start, last, quiet)) as report:
@@ -113,7 +113,7 @@ def train(net: SlimmableNet, batches, sampler: Sampler, objective: Objective, sc
             generator.manual_seed(zlib.crc32(f"{seed}/dropout/{step}{f'/{rank}' if rank else ''}".encode()))
             x, y = batches.batch(step)
             if probe is not None and probe.at(step):
-                look(probe, step, net, x, y, group)
+                take_probe(probe, step, net, x, y, group)
             outcomes = train_step(net, x, y, sampler.plan(step), objective, optimizer, generator, group,
                                   penalty)
             sampler.observe(step, outcomes)
@@ -138,8 +138,8 @@ def train(net: SlimmableNet, batches, sampler: Sampler, objective: Objective, sc
     return history.rows
 
 
-def look(probe: Probe, step: int, net: SlimmableNet, x: Tensor, y: Tensor, group=None) -> None:
-    """Add what `probe` finds in `net` before `step` to its rows; the training goes on as if nobody had looked."""
+def take_probe(probe: Probe, step: int, net: SlimmableNet, x: Tensor, y: Tensor, group=None) -> None:
+    """Run `probe` on a copy of `net` before `step` and keep its rows; the training itself does not notice."""
     copied = copy.deepcopy(net, {id(group): group})  # mode, statistics, gradients: all its own
     with torch.random.fork_rng([x.device] if x.is_cuda else []):
         probe.rows += probe(step, copied, x, y)

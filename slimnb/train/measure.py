@@ -23,7 +23,7 @@ TERCILES = ("easy", "medium", "hard")
 
 
 def plain_batches(data: ImageData, split: Split, size: int, device: str, group=None) -> Batches:
-    """One pass over a split in float32, without shuffling or augmentation: for calibration and evaluation."""
+    """Make batches of one pass over a split, in float32, without shuffling or augmentation."""
     rank, world = rank_of(group), world_of(group)
     return Batches(split, EVALUATION_BATCH, augment="none", mean=data.mean, std=data.std, size=size, device=device,
                    rank=rank, world=world)
@@ -31,11 +31,12 @@ def plain_batches(data: ImageData, split: Split, size: int, device: str, group=N
 
 def measure(net: SlimmableNet, data: ImageData, subnets: list[Subnet], *, images: int, calibrate: bool = False,
             device: str = "cpu", group=None) -> list[dict]:
-    """A row for each of `subnets` of a trained net, calibrated on `images` images if it must be or `calibrate` says so.
+    """Measure `subnets` of a trained net: one row of accuracy and cost for each.
 
-    Validation comes first, then the test split, opened here and once. Rows: macs, params, top1 (test, percent),
-    top1_val, ce (nats), n, and where the data know difficulty top1_easy, top1_medium, top1_hard: the thirds of the
-    test images. With a process `group` all but these thirds are of all ranks.
+    The net is calibrated on `images` training images if its policy asks for it or `calibrate` is true. Validation comes
+    first, then the test split, which is opened here and once. A row has macs, params, top1 (test, percent), top1_val,
+    ce (nats), n. Where the data know their difficulty, it also has top1_easy, top1_medium and top1_hard: the accuracy
+    on each third of the test images. With a process `group` all but these thirds are of all ranks.
     """
     return [row for row, _ in measured(net, data, subnets, images=images, calibrate=calibrate, device=device,
                                        group=group)]
@@ -43,7 +44,7 @@ def measure(net: SlimmableNet, data: ImageData, subnets: list[Subnet], *, images
 
 def measured(net: SlimmableNet, data: ImageData, subnets: list[Subnet], *, images: int, calibrate: bool = False,
              device: str = "cpu", group=None) -> list[tuple[dict, Evaluation]]:
-    """The rows of `measure`, each with the evaluation on the test split that it sums up."""
+    """Return the rows of `measure`, each with the evaluation on the test split that it sums up."""
     on_val = _validated(net, data, subnets, images, calibrate or net.bn == CALIBRATED, device, group)
     size, test = net.input_size, data.test
     on_test = evaluate(net, subnets, plain_batches(data, test, size, device, group), group)
@@ -55,35 +56,36 @@ def measured(net: SlimmableNet, data: ImageData, subnets: list[Subnet], *, image
 
 def choose(net: SlimmableNet, data: ImageData, candidates: Mapping[str, Sequence[Subnet]], *, images: int,
            device: str = "cpu", group=None) -> list[dict]:
-    """A row for each of the `candidates`, which stand under each name in order of promise (PSS-Net, section 3.4).
+    """Validate `candidates`, which are listed under each name in order of promise, and test the promising ones.
 
-    All are calibrated on `images` training images and validated. The test split is opened once, for those that
-    validate best among the first k of their name for some k: `chosen` picks from them, for any k, without a look at
-    the test. Rows: name, rank (from 0), subnet (JSON), macs, top1_val (percent), and of those tested params, top1,
-    ce, n. Subnets may stand under several names.
+    All are calibrated on `images` training images and validated (PSS-Net, section 3.4). The test split is opened once,
+    for those that validate best among the first k of their name for some k. So `chosen` can pick for any k without
+    opening the test split again. A row has name, rank (from 0), subnet (JSON), macs, top1_val (percent); if it was
+    tested also params, top1, ce, n. A subnet may stand under several names.
     """
-    subnets = list(dict.fromkeys(subnet for each in candidates.values() for subnet in each))
-    validated = {found.subnet: found.top1
-                 for found in _validated(net, data, subnets, images, True, device, group)}
+    subnets = list(dict.fromkeys(subnet for several in candidates.values() for subnet in several))
+    validated = {evaluation.subnet: evaluation.top1
+                 for evaluation in _validated(net, data, subnets, images, True, device, group)}
     price = {side: macs_function(net, resolution=side) for side in {subnet.resolution for subnet in subnets}}
-    rows, wanted = [], {}
+    rows, winners = [], {}
     for name, ranked in candidates.items():
         best = -1.0
         for rank, subnet in enumerate(ranked):
             rows.append({"name": name, "rank": rank, "subnet": subnet.to_json(),
                          "macs": price[subnet.resolution](subnet), "top1_val": validated[subnet]})
             if validated[subnet] > best:
-                best, wanted[subnet] = validated[subnet], None
+                best, winners[subnet] = validated[subnet], None
     batches = plain_batches(data, data.test, net.input_size, device, group)
-    tested = {found.subnet: {"params": count_params(net, [found.subnet]), "top1": found.top1, "ce": found.ce,
-                             "n": found.n} for found in evaluate(net, list(wanted), batches, group)}
+    tested = {winner.subnet: {"params": count_params(net, [winner.subnet]), "top1": winner.top1, "ce": winner.ce,
+                              "n": winner.n}
+              for winner in evaluate(net, list(winners), batches, group)}
     return [row | tested.get(Subnet.from_json(row["subnet"]), {}) for row in rows]
 
 
 def chosen(rows: Sequence[dict], top_k: int) -> list[dict]:
-    """Of the rows that `choose` gives, the one that validates best among the first `top_k` of each name.
+    """Pick, of the rows of `choose`, the one that validates best among the first `top_k` of each name.
 
-    The earlier of equals. Where a name has fewer candidates, it is the best of those there are.
+    Of equals the earlier one is picked. A name with fewer candidates gives the best of those it has.
     """
     best: dict[str, dict] = {}
     for row in rows:
@@ -100,20 +102,20 @@ def _validated(net: SlimmableNet, data: ImageData, subnets: list[Subnet], images
     return evaluate(net, subnets, plain_batches(data, data.val, net.input_size, device, group), group)
 
 
-def _by_difficulty(found: Evaluation, split: Split) -> dict[str, float]:
-    if split.difficulty is None or len(found.correct) < len(split):  # another rank has the rest
+def _by_difficulty(evaluation: Evaluation, split: Split) -> dict[str, float]:
+    if split.difficulty is None or len(evaluation.correct) < len(split):  # another rank has the rest
         return {}
     order = np.argsort(split.difficulty.cpu().numpy(), kind="stable")
     parts = zip(TERCILES, np.array_split(order, len(TERCILES)), strict=True)
-    return {f"top1_{name}": 100 * float(found.correct.numpy()[part].mean()) for name, part in parts}
+    return {f"top1_{name}": 100 * float(evaluation.correct.numpy()[part].mean()) for name, part in parts}
 
 
 class Accuracy:
-    """At `steps`: validation accuracy of named subnets with the weights of that step, calibrated for it.
+    """A probe: at `steps` it validates named subnets, calibrated for the weights of that step.
 
-    In a net that has only been trained at full size these are zero-shot subnets (Fig. 2); of the full net alone it is
-    the curve across the start of shrinking (Fig. 7b). `images()` gives batches of calibration images, `val()` of
-    (images, labels). Rows: look "accuracy", step, name, top1 (percent), ce (nats).
+    In a net that has only been trained at full size these are zero-shot subnets (DepS, Fig. 2); of the full net alone
+    it is the curve across the start of shrinking (Fig. 7b). `images()` gives batches of calibration images, `val()`
+    batches of images and labels. A row has look "accuracy", step, name, top1 (percent), ce (nats).
     """
 
     def __init__(self, subnets: Mapping[str, Subnet], images: Callable[[], Iterable[Tensor]],
@@ -122,32 +124,35 @@ class Accuracy:
         self.rows: list[dict] = []
 
     def at(self, step: int) -> bool:
-        """Whether `step` is one of the steps."""
+        """Return whether `step` is one of the steps."""
         return step in self.steps
 
     def __call__(self, step: int, net: SlimmableNet, x: Tensor, y: Tensor) -> list[dict]:
-        """A row per subnet; the batch is not used."""
+        """Return a row per subnet; the batch is not used."""
         return self.rows_of(step, net)
 
     def rows_of(self, step: int, net: SlimmableNet) -> list[dict]:
-        """The rows at the weights `net` has, as after the last step of a training, whose calibration they replace."""
+        """Return the rows at the weights that `net` has now; they replace the net's calibration."""
         calibrate_bn(net, list(self.subnets.values()), self.images())
-        found = evaluate(net, list(self.subnets.values()), self.val())
-        return [{"look": "accuracy", "step": step, "name": name, "top1": each.top1, "ce": each.ce}
-                for name, each in zip(self.subnets, found, strict=True)]
+        evaluations = evaluate(net, list(self.subnets.values()), self.val())
+        return [{"look": "accuracy", "step": step, "name": name, "top1": evaluation.top1, "ce": evaluation.ce}
+                for name, evaluation in zip(self.subnets, evaluations, strict=True)]
 
 
 class Probes:
-    """Several probes as one: each looks where it is due, those of accuracy last, for they leave statistics behind."""
+    """Several probes as one: each looks where it is due.
+
+    Those of accuracy come last, for they leave statistics behind.
+    """
 
     def __init__(self, probes: Sequence[Probe]):
         self.probes = sorted(probes, key=lambda probe: isinstance(probe, Accuracy))
         self.rows: list[dict] = []
 
     def at(self, step: int) -> bool:
-        """Whether one of them is due."""
+        """Return whether one of them is due before `step`."""
         return any(probe.at(step) for probe in self.probes)
 
     def __call__(self, step: int, net: SlimmableNet, x: Tensor, y: Tensor) -> list[dict]:
-        """The rows of those that are due."""
+        """Return the rows of those that are due."""
         return [row for probe in self.probes if probe.at(step) for row in probe(step, net, x, y)]

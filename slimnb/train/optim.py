@@ -14,10 +14,11 @@ from slimnb.nn.layers import SlimmableConv2d, SlimmableLinear
 
 def make_optimizer(net: SlimmableNet, momentum: float = 0.9, weight_decay: float = 1e-4,
                    decay: str = "weights"):
-    """Fused SGD with Nesterov momentum.
+    """Make fused SGD with Nesterov momentum for the parameters of `net` that are not frozen.
 
-    `decay` "weights" spares depthwise filters, norms, gates and biases from weight decay, "all" spares nothing. The
-    learning rate is set at every step by the schedule. Frozen parameters are left out. Make it after `net.reserve`.
+    With `decay` "weights", depthwise filters, norms, gates and biases have no weight decay; with "all" everything has.
+    The schedule sets the learning rate at every step. Call it after `net.reserve`. Raises ParameterError for another
+    `decay`.
     """
     if decay not in ("weights", "all"):
         raise ParameterError(f"decay = {decay!r}", "it is weights or all", "Set decay='weights'.")
@@ -41,7 +42,7 @@ SCHEDULES = ("cosine", "linear", "constant", "multistep", "exponential")
 
 @dataclass(frozen=True, slots=True)
 class Schedule:
-    """Learning rate as a pure function of the step."""
+    """The learning rate as a function of the step alone. Raises ParameterError for an unknown `kind`."""
 
     lr: float
     steps: int
@@ -59,14 +60,14 @@ class Schedule:
 
     @classmethod
     def of(cls, recipe, epoch: int) -> Schedule:
-        """The schedule of a `slimnb.train.recipe.Recipe`, `epoch` steps to an epoch."""
-        given = {name: value for name in ("gamma", "floor") if (value := getattr(recipe, name)) is not None}
+        """Make the schedule of a `slimnb.train.recipe.Recipe` whose epochs have `epoch` steps."""
+        options = {name: value for name in ("gamma", "floor") if (value := getattr(recipe, name)) is not None}
         milestones = tuple(at * epoch for at in recipe.milestones or ())
         return cls(recipe.lr, recipe.epochs * epoch, recipe.schedule, recipe.warmup_epochs * epoch,
-                   milestones=milestones, period=epoch, **given)
+                   milestones=milestones, period=epoch, **options)
 
     def __call__(self, step: int) -> float:
-        """Learning rate of `step` (0-based)."""
+        """Return the learning rate of `step`, counted from 0."""
         if step < self.warmup:
             return self.lr * (step + 1) / self.warmup
         t = (step - self.warmup) / max(1, self.steps - self.warmup)

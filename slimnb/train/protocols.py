@@ -15,7 +15,7 @@ from slimnb.subnet import Subnet
 
 @dataclass(frozen=True, slots=True)
 class Pass:
-    """One forward and backward of a step."""
+    """One forward and one backward of a step: the subnet that runs, and what it learns from."""
 
     route: Subnet | Masks | Any  # whatever the net takes as a route, as a gated net a `slimnb.nn.gate.Gated`
     target: str = "labels"  # "labels" | "teacher" | "ensemble"
@@ -35,57 +35,63 @@ class Outcome:
 
 
 class Sampler(Protocol):
-    """Which subnets a step trains. `plan` is pure in (seed, step, state); each contains the largest used."""
+    """Chooses the subnets that each step trains.
+
+    `plan` depends on the seed, the step and the sampler's state only. Every plan contains the largest subnet in use.
+    """
 
     def subnets(self) -> list[Subnet]:
-        """The subnets that need statistics of their own, known before training."""
+        """Return the subnets that need statistics of their own; they are known before training."""
 
     def plan(self, step: int) -> list[Pass]:
-        """The passes of `step`, in order."""
+        """Return the passes of `step`, in order."""
 
     def observe(self, step: int, outcomes: Sequence[Outcome]) -> None:
-        """Take the losses of `step` back; called once per step, in order."""
+        """Receive the losses of `step`; the loop calls this once per step, in order."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Tensors from which `load_state_dict` restores the sampler exactly."""
+        """Return tensors from which `load_state_dict` restores the sampler exactly."""
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` gave."""
+        """Restore the state that `state_dict` returned."""
 
 
 class Objective(Protocol):
-    """What a pass learns from. One that remembers across steps has `state_dict` and `load_state_dict`, as a sampler."""
+    """Turns the logits of a pass into its loss.
+
+    An objective that remembers something across steps has `state_dict` and `load_state_dict`, as a sampler has.
+    """
 
     def begin(self, net: SlimmableNet, x: Tensor, passes: Sequence[Pass]) -> None:
-        """Called once per step before its passes."""
+        """Prepare for the passes of a step; the loop calls this once per step, before them."""
 
     def __call__(self, a_pass: Pass, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """(loss (B,) to differentiate, ce (B,) with the labels, detached)."""
+        """Return the loss (B,) to differentiate and the cross-entropy (B,) with the labels, detached."""
 
 
 class Probe(Protocol):
-    """Looks at a net while it trains."""
+    """Looks at copies of a net while it trains."""
 
     rows: list[dict]  # what it has found so far, JSON-able; kept with the checkpoints
 
     def at(self, step: int) -> bool:
-        """Whether to look before `step`."""
+        """Return whether the probe is due before `step`."""
 
     def __call__(self, step: int, net: SlimmableNet, x: Tensor, y: Tensor) -> list[dict]:
-        """The rows of one look. `net` is a copy, about to train on x (B, 3, H, W) and y (B,)."""
+        """Return the rows of one look. `net` is a copy that is about to train on x (B, 3, H, W) and y (B,)."""
 
 
 class Labels:
-    """Cross-entropy with the labels in every pass."""
+    """Every pass learns from the labels, by cross-entropy."""
 
     def __init__(self, smoothing: float | None = None):
         self.smoothing = smoothing
 
     def begin(self, net: SlimmableNet, x: Tensor, passes: Sequence[Pass]) -> None:
-        """Nothing to prepare."""
+        """Do nothing: there is nothing to prepare."""
 
     def __call__(self, a_pass: Pass, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Per-sample cross-entropy, smoothed for the loss."""
+        """Return the loss, with smoothed labels if so set, and the plain cross-entropy, each (B,)."""
         ce = F.cross_entropy(logits, y, reduction="none")
         if not self.smoothing:
             return ce, ce.detach()

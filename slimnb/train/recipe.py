@@ -1,6 +1,6 @@
-"""A recipe: what is trained, every value with its source, and how a paper takes part in its training.
+"""A recipe says what is trained, gives every value its source, and lets a paper take part in its training.
 
-A paper subclasses `Recipe`: it adds fields, and overrides the methods below where it does something of its own. The
+A paper subclasses `Recipe`. It adds fields, and it overrides the methods below where it does something of its own. The
 engine, `slimnb.train.experiment`, calls nothing else of a paper.
 """
 
@@ -36,7 +36,7 @@ R = TypeVar("R", bound="Recipe")
 
 @dataclass(frozen=True)
 class Recipe:
-    """One training run. Its fields, the code that trains it and the data decide the run's id."""
+    """Describes one training run. Its fields, the code that trains it and the data decide the run's id."""
 
     # -- which run
     paper: str  # one of `slimnb.plugins.names("papers")`
@@ -90,34 +90,34 @@ class Recipe:
     erasing: float | None = None
 
     TRAINING: ClassVar = ("begin", "load", "sampler_and_objective", "penalty", "probe", "batches")
-    MEASURING: ClassVar = ("measure", "found", "named")
+    MEASURING: ClassVar = ("measure", "findings", "named")
     """Methods whose code, with all that it reaches, makes a result stale; the second kind makes no training stale."""
 
     def to_json(self) -> dict[str, Any]:
-        """Plain JSON of all fields but those that are None, so that a field added later renames no old run."""
+        """Return all fields that are not None as plain JSON, so that a field added later renames no old run."""
         return {name: value for name, value in asdict(self).items() if value is not None}
 
     def into(self, kind: type[R], **changes: Any) -> R:
-        """A recipe of another class with this one's values but for `changes`."""
-        return kind(**{each.name: getattr(self, each.name) for each in fields(self)} | changes)
+        """Return a recipe of another class with the values of this one, apart from `changes`."""
+        return kind(**{a_field.name: getattr(self, a_field.name) for a_field in fields(self)} | changes)
 
     # -- the net ---------------------------------------------------------------------------------------------
 
     @property
     def largest(self) -> float | tuple[int, ...]:
-        """The supernet's width: a multiplier, or of `subnets` the channels of every unit, widest of all."""
+        """The supernet's width: a multiplier, or with `subnets` the channels of every unit that hold all of them."""
         if self.subnets:
             return elementwise_max(Subnet(widths) for _, widths in self.subnets)
         return max(*self.mults, *self.train_mults, 0)
 
     def named(self, net: SlimmableNet) -> dict[str | float, Subnet]:
-        """The subnets of `net` that are evaluated, by name or by multiplier."""
+        """Return the subnets of `net` to evaluate, by name or by multiplier."""
         if self.subnets:
             return {name: Subnet(widths) for name, widths in self.subnets}
         return {mult: net.uniform(mult) for mult in self.mults}
 
     def net_type(self) -> type[SlimmableNet]:
-        """The class of the net. Raises ParameterError for an unknown name."""
+        """Return the class of the net. Raises ParameterError for an unknown name."""
         return plugins.find("nets", self.net)
 
     def parts(self) -> list[Callable]:
@@ -125,7 +125,7 @@ class Recipe:
         return [self.net_type()]
 
     def build(self, num_classes: int) -> SlimmableNet:
-        """The untrained supernet, its batch-norm slots reserved."""
+        """Build the supernet, untrained, with its rows of batch-norm statistics reserved."""
         chosen = {name: getattr(self, name, None) for name in NET_OPTIONS}
         net = self.net_type()(num_classes, self.input_size, self.largest,
                               bn="shared_affine" if self.bn == "one" else self.bn, seed=self.seed,
@@ -135,9 +135,9 @@ class Recipe:
         return net
 
     def begin(self, num_classes: int, store: RunStore) -> SlimmableNet:
-        """The net as its training finds it: built, and with `start` with that run's weights.
+        """Build the net that training starts from; with `start` it has the weights of that run.
 
-        Raises StoreError without them.
+        Raises StoreError if that run's weights are not there.
         """
         net = self.build(num_classes)
         if self.start:
@@ -145,33 +145,33 @@ class Recipe:
         return net
 
     def load(self, net: SlimmableNet, store: RunStore) -> None:
-        """Put the weights of the run `start` into `net`: of a wider net's the first channels."""
+        """Load the weights of the run `start` into `net`. If that run's net is wider, its first channels are taken."""
         load_first_channels_(net, store.weights_of(self.start))
 
     # -- training --------------------------------------------------------------------------------------------
 
     def sampler_and_objective(self, net: SlimmableNet, steps: int,
                               store: RunStore | None = None) -> tuple[Sampler, Objective]:
-        """What trains `net` for `steps` steps; `store` holds the runs that the recipe names.
+        """Return the sampler and the objective that train `net` for `steps` steps.
 
-        Raises ParameterError for an unknown `method`.
+        `store` holds the runs that the recipe names. Raises ParameterError for an unknown `method`.
         """
         raise NotImplementedError
 
     def penalty(self) -> Penalty | None:
-        """What adds to the gradients of every step; None: nothing."""
+        """Return a function that adds to the gradients of every step, or None."""
         return None
 
     def probe(self, net: SlimmableNet, epoch: int, images: Callable[[], Iterable[Tensor]],
               val: Callable[[], Iterable[tuple[Tensor, Tensor]]]) -> Probe | None:
-        """What looks at the net while it trains, `epoch` steps to an epoch; None: nobody.
+        """Return a probe that looks at the net while it trains, or None. An epoch has `epoch` steps.
 
         `images()` gives batches of calibration images, `val()` batches of validation images and labels.
         """
         return None
 
     def batches(self, data: ImageData, device: str, group=None) -> Batches:
-        """Shuffled, augmented training batches; of them this rank's rows."""
+        """Make shuffled, augmented training batches; with a process `group` they hold this rank's rows."""
         extra = {name: getattr(self, name) for name in ("reflect", "auto_augment", "jitter", "lighting", "erasing")}
         augment = Augmentation(self.augment, **{name: value for name, value in extra.items() if value is not None})
         return Batches(data.train, self.batch_size, seed=self.seed, augment=augment, mean=data.mean, std=data.std,
@@ -182,20 +182,20 @@ class Recipe:
 
     def measure(self, net: SlimmableNet, sampler: Sampler, data: ImageData, *, device: str = "cpu",
                 group=None) -> tuple[list[dict], dict]:
-        """The rows of the result, one per subnet, and what is stored beside them, by name."""
+        """Return the rows of the result, one per subnet, and a dict of what is stored beside them."""
         subnets = self.named(net)
         rows = measure(net, data, list(subnets.values()), images=self.calibration_images,
                        calibrate=bool(self.calibrate), device=device, group=group)
         return [{"name" if isinstance(name, str) else "mult": name} | row
                 for name, row in zip(subnets, rows, strict=True)], {}
 
-    def found(self, net: SlimmableNet, sampler: Sampler) -> dict[str, Any]:
-        """What else the training found, JSON-able, by name; it is stored with the rows."""
+    def findings(self, net: SlimmableNet, sampler: Sampler) -> dict[str, Any]:
+        """Return what else the training found, as JSON by name; it is stored with the rows."""
         return {}
 
     @property
     def label(self) -> str:
-        """How progress lines call the run."""
+        """The name of the run in lines of progress."""
         only = [f"{mult}x" for mult in self.mults] or [name for name, _ in self.subnets or ()]
         return f"{self.arm}{f' {only[0]}' if len(only) == 1 else ''} (seed {self.seed})"
 
@@ -208,15 +208,15 @@ def check_scale(scale: str, scales: Iterable[str] = SCALES) -> str:
 
 
 def unknown_method(recipe: Recipe, methods: Sequence[str]) -> ParameterError:
-    """The error for a recipe whose method is none of its paper's."""
+    """Make the error for a recipe whose method its paper does not have."""
     return ParameterError(f"method = {recipe.method!r}", f"it is one of {', '.join(methods)}",
                           f"Set method={methods[0]!r}.")
 
 
-def training_dtype(wanted: str, device: str) -> torch.dtype:
-    """The dtype of activations while training: `wanted`, but float32 for bfloat16 on processors without AVX-512.
+def training_dtype(dtype: str, device: str) -> torch.dtype:
+    """Return the dtype of activations while training: `dtype`, or float32 in place of a slow bfloat16.
 
-    There PyTorch has no bfloat16 convolution but a reference loop, several times as slow.
+    On processors without AVX-512 PyTorch runs bfloat16 convolutions in a reference loop that is several times as slow.
     """
     slow = torch.device(device).type == "cpu" and torch.backends.cpu.get_cpu_capability() in NO_BFLOAT16
-    return torch.float32 if wanted == "bfloat16" and slow else getattr(torch, wanted)
+    return torch.float32 if dtype == "bfloat16" and slow else getattr(torch, dtype)

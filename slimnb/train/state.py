@@ -1,4 +1,4 @@
-"""Everything a training run needs to go on exactly where it was: tensors by name, and a JSON-able rest."""
+"""What a training run needs to go on exactly where it was: tensors by name, and the rest as JSON."""
 
 from __future__ import annotations
 
@@ -15,9 +15,9 @@ EXTRA = "_extra_state"
 
 def collect(net: SlimmableNet, optimizer, sampler: Sampler, history: History, step: int,
             objective: Objective | None = None) -> tuple[dict[str, Tensor], dict]:
-    """(tensors by name, JSON-able rest) after `step` steps. Randomness is keyed by step: none is saved.
+    """Return the state after `step` steps: tensors by name, and the rest as JSON.
 
-    Of an objective that remembers something (`state_dict`, as a sampler's) that is kept, too.
+    Random numbers are keyed by step, so no generator is saved. If the objective has a `state_dict`, that is saved, too.
     """
     tensors, rest = net_state(net)
     names = {id(p): name for name, p in net.named_parameters()}
@@ -35,7 +35,10 @@ def collect(net: SlimmableNet, optimizer, sampler: Sampler, history: History, st
 
 def restore(tensors: dict[str, Tensor], rest: dict, net: SlimmableNet, optimizer, sampler: Sampler,
             history: History, objective: Objective | None = None) -> int:
-    """Put back what `collect` gave; returns the steps that are done. Names, shapes and types must agree."""
+    """Put back what `collect` returned and return the number of steps made. Raises StoreError for what does not fit.
+
+    Names, shapes and types must be those of the net, the optimiser and the sampler.
+    """
     parts: dict[str, dict[str, Tensor]] = {"net": {}, "optimizer": {}, "sampler": {}, "objective": {},
                                           "history": {}}
     for name, value in tensors.items():
@@ -73,14 +76,14 @@ def _load_optimizer(net: SlimmableNet, optimizer, tensors: dict[str, Tensor]) ->
 
 
 def net_state(net: SlimmableNet) -> tuple[dict[str, Tensor], dict]:
-    """(tensors named "net/...", JSON-able slots) of a net."""
+    """Return a net's tensors, named "net/...", and its slots as JSON."""
     state = net.state_dict()
     rest = state.pop(EXTRA)
     return {f"net/{name}": value for name, value in state.items()}, rest
 
 
 def load_net(net: SlimmableNet, tensors: dict[str, Tensor], rest: dict) -> None:
-    """Load what `net_state` gave (names without "net/"); refuses other names, shapes and types."""
+    """Load what `net_state` returned, names without "net/". Raises StoreError for other names, shapes or types."""
     net.set_extra_state(rest)
     own = {name: value for name, value in net.state_dict().items() if name != EXTRA}
     for name in sorted(own.keys() ^ tensors.keys()):
@@ -88,9 +91,9 @@ def load_net(net: SlimmableNet, tensors: dict[str, Tensor], rest: dict) -> None:
         raise StoreError(f"tensor {name!r} is only in {where}", "a checkpoint fits one architecture",
                          "Build the net the checkpoint was made with.", "Nothing was loaded.")
     for name, value in own.items():
-        given = tensors[name]
-        if given.shape != value.shape or given.dtype != value.dtype:
-            raise StoreError(f"{name} is {given.dtype} {tuple(given.shape)}",
+        stored = tensors[name]
+        if stored.shape != value.shape or stored.dtype != value.dtype:
+            raise StoreError(f"{name} is {stored.dtype} {tuple(stored.shape)}",
                              f"the net has {value.dtype} {tuple(value.shape)}",
                              "Build the net the checkpoint was made with.", "Nothing was loaded.")
     net.load_state_dict({**tensors, EXTRA: rest})
@@ -98,14 +101,14 @@ def load_net(net: SlimmableNet, tensors: dict[str, Tensor], rest: dict) -> None:
 
 @torch.no_grad()  # not through .data: writes must leave a trace in the version of the weights
 def load_first_channels_(net: SlimmableNet, tensors: dict[str, Tensor]) -> None:
-    """Copy the parameters of a net at least as wide (names without "net/"), of each the first channels.
+    """Copy the first channels of each parameter of a net at least as wide; `tensors` are named without "net/".
 
-    Batch-norm statistics are not copied: they are other for other subnets. Raises StoreError for another architecture.
+    Batch-norm statistics are not copied, since every subnet has others. Raises StoreError for another architecture.
     """
     for name, p in net.named_parameters():
-        given = tensors.get(name)
-        if given is None or given.dim() != p.dim() or any(a < b for a, b in zip(given.shape, p.shape, strict=True)):
-            shape = "missing" if given is None else str(tuple(given.shape))
+        stored = tensors.get(name)
+        if stored is None or stored.dim() != p.dim() or any(a < b for a, b in zip(stored.shape, p.shape, strict=True)):
+            shape = "missing" if stored is None else str(tuple(stored.shape))
             raise StoreError(f"{name} is {shape}", f"the net has {tuple(p.shape)}",
                              "Start from a run of the same architecture, no narrower.")
-        p.copy_(given[tuple(slice(n) for n in p.shape)])
+        p.copy_(stored[tuple(slice(n) for n in p.shape)])

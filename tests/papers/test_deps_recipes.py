@@ -28,7 +28,7 @@ def chained(scale, data, seed=0) -> list:
 @pytest.mark.parametrize(("scale", "data"), EVERY)
 def test_the_stages_run_every_arm_once_and_after_what_it_needs(scale, data):
     recipes = chained(scale, data)
-    wanted = [recipe for family in deps.families(scale, data) for recipe in deps.wanted(family, 0)]
+    wanted = [recipe for family in deps.families(scale, data) for recipe in deps.arms_of(family, 0)]
     assert sorted((r.net, r.arm) for r in recipes) == sorted((r.net, r.arm) for r in wanted)
     assert len({(r.net, r.arm) for r in recipes}) == len(recipes)
     for i, recipe in enumerate(recipes):
@@ -38,7 +38,7 @@ def test_the_stages_run_every_arm_once_and_after_what_it_needs(scale, data):
 @pytest.mark.parametrize(("scale", "data"), EVERY)
 def test_the_legs_of_the_full_net_are_its_training_and_shrinking_goes_on_where_they_end(scale, data):
     for family in deps.families(scale, data):
-        arms = {recipe.arm: recipe for recipe in deps.wanted(family, 0)}
+        arms = {recipe.arm: recipe for recipe in deps.arms_of(family, 0)}
         leg, at = arms["Full"], family.full.epochs
         while leg is not None:
             assert leg.span[1] == at and leg.lr == family.full.lr and leg.epochs == family.full.epochs
@@ -90,7 +90,7 @@ def test_a_recipe_makes_what_it_describes():
             assert sampler.warm_up == first and len(sampler.plan(first)) == 4
             assert sampler.epsilon(first) == (1 if recipe.ramp is None else 1e-4)
             assert sampler.plan(first)[0].route == net.largest
-        work = recipe.found(net, sampler)
+        work = recipe.findings(net, sampler)
         assert work["passes_per_step"] == {"full": 1, "shrinking": 4}.get(recipe.method, recipe.n_random)
         most = count_macs(net, net.largest)
         assert work["macs_per_step"] <= most * work["passes_per_step"]

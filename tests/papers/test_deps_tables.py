@@ -23,13 +23,13 @@ def chained() -> list[Result]:
     """Results of all arms of the small family, as if trained: a subnet costs half of the full net."""
     results, family = [], recipes.LAPTOP["small"][0]
     ids = {}
-    for recipe in recipes.wanted(family, 0):
+    for recipe in recipes.arms_of(family, 0):
         recipe = replace(recipe, start=ids.get(recipe.start), teacher=ids.get(recipe.teacher))
         n = {"full": 1, "shrinking": 4}.get(recipe.method, recipe.n_random)
         macs = 300 if n == 1 else 150 * n + 150 * (recipe.method == "shrinking")
         ids[recipe.arm] = f"run of {recipe.arm}"
         found = {"passes_per_step": n, "macs_per_step": macs, "teacher_macs": 300 if recipe.teacher else 0}
-        results.append(Result(recipe, ROWS, [], 60.0, ids[recipe.arm], found=found))
+        results.append(Result(recipe, ROWS, [], 60.0, ids[recipe.arm], findings=found))
     return results
 
 
@@ -64,10 +64,10 @@ def test_a_drop_is_the_worst_within_an_epoch_of_the_start():
     top1 = {300: 50, 325: 47, 350: 49, 400: 51, 450: 40}  # 100 steps an epoch; the last is too late
     probed = [{"look": "accuracy", "name": name, "step": step, "top1": value}
               for step, value in top1.items() for name in ("full", "D1E2")]
-    seen = tables.looks([replace(deps_arm, found=deps_arm.found | {"probed": probed})], "accuracy")
+    seen = tables.probe_rows([replace(deps_arm, findings=deps_arm.findings | {"probed": probed})], "accuracy")
     assert seen["epoch"].drop_duplicates().tolist() == [3, 3.25, 3.5, 4, 4.5]
     assert tables.drops(seen)[["arm", "drop"]].values.tolist() == [["DepS", 3]]
-    assert tables.looks(chained(), "norms").empty
+    assert tables.probe_rows(chained(), "norms").empty
 
 
 def test_layers_are_convolutions_and_linear_layers_in_order():
@@ -76,7 +76,7 @@ def test_layers_are_convolutions_and_linear_layers_in_order():
              "classifier.weight", "classifier.bias"]
     probed = [{"look": "layers", "step": 300, "gradient": gradient, "layer": layer, "name": name, "norm": 1.0,
                "cosine": 1.0} for gradient in ("full", "shrinking") for layer, name in enumerate(names, 1)]
-    seen = tables.layers([replace(deps_arm, found=deps_arm.found | {"probed": probed})])
+    seen = tables.layers([replace(deps_arm, findings=deps_arm.findings | {"probed": probed})])
     assert seen[["layer", "name"]].values.tolist() == 2 * [[1, names[0]], [2, names[3]], [3, names[4]]]
 
 
@@ -97,7 +97,7 @@ def test_the_chain_trains(shop):
     assert [r.recipe.arm for r in results] == list(arms) and results[0].run_id == first.run_id
     steps = [row["step"] for row in results[-1].history]
     assert steps == sorted(steps) and results[0].history[-1]["step"] < steps[0]
-    looks = {row["look"] for row in results[-1].found["probed"]}
+    looks = {row["look"] for row in results[-1].findings["probed"]}
     assert looks == {"layers", "norms", "accuracy"}
     net = experiment.trained(results[-1], data.num_classes, store)
     assert not net.training and set(results[-1].recipe.named(net).values()) <= set(net.slots)
@@ -137,7 +137,7 @@ def test_the_full_imagenet_recipe_trains_on_a_folder_of_images(tmp_path):
     store, ids = RunStore(tmp_path / "runs", tmp_path / "none"), {}
     family = recipes.families("full", data)[0]
     assert family is recipes.IMAGENET[0]
-    arms = {r.arm: r for r in recipes.wanted(family, 0)}
+    arms = {r.arm: r for r in recipes.arms_of(family, 0)}
     small = {"epochs": 2, "batch_size": 4, "lr": 2.6 * 4 / 2048, "calibration_images": 4, "shown": ((2, 3),)}
     spans = {"Full 50%": {"span": (0, 1), "start": None}, "DepS": {"span": (1, 2), "ramp_epochs": 0.5},
              "OFA depth 1": {"epochs": 1}}

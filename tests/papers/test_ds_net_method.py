@@ -571,11 +571,11 @@ def test_a_study_trains_supernets_and_then_their_gates_and_is_loaded_again(resul
         ("ds_mbnet", study.SUPERNET), ("ds_resnet", study.SUPERNET), ("ds_mbnet", "DS-Net-S"), ("ds_mbnet", "DS-Net-L"),
         ("ds_resnet", "DS-Net-L")]
     assert [r.recipe.start for r in results[2:]] == [results[0].run_id, results[0].run_id, results[1].run_id]
-    assert {row["name"] for row in results[0].found["probed"]} == {"slimmest"}
-    json.dumps([r.found for r in results])
+    assert {row["name"] for row in results[0].findings["probed"]} == {"slimmest"}
+    json.dumps([r.findings for r in results])
     monkeypatch.setenv(experiment.NO_TRAINING, "1")
     again = experiment.study(study.STAGES, "smoke", [0], data, store, arms=ARMS, quiet=True)
-    assert [(r.run_id, r.rows, r.found) for r in again] == [(r.run_id, r.rows, r.found) for r in results]
+    assert [(r.run_id, r.rows, r.findings) for r in again] == [(r.run_id, r.rows, r.findings) for r in results]
 
 
 def test_rows_of_a_supernet_are_its_paths(results, data):
@@ -585,7 +585,7 @@ def test_rows_of_a_supernet_are_its_paths(results, data):
         assert [row["name"] for row in result.rows] == names
         for k, row in enumerate(result.rows):
             assert row["macs"] == count_macs(net, net.path(k), "D") and row["n"] == 40
-            correct = unpacked_bits(result.found["correct"][row["name"]], 40)
+            correct = unpacked_bits(result.findings["correct"][row["name"]], 40)
             assert row["top1"] == pytest.approx(100 * correct.mean())
 
 
@@ -594,13 +594,13 @@ def test_what_is_stored_of_routing_is_what_the_trained_net_does(results, data, s
         (row,) = result.rows
         net = experiment.trained(result, data.num_classes, store)
         assert not net.training
-        stored = np.array([[int(digit, 36) for digit in column] for column in result.found["choices"]]).T
+        stored = np.array([[int(digit, 36) for digit in column] for column in result.findings["choices"]]).T
         assert stored.shape == (40, len(net.gates))
-        macs = np.array(result.found["path_macs"])
+        macs = np.array(result.findings["path_macs"])
         assert macs.shape == net.choices and np.array_equal(macs, path_macs(net))
         spent = [macs[tuple(path)] for path in stored]
         assert row["macs"] == pytest.approx(sum(spent) / 40)
-        correct = unpacked_bits(result.found["correct"]["routed"], 40)
+        correct = unpacked_bits(result.findings["correct"]["routed"], 40)
         assert row["top1"] == pytest.approx(100 * correct.mean()) and row["n"] == 40
         dynamic, rows, right, ce = DynamicNet(net, result.recipe.lowest), [], [], []
         for x, y in plain_batches(data, data.test, 32, "cpu"):
@@ -655,4 +655,4 @@ def test_a_supernet_and_its_gates_move_to_other_data(results, store):
     begun = tensors_of(transferred.recipe.begin(10, store))
     heads, body = (store.weights_of(run_id) for run_id in (old.run_id, supernet.run_id))
     assert same_bits(begun, {name: (heads if ".slim_" in name else body)[name] for name in begun})
-    assert all(len(r.rows) == 1 and len(r.found["choices"]) == 3 for r in moved[1:])
+    assert all(len(r.rows) == 1 and len(r.findings["choices"]) == 3 for r in moved[1:])

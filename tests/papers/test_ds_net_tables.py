@@ -30,11 +30,11 @@ def made(seed=0, lowest=None):
         recipe=recipe(arm="IEB", method="bootstrapping"), run_id="super", history=[],
         rows=[{"name": str(k), "macs": MACS[k], "top1": 100 * hits[:, k].mean(), "top1_val": 0.0} for k in range(4)]
         + [{"name": "largest", "macs": 120.0, "top1": 99.0, "top1_val": 0.0}],
-        found={"correct": {str(k): packed_bits(hits[:, k]) for k in range(4)}})
+        findings={"correct": {str(k): packed_bits(hits[:, k]) for k in range(4)}})
     routed = SimpleNamespace(
         recipe=recipe(lowest=lowest), run_id="gates", history=[],
         rows=[{"name": "routed", "macs": float(np.take(MACS, choices).mean()), "top1": 0.0, "top1_val": 0.0}],
-        found={"choices": ["".join(map(str, choices))], "path_macs": MACS, "correct": {}})
+        findings={"choices": ["".join(map(str, choices))], "path_macs": MACS, "correct": {}})
     return routed, supernet, hits, choices
 
 
@@ -74,7 +74,7 @@ def test_shares_add_up_and_a_collapse_is_named():
     assert shares["share"].sum() == pytest.approx(1) and len(shares) == 4
     assert shares["share"].tolist() == pytest.approx([np.mean(choices == k) for k in range(4)])
     assert tables.collapses([routed]) == []
-    stuck = SimpleNamespace(**vars(routed) | {"found": routed.found | {"choices": ["3" * COUNT]}})
+    stuck = SimpleNamespace(**vars(routed) | {"findings": routed.findings | {"choices": ["3" * COUNT]}})
     line, = tables.collapses([stuck])
     assert line.endswith("DS-Net-L (seed 0): gate 1 to choice 3 (100.0%)")
 
@@ -105,7 +105,7 @@ def test_information_is_symmetric_and_at_most_either_entropy(pairs):
 
 def test_choices_of_several_gates_are_read_by_image():
     routed = SimpleNamespace(recipe=recipe(), rows=[],
-                             found={"choices": ["01Z", "310"], "path_macs": np.zeros((36, 4))})
+                             findings={"choices": ["01Z", "310"], "path_macs": np.zeros((36, 4))})
     assert tables.chosen(routed).tolist() == [[0, 3], [1, 1], [35, 0]]
     assert tables.paths_of(tables.chosen(routed)).tolist() == [0, 1, 2]
 

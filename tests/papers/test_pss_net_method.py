@@ -203,7 +203,7 @@ def test_candidates_are_the_best_of_each_pool(source):
     assert list(named)[:4] == ["max", "min", "0.3 M", "0.4 M"]
     assert named["max"] == [Subnet(net.largest.widths, resolution=32)]
     assert named["min"] == [Subnet(net.uniform(0.75).widths, resolution=20)]
-    stored = recipe.found(net, sampler)["pools"]
+    stored = recipe.findings(net, sampler)["pools"]
     assert sum(pool["trained"] for pool in stored) == 40
     for pool in stored:
         rows = [Subnet(tuple(row[:-1]), resolution=row[-1]) for row in pool["structures"]]
@@ -218,7 +218,7 @@ def test_candidates_of_baselines_are_in_their_bucket(changes):
     recipe, net, sampler = made(**changes, top_k=4)
     assert type(sampler) is Sandwich and len(sampler.plan(0)) == 3
     named = recipe.candidates(net, sampler)
-    assert {"max", "min", "0.3 M", "0.6 M"} <= named.keys() and recipe.found(net, sampler) == {}
+    assert {"max", "min", "0.3 M", "0.6 M"} <= named.keys() and recipe.findings(net, sampler) == {}
     for name, subnets in named.items():
         if name not in ("max", "min"):
             low, high = (1e6 * (float(name[:-2]) + side) for side in (-0.05, 0.05))
@@ -267,4 +267,4 @@ def test_the_full_imagenet_recipe_trains_on_a_folder_of_images(tmp_path, net):
     rows = {row["name"]: row for row in result.rows}
     assert rows["max"]["macs"] == pytest.approx(largest, rel=0.01) and {"max", "min"} < rows.keys()
     assert result.history and all(np.isfinite(row["ce"]) for row in result.rows)
-    assert sum(pool["trained"] for pool in result.found["pools"]) == 2 * (len(data.train) // 4)
+    assert sum(pool["trained"] for pool in result.findings["pools"]) == 2 * (len(data.train) // 4)

@@ -19,7 +19,7 @@ from slimnb import plugins
 from slimnb.cost.macs import count_macs
 from slimnb.errors import SlimnbError
 from slimnb.nets.mobilenet import MobileNetV1, MobileNetV2
-from slimnb.papers.pss_net.switcher import Choice, SubnetSwitcher, storage
+from slimnb.papers.pss_net.switcher import PricedSubnet, SubnetSwitcher, storage
 from slimnb.papers.pss_net.timing import serve
 from slimnb.subnet import Subnet
 
@@ -31,7 +31,7 @@ def made(kind=MobileNetV1):
     net = tiny(kind)
     subnets = [net.uniform(mult, side) for mult, side in ENDS]
     fill_statistics(net, subnets)
-    return net, [Choice(subnet, count_macs(net, subnet), 40.0 + i) for i, subnet in enumerate(
+    return net, [PricedSubnet(subnet, count_macs(net, subnet), 40.0 + i) for i, subnet in enumerate(
         sorted(subnets, key=lambda each: count_macs(net, each)))]
 
 
@@ -68,7 +68,7 @@ def with_statistics(kind):
 @pytest.mark.parametrize("kind", [*NETS, *ELASTIC, *GATED], ids=lambda kind: kind.__name__)
 def test_of_every_net_a_call_gives_what_the_net_itself_gives(kind):
     net, subnets = with_statistics(kind)
-    switcher = SubnetSwitcher(net, [Choice(subnet, 1.0 + i, 50.0 + i) for i, subnet in enumerate(subnets)])
+    switcher = SubnetSwitcher(net, [PricedSubnet(subnet, 1.0 + i, 50.0 + i) for i, subnet in enumerate(subnets)])
     x = images(3, 16)
     logits = [net(x, subnet).detach() for subnet in subnets]
     assert min((a - b).abs().max() for a, b in itertools.combinations(logits, 2)) > 1e-3
@@ -83,7 +83,7 @@ def test_every_net_a_recipe_can_name_is_among_them():
 
 @given(st.lists(st.tuples(st.integers(1, 12), st.integers(1, 9)), min_size=1, max_size=12), st.integers(1, 14))
 def test_it_picks_the_most_accurate_of_all_that_the_budget_pays_for(pairs, budget):
-    switcher = SubnetSwitcher(NET, [Choice(NET.largest, cost, top1) for cost, top1 in pairs])
+    switcher = SubnetSwitcher(NET, [PricedSubnet(NET.largest, cost, top1) for cost, top1 in pairs])
     within = [(-top1, cost) for cost, top1 in pairs if cost <= budget]
     if within:
         picked = switcher.pick(budget)
@@ -132,7 +132,7 @@ def test_new_choices_replace_the_old_or_leave_them_alone():
     switcher.choices = choices[1:]
     assert list(switcher.choices) == choices[1:]
     with pytest.raises(SlimnbError, match="NumericsError"):
-        switcher.choices = [Choice(net.uniform(0.6), 1.0, 90.0)]
+        switcher.choices = [PricedSubnet(net.uniform(0.6), 1.0, 90.0)]
     assert list(switcher.choices) == choices[1:]
 
 
@@ -150,9 +150,9 @@ def test_what_cannot_be_served_is_said_in_a_line():
     assert f"costs {choices[0].cost:,}" in one_line("SearchError", lambda: switcher.pick(choices[0].cost - 1))
     one_line("SearchError", lambda: switcher(images(1, 32), float("nan")))
     one_line("SearchError", lambda: SubnetSwitcher(net, []))
-    one_line("SearchError", lambda: SubnetSwitcher(net, [Choice(net.largest, float("nan"), 50.0)]))
-    one_line("SearchError", lambda: SubnetSwitcher(net, [Choice(choices[0].subnet, 1.0, float("nan"))]))
-    one_line("NumericsError", lambda: SubnetSwitcher(net, [*choices, Choice(net.uniform(0.6), 1e12, 0.0)]))
+    one_line("SearchError", lambda: SubnetSwitcher(net, [PricedSubnet(net.largest, float("nan"), 50.0)]))
+    one_line("SearchError", lambda: SubnetSwitcher(net, [PricedSubnet(choices[0].subnet, 1.0, float("nan"))]))
+    one_line("NumericsError", lambda: SubnetSwitcher(net, [*choices, PricedSubnet(net.uniform(0.6), 1e12, 0.0)]))
     with torch.no_grad():
         net.classifier.weight.mul_(2)
     one_line("NumericsError", lambda: SubnetSwitcher(net, choices))

@@ -41,7 +41,7 @@ def result(arm, shift=0.0, seed=0, method="prioritized"):
               "structures": [[*largest.widths, 32]], "since": [4]}]
     chosen = [tried[0], tried[1], tried[3], tried[4]]
     return Result(replace(BASE, arm=arm, seed=seed, method=method), chosen, [], 1.0, f"{arm} {seed}",
-                  found={"candidates": tried} | ({"pools": pools} if method == "prioritized" else {}))
+                  findings={"candidates": tried} | ({"pools": pools} if method == "prioritized" else {}))
 
 
 def test_what_is_chosen_depends_on_how_many_are_tried():

@@ -1,6 +1,7 @@
 """What chapters train: recipes of every scale, stage by stage, without training any."""
 
 from dataclasses import replace
+from pathlib import Path
 from types import SimpleNamespace
 
 import numpy as np
@@ -11,6 +12,7 @@ from refusals import refused
 from slimnb.cost.macs import count_macs
 from slimnb.cost.table import CostTable, macs_function
 from slimnb.errors import SlimnbError
+from slimnb.nets.mobilenet import MobileNetV1
 from slimnb.papers.platforms import recipes as platforms
 from slimnb.papers.platforms.market import WEIGHTS
 from slimnb.papers.platforms.method import PlatformSandwich, SmoothedViterbi, WidthSearch
@@ -35,7 +37,7 @@ def searched(scale, seed=0):
     for recipe in recipes:
         scores = np.sort(rng.random(exists.shape), axis=1)
         table = np.where(exists, scores.astype(object), None).tolist()
-        made.append(Result(recipe, [], [], 0.0, recipe.arm, found={"unary": table}))
+        made.append(Result(recipe, [], [], 0.0, recipe.arm, findings={"unary": table}))
     return made
 
 
@@ -142,10 +144,10 @@ def test_what_a_search_found_is_read_back_as_its_scores():
     exists = platforms.problem("smoke", 100).trellis.exists
     scores = platforms.search_sums(sampler, np.zeros(exists.shape), 30, 0)
     assert np.array_equal(np.isneginf(scores), ~exists) and not exists.all()
-    stored = Result(recipe, [], [], 0.0, "", found=recipe.found(net, sampler))
+    stored = Result(recipe, [], [], 0.0, "", findings=recipe.findings(net, sampler))
     assert np.array_equal(platforms.unary_of(stored), scores) and np.array_equal(scores, sampler.unary())
     alone = next(r for r in platforms.retrainings(Context("smoke", 0, CIFAR100, [])) if r.method == "alone")
-    assert alone.found(net, alone.sampler_and_objective(net, 1)[0]) == {}
+    assert alone.findings(net, alone.sampler_and_objective(net, 1)[0]) == {}
 
 
 def test_scores_of_aows_also_carry_what_the_other_widths_of_a_platform_cost():
@@ -438,3 +440,11 @@ def test_every_follower_makes_a_sampler(tables):
     alone = tuned.build(100)
     sampler, objective = tuned.sampler_and_objective(alone, 20)
     assert type(sampler) is Switches and type(objective) is Labels and tuned.candidates(alone, sampler) == {}
+
+
+def test_the_committed_latencies_of_platforms_are_found_by_their_settings(tmp_path, monkeypatch):
+    monkeypatch.setattr(platforms, "time_random", MobileNetV1)  # its code is another: only the settings can match
+    net = platforms.searches(Context("small", 0, CIFAR100))[0].build(100)
+    store = RunStore(tmp_path, Path(__file__).resolve().parents[2] / "data/results")
+    found = platforms.latency(net, 100, "small", store, 160, 5)
+    assert found["run_id"] == "platforms-latency-model-small-4ea55e9b4d4e11e3" and len(found["ms"]) == 160

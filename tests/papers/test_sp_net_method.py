@@ -210,7 +210,7 @@ def test_found_counts_macs_as_the_paper_does():
     net = ResNet50(10, 32, bn="shared_affine", **TINY[ResNet50])
     subnets = ((1.0, net.largest.widths), (0.5, net.uniform(0.5).widths))
     recipe = replace(RECIPE, mults=(), subnets=subnets)
-    found = recipe.found(net, None)["printed_macs"]
+    found = recipe.findings(net, None)["printed_macs"]
     assert found == [count_macs(net, Subnet(widths), fused=True) for _, widths in subnets]
 
 

@@ -131,8 +131,8 @@ def test_the_papers_rows_are_found_by_our_names():
 def test_macs_by_rule_tells_what_zeros_add():
     plain_recipe = families("smoke", None)[1].plain
     result = SimpleNamespace(recipe=replace(plain_recipe, arm="SP-Net", seed=3, supernet=(1,)),
-                             rows=[{"mult": 0.5, "macs": 110}], found={"printed_macs": [100]})
-    plain = SimpleNamespace(recipe=SimpleNamespace(supernet=None), rows=[], found={})
+                             rows=[{"mult": 0.5, "macs": 110}], findings={"printed_macs": [100]})
+    plain = SimpleNamespace(recipe=SimpleNamespace(supernet=None), rows=[], findings={})
     (row,) = macs_by_rule([plain, result], 10).itertuples(index=False)
     net = ResNet50(10, 32, 0.5, stem=8, layout=((2, 1), (4, 1), (8, 2)))
     assert row[:7] == ("resnet", "SP-Net", 3, 0.5, count_macs(net, net.largest), 100, 110)

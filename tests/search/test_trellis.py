@@ -16,7 +16,7 @@ from refusals import refused
 from slimnb.cost.table import CostTable
 from slimnb.errors import SlimnbError
 from slimnb.nets.mobilenet import MobileNetV1
-from slimnb.search.trellis import Found, Trellis, best_under, exact_under, marginals, viterbi
+from slimnb.search.trellis import BestPath, Trellis, best_under, exact_under, marginals, viterbi
 
 PLATFORMS = (0.25, 0.375, 0.5, 0.625, 0.75, 0.875, 1.0)
 
@@ -248,7 +248,7 @@ def test_one_budget_is_one_of_many():
     many = best_under(unary, trellis, targets)
     for target, found in zip(targets, many, strict=True):
         alone = best_under(unary, trellis, target)
-        assert isinstance(alone, Found) and alone.index.tolist() == found.index.tolist()
+        assert isinstance(alone, BestPath) and alone.index.tolist() == found.index.tolist()
         assert (alone.score, alone.multiplier, alone.bound) == (found.score, found.multiplier, found.bound)
 
 

@@ -14,7 +14,7 @@ from slimnb.data.datasets import Augmentation, load_data
 from slimnb.errors import SlimnbError
 from slimnb.papers.deps import recipes as deps
 from slimnb.papers.pss_net import recipes as pss_net
-from slimnb.papers.slimmable import probes, recipes
+from slimnb.papers.slimmable import diagnostics, recipes
 from slimnb.papers.slimmable import recipes as slimmable_networks
 from slimnb.papers.sp_net import recipes as sp_net
 from slimnb.papers.sp_net.pruning import gammas
@@ -67,7 +67,7 @@ def test_rows_hold_one_line_per_width(us_net):
 @pytest.fixture(scope="module")
 def looks(us_net, data, store):
     opened = data.test_opened
-    found = probes.probe(us_net, data, (0.5, 1.0), store)
+    found = diagnostics.diagnose(us_net, data, (0.5, 1.0), store)
     assert data.test_opened == opened  # probes use validation images
     return found
 
@@ -96,7 +96,7 @@ def test_a_trained_net_has_the_statistics_its_candidates_were_measured_with(data
     result = experiment.run(recipe, data, store, quiet=True)
     assert [row["name"] for row in result.rows][:2] == ["max", "min"] and len(result.rows) > 3
     net = experiment.trained(result, data.num_classes, store)
-    tested = [row for row in result.found["candidates"] if "top1" in row]
+    tested = [row for row in result.findings["candidates"] if "top1" in row]
     images = experiment.plain_batches(data, data.test, 32, "cpu")
     again = evaluate(net, [Subnet.from_json(row["subnet"]) for row in tested], images)
     assert [(found.top1, found.ce) for found in again] == [(row["top1"], row["ce"]) for row in tested]
@@ -123,7 +123,7 @@ def test_a_committed_result_serves_without_the_run(us_net, looks, data, store, t
     elsewhere = RunStore(tmp_path / "runs", tmp_path / "results")
     again = experiment.run(US_NET, data, elsewhere)
     assert again.rows == us_net.rows
-    assert probes.probe(again, data, (0.5, 1.0), elsewhere)["borrowed"] == looks["borrowed"]
+    assert diagnostics.diagnose(again, data, (0.5, 1.0), elsewhere)["borrowed"] == looks["borrowed"]
     assert "earlier version" not in capsys.readouterr().out
 
 
@@ -260,7 +260,7 @@ def test_every_arm_of_chapter_02_is_trained_and_measured(pruned, data):
         ("resnet", arm) for arm in ("Individual", "S-Net", "Base", "SP-Net", "Slimming alone", *sp_net.ARMS[1:])}
     uniform = {row["mult"]: row["macs"] for row in named(pruned, "S-Net").rows}
     for result in (r for r in pruned if r.recipe.net == "resnet" and r.recipe.supernet):
-        for row, printed in zip(result.rows, result.found["printed_macs"], strict=True):
+        for row, printed in zip(result.rows, result.findings["printed_macs"], strict=True):
             assert 0.6 * uniform[row["mult"]] < printed <= min(uniform[row["mult"]], row["macs"])
             assert 0 <= row["top1"] <= 100
 

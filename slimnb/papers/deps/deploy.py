@@ -1,4 +1,4 @@
-"""Subnets to deploy: the best below a cost, by evolution and by random search, on a finished run."""
+"""Subnets to deploy: the best below a cost on a finished run's weights, by evolution and by random search."""
 
 from __future__ import annotations
 
@@ -14,7 +14,7 @@ from slimnb.cost.elastic_latency import check_latency, elastic_latency
 from slimnb.data.datasets import ImageData
 from slimnb.nets.base import SlimmableNet
 from slimnb.runs.store import RunStore, code_fingerprint
-from slimnb.search.evolution import Found, cost_range, evolve, random_search
+from slimnb.search.evolution import SearchResult, cost_range, evolve, random_search
 from slimnb.subnet import Subnet
 from slimnb.train.calibrate import calibrate_bn, evaluate
 from slimnb.train.experiment import Result, once, trained
@@ -23,9 +23,9 @@ from slimnb.train.measure import measure, plain_batches
 
 def latency_table(result: Result, num_classes: int, store: RunStore, *, batch: int = 8, rounds: int = 20,
                   subnets: int = 40, device: str = "cpu") -> tuple[ElasticTable, dict]:
-    """Milliseconds per block and choice of a run's net on this device, and how far they are off on whole subnets.
+    """Measure the milliseconds per block and choice of a run's net on this device, and their error on whole subnets.
 
-    Measured once per store and settings; the errors are those of `check_latency`.
+    It is measured once per store and settings; the errors are those of `check_latency`.
     """
     net = result.recipe.build(num_classes)
     settings = {"paper": "deps", "arm": "latency", "scale": result.recipe.scale, "net": result.recipe.net,
@@ -39,10 +39,11 @@ def latency_table(result: Result, num_classes: int, store: RunStore, *, batch: i
         return {"constant": table.constant, "terms": table.terms.tolist(), "about": table.about,
                 "check": check_latency(table, timed, subnets)}
 
-    found = once(store, settings, code, take)
+    stored = once(store, settings, code, take)
     choices = tuple((expand, kernel) for expand in net.expands for kernel in net.kernels)
-    table = ElasticTable("ms", net.search_space, choices, found["constant"], np.array(found["terms"]), found["about"])
-    return table, found["check"]
+    table = ElasticTable("ms", net.search_space, choices, stored["constant"], np.array(stored["terms"]),
+                         stored["about"])
+    return table, stored["check"]
 
 
 def between(table: ElasticTable, share: float) -> float:
@@ -53,11 +54,11 @@ def between(table: ElasticTable, share: float) -> float:
 
 def deploy(result: Result, data: ImageData, store: RunStore, table: ElasticTable, share: float, evaluations: int, *,
            device: str = "cpu") -> dict:
-    """The best subnet up to a cost, by evolution and by random search of as many evaluations, on a run's weights.
+    """Search a run's net for the best subnet up to a cost, by evolution and by random search of as many evaluations.
 
-    Both validate; test images are opened for the two winners. The target is `between(table, share)`. Searched once
-    per store and settings. Keys: target, rows (arm, evaluation, cost, score, best), winners (arm, subnet, cost, macs,
-    top1, top1_val), run_id.
+    Both validate; test images are opened for the two winners. The target is `between(table, share)`. It is searched
+    once per store and settings. Keys: target, rows (arm, evaluation, cost, score, best), winners (arm, subnet, cost,
+    macs, top1, top1_val), run_id.
     """
     recipe, target = result.recipe, between(table, share)
     settings = {"paper": "deps", "arm": f"search by {table.unit}", "scale": recipe.scale, "of": result.run_id,
@@ -78,29 +79,29 @@ def deploy(result: Result, data: ImageData, store: RunStore, table: ElasticTable
 
         population = max(2, evaluations // 4)
         least = 0.9 * target if table.unit == "MACs" else 0.0
-        found = {"Random search": random_search(table, target, score, evaluations, least=least, seed=recipe.seed,
+        searches = {"Random search": random_search(table, target, score, evaluations, least=least, seed=recipe.seed,
                                                 batch=population),
                  "Evolution": evolve(table, target, score, evaluations, least=least, seed=recipe.seed,
                                      population=population)}
-        tested = measure(net, data, [each.subnet for each in found.values()], images=recipe.calibration_images,
+        tested = measure(net, data, [search.subnet for search in searches.values()], images=recipe.calibration_images,
                          calibrate=True, device=device)
-        return {"target": target, "rows": [row for arm, each in found.items() for row in _progress(arm, each)],
-                "winners": [{"arm": arm, "subnet": each.subnet.to_json(), "cost": each.cost}
+        return {"target": target, "rows": [row for arm, search in searches.items() for row in _progress(arm, search)],
+                "winners": [{"arm": arm, "subnet": search.subnet.to_json(), "cost": search.cost}
                             | {name: row[name] for name in ("macs", "top1", "top1_val")}
-                            for (arm, each), row in zip(found.items(), tested, strict=True)]}
+                            for (arm, search), row in zip(searches.items(), tested, strict=True)]}
 
     return once(store, settings, code, take)
 
 
-def _progress(arm: str, found: Found) -> list[dict]:
-    return [{"arm": arm} | {name: row[name] for name in ("evaluation", "cost", "score", "best")} for row in found.rows]
+def _progress(arm: str, search: SearchResult) -> list[dict]:
+    return [{"arm": arm} | {name: row[name] for name in ("evaluation", "cost", "score", "best")} for row in search.rows]
 
 
 class Validated:
-    """Top-1 accuracy (percent) on validation images, with statistics of each subnet's own; a `Score`.
+    """A `Score`: top-1 accuracy (percent) on validation images, with statistics of each subnet's own.
 
-    `images()` gives batches of calibration images, `val()` batches of (images, labels); `chunk` subnets share one pass
-    over them. They are calibrated in a copy of `net`: a search leaves no statistics behind, nor their memory.
+    `images()` gives batches of calibration images, `val()` batches of images and labels; `chunk` subnets share one pass
+    over them. They are calibrated in a copy of `net`, so that a search leaves no statistics behind, nor their memory.
     """
 
     def __init__(self, net: SlimmableNet, images: Callable[[], Iterable[Tensor]],
@@ -108,10 +109,10 @@ class Validated:
         self.net, self.images, self.val, self.chunk = net, images, val, chunk
 
     def __call__(self, subnets: Sequence[Subnet]) -> list[float]:
-        """Percent correct of each."""
-        found = []
+        """Return the percentage that each subnet classifies rightly."""
+        scores = []
         for start in range(0, len(subnets), self.chunk):
-            some, net = subnets[start: start + self.chunk], copy.deepcopy(self.net)
-            calibrate_bn(net, some, self.images())
-            found += [each.top1 for each in evaluate(net, some, self.val())]
-        return found
+            chunk, net = subnets[start: start + self.chunk], copy.deepcopy(self.net)
+            calibrate_bn(net, chunk, self.images())
+            scores += [evaluation.top1 for evaluation in evaluate(net, chunk, self.val())]
+        return scores

@@ -1,4 +1,4 @@
-"""Looks at a net in training: gradients with and without shrinking (DepS, Figs. 3 and 4), accuracy of some subnets."""
+"""Probes of a net in training: gradients with and without shrinking (DepS, Figs. 3 and 4)."""
 
 from __future__ import annotations
 
@@ -16,16 +16,16 @@ Gradient = dict[str, Tensor]
 
 def gradients(net: SlimmableNet, x: Tensor, y: Tensor, passes: Sequence[Pass],
               objective: Objective) -> tuple[Gradient, Gradient]:
-    """Gradients of the first of `passes` and of the sum of the others as they are weighted, on one batch.
+    """Return the gradient of the first of `passes`, and of the weighted sum of the others, on one batch.
 
-    Every shrinking gradient follows from these two: full + epsilon others (DepS, eq. 4). Dropout is left out.
-    What `net` has in `grad` is replaced.
+    Every shrinking gradient follows from these two: full + epsilon others (DepS, eq. 4). Dropout is left out. The call
+    replaces what `net` has in `grad`.
     """
     objective.begin(net, x, passes)
     parts = []
-    for some in (passes[:1], passes[1:]):
+    for part in (passes[:1], passes[1:]):
         net.zero_grad(set_to_none=True)
-        for a_pass in some:
+        for a_pass in part:
             loss, _ = objective(a_pass, net(x, a_pass.route), y)
             (a_pass.weight * loss.mean()).backward()
         parts.append({name: p.grad for name, p in net.named_parameters() if p.grad is not None})
@@ -34,28 +34,29 @@ def gradients(net: SlimmableNet, x: Tensor, y: Tensor, passes: Sequence[Pass],
 
 
 def added(full: Gradient, others: Gradient, epsilon: float | Tensor) -> Gradient:
-    """full + epsilon others; what the full net does not use keeps the others' part."""
+    """Return full + epsilon others; weights that the full net does not use keep the others' part."""
     scaled = {name: epsilon * g for name, g in others.items()}
     return {name: full[name] + scaled.get(name, 0) if name in full else scaled[name] for name in {**full, **scaled}}
 
 
 def norm(gradient: Gradient) -> Tensor:
-    """Euclidean norm of all of it, a scalar on the device."""
+    """Return the Euclidean norm of the whole gradient, a scalar on the device."""
     return nn.utils.get_total_norm(list(gradient.values()))
 
 
 def by_layer(full: Gradient, other: Gradient) -> list[dict]:
-    """Norm of `other`, and its cosine with `full`, in every weight that the full net uses, in order.
+    """Return the norm of `other`, and its cosine with `full`, in every weight that the full net uses, in order.
 
-    Weights are of convolutions and linear layers. Rows: layer (from 1), name, norm, cosine (None where one is zero).
+    Weights are those of convolutions and linear layers. Rows: layer (from 1), name, norm, cosine (None where one is
+    zero).
     """
     names = [name for name, g in full.items() if g.dim() > 1]
     pairs = [(full[name].flatten(), other[name].flatten()) for name in names]
     dots = torch.stack([torch.dot(a, b) for a, b in pairs])
     lengths = [torch.stack(torch._foreach_norm(side)) for side in zip(*pairs, strict=True)]
-    found = torch.stack([lengths[1], dots / (lengths[0] * lengths[1])]).T.tolist()  # the only wait for the device
+    numbers = torch.stack([lengths[1], dots / (lengths[0] * lengths[1])]).T.tolist()  # the only wait for the device
     return [{"layer": layer, "name": name, "norm": length, "cosine": None if cosine != cosine else cosine}
-            for layer, (name, (length, cosine)) in enumerate(zip(names, found, strict=True), 1)]
+            for layer, (name, (length, cosine)) in enumerate(zip(names, numbers, strict=True), 1)]
 
 
 Plan = Callable[[int], Sequence[Pass]]
@@ -63,10 +64,10 @@ Plan = Callable[[int], Sequence[Pass]]
 
 
 class LayerGradients:
-    """At `steps`: full, shrinking (epsilon 1) and epsilon-shrinking gradient of each layer on one batch (Fig. 3).
+    """A probe: at `steps`, the full, shrinking (epsilon 1) and epsilon-shrinking gradient of each layer (Fig. 3).
 
-    Rows: look "layers", step, gradient ("full", "shrinking" or "epsilon-shrinking"), epsilon, and those of
-    `by_layer`, the cosine with the full net's.
+    Rows: look "layers", step, gradient ("full", "shrinking" or "epsilon-shrinking"), epsilon, and the keys of
+    `by_layer`, with the cosine with the full net's gradient.
     """
 
     def __init__(self, plan: Plan, objective: Objective, steps: Collection[int], epsilon: float = 1e-3):
@@ -74,11 +75,11 @@ class LayerGradients:
         self.rows: list[dict] = []
 
     def at(self, step: int) -> bool:
-        """Whether `step` is one of the steps."""
+        """Return whether `step` is one of the steps."""
         return step in self.steps
 
     def __call__(self, step: int, net: SlimmableNet, x: Tensor, y: Tensor) -> list[dict]:
-        """Three rows per layer."""
+        """Return three rows per layer."""
         full, others = gradients(net, x, y, self.plan(step), self.objective)
         named = {"full": 0.0, "shrinking": 1.0, "epsilon-shrinking": self.epsilon}
         return [{"look": "layers", "step": step, "gradient": name, "epsilon": epsilon, **row}
@@ -86,10 +87,10 @@ class LayerGradients:
 
 
 class NormRatio:
-    """Every `every` steps from `first` on: norm of the shrinking gradient by that of the full net's (Fig. 4).
+    """A probe: every `every` steps from `first` on, the norm of the shrinking gradient by the full net's (Fig. 4).
 
-    `epsilon(step)` is that of the training; the row has the ratio with it and with 1, from the same two gradients.
-    Costs as much as one step. Rows: look "norms", step, epsilon, ratio, ratio_at_1.
+    `epsilon(step)` is that of the training. A row has the ratio with it and with 1, from the same two gradients; it
+    costs as much as one step. Rows: look "norms", step, epsilon, ratio, ratio_at_1.
     """
 
     def __init__(self, plan: Plan, objective: Objective, epsilon: Callable[[int], float], every: int = 25,
@@ -98,11 +99,11 @@ class NormRatio:
         self.rows: list[dict] = []
 
     def at(self, step: int) -> bool:
-        """Whether `step` is due."""
+        """Return whether `step` is due."""
         return step >= self.first and (step - self.first) % self.every == 0
 
     def __call__(self, step: int, net: SlimmableNet, x: Tensor, y: Tensor) -> list[dict]:
-        """One row."""
+        """Return one row."""
         full, others = gradients(net, x, y, self.plan(step), self.objective)
         epsilon = self.epsilon(step)
         ratios = torch.stack([norm(added(full, others, e)) for e in (epsilon, 1.0)]) / norm(full)

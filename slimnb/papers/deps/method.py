@@ -25,13 +25,13 @@ from slimnb.train.protocols import Labels, Outcome, Pass, Sampler
 
 @dataclass(frozen=True, slots=True)
 class LinearRamp:
-    """The paper's epsilon: from `first` by equal increments to 1, which it reaches after `steps` steps."""
+    """The paper's epsilon: it rises from `first` by equal increments to 1, which it reaches after `steps` steps."""
 
     steps: int
     first: float = 1e-4
 
     def __call__(self, i: int) -> float:
-        """Epsilon of the i-th step of shrinking, from 0."""
+        """Return epsilon of the i-th step of shrinking, counted from 0."""
         return self.first + (1 - self.first) * i / self.steps
 
 
@@ -39,9 +39,8 @@ class LinearRamp:
 class RateRamp:
     """The released code's epsilon: the subnets' learning rate epsilon * `rates` rises linearly over `steps` steps.
 
-    It rises to the rate of step `reference`: there the ramp ends, but for the released code, whose tables are read an
-    epoch late. The code has them for one schedule; this is their closed form. Raises ParameterError where a rate is
-    zero.
+    It rises to the rate of step `reference`, where the ramp ends. The released code reads its tables an epoch late and
+    has them for one schedule; this is their closed form. Raises ParameterError where a rate is zero.
     """
 
     rates: Schedule
@@ -56,7 +55,7 @@ class RateRamp:
                                      "the ramp divides by it and multiplies with it", "Give the schedule a floor > 0.")
 
     def __call__(self, i: int) -> float:
-        """Epsilon of the i-th step of shrinking, from 0."""
+        """Return epsilon of the i-th step of shrinking, counted from 0."""
         return (i + 1) / self.steps * self.rates(self.reference) / self.rates(self.start + i)
 
 
@@ -64,15 +63,14 @@ Ramp = LinearRamp | RateRamp
 
 
 class DelayedShrinking:
-    """Any sampler, delayed: `warm_up` steps of its first pass alone, then all, the others weighted by epsilon.
+    """Delays any sampler: for `warm_up` steps only its first pass runs, then all do, the others weighted by epsilon.
 
-    The gradient of a step is grad l(full) + epsilon sum grad l(others) (eq. 4), a sum, not a mean. Epsilon is a pure
-    function of the step: `ramp` from the first step of shrinking on, then 1; without a ramp 1 at once. The sampler
-    sees nothing of the warm-up; its steps are counted from the start of training all the same.
+    The gradient of a step is grad l(full) + epsilon sum grad l(others) (eq. 4), a sum, not a mean. Epsilon depends on
+    the step alone: it follows `ramp` from the first step of shrinking on, then is 1; without a ramp it is 1 at once.
+    The sampler does not observe the warm-up, but its steps count from the start of training.
 
-    Errors: ParameterError for a negative `warm_up` or a ramp of no steps, ParameterError for an epsilon outside (0, 1],
-    ParameterError for a sampler of fewer than two passes, ParameterError if its first one does not learn from the
-    labels.
+    Raises ParameterError for a negative `warm_up`, a ramp of no steps, an epsilon outside (0, 1], a sampler of fewer
+    than two passes, and one whose first pass does not learn from the labels.
     """
 
     def __init__(self, sampler: Sampler, warm_up: int, ramp: Ramp | None = None):
@@ -94,18 +92,18 @@ class DelayedShrinking:
         self.sampler, self.warm_up, self.ramp = sampler, warm_up, ramp
 
     def epsilon(self, step: int) -> float:
-        """Weight of all passes but the first; 0 during the warm-up."""
+        """Return the weight of all passes but the first; it is 0 during the warm-up."""
         i = step - self.warm_up
         if i < 0:
             return 0.0
         return self.ramp(i) if self.ramp and i < self.ramp.steps else 1.0
 
     def subnets(self) -> list[Subnet]:
-        """The sampler's."""
+        """Return the sampler's subnets."""
         return self.sampler.subnets()
 
     def plan(self, step: int) -> list[Pass]:
-        """The sampler's passes of `step`, weighted; of the warm-up only the first."""
+        """Return the sampler's passes of `step`, weighted; during the warm-up only the first."""
         full, *others = self.sampler.plan(step)
         epsilon = self.epsilon(step)
         if not epsilon:
@@ -113,12 +111,12 @@ class DelayedShrinking:
         return [full, *(others if epsilon == 1 else (replace(p, weight=epsilon * p.weight) for p in others))]
 
     def observe(self, step: int, outcomes: Sequence[Outcome]) -> None:
-        """Hand the losses on, but those of the warm-up."""
+        """Hand the losses on to the sampler, except during the warm-up."""
         if step >= self.warm_up:
             self.sampler.observe(step, outcomes)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The sampler's: epsilon follows from the step."""
+        """Return the sampler's state; epsilon follows from the step."""
         return self.sampler.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -128,11 +126,10 @@ class DelayedShrinking:
 
 def delayed(sampler: Sampler, rates: Schedule, share: float, ramp: str | None = "linear",
             ramp_steps: int = 0) -> DelayedShrinking:
-    """`sampler` after a warm-up of `share` (the paper's P) of the schedule's steps.
+    """Return `sampler` after a warm-up of `share` (the paper's P) of the schedule's steps.
 
-    `ramp`: "linear" (`LinearRamp`), "rate" (`RateRamp`) or None. Errors: ParameterError for another one, ParameterError
-    for a share outside [0, 1), ParameterError for a ramp longer than what follows the warm-up, and those of
-    `DelayedShrinking`.
+    `ramp` is "linear" (`LinearRamp`), "rate" (`RateRamp`) or None. Raises ParameterError for another one, for a share
+    outside [0, 1), for a ramp longer than what follows the warm-up, and as `DelayedShrinking` does.
     """
     if not 0 <= share < 1:
         raise ParameterError(f"P = {share!r}"[:60], "the warm-up's share of all steps lies in [0, 1)",
@@ -153,7 +150,7 @@ def delayed(sampler: Sampler, rates: Schedule, share: float, ramp: str | None = 
 
 
 class Draws(Stateless):
-    """`n` random subnets in every step and no largest: for a teacher that is not trained with them (OFA)."""
+    """Trains `n` random subnets in every step without the largest, for a teacher trained apart (OFA)."""
 
     def __init__(self, draw: Draw, n: int, seed: int = 0):
         if n < 1:
@@ -161,17 +158,17 @@ class Draws(Stateless):
         self.draw, self.n, self.seed = draw, n, seed
 
     def subnets(self) -> list[Subnet]:
-        """None is known before training."""
+        """Return an empty list: no subnet is known before training."""
         return []
 
     def plan(self, step: int) -> list[Pass]:
-        """A pure function of (seed, step)."""
+        """Return random passes, which depend on seed and step alone."""
         rng = rng_at(self.seed, "draws", step)
         return [Pass(self.draw(rng), name="random") for _ in range(self.n)]
 
 
 class FixedTeacher(Labels):
-    """Every pass learns the labels and, with weight `ratio`, what another net makes of the batch (OFA).
+    """Lets every pass learn the labels and, with weight `ratio`, the outputs of another net (OFA).
 
     loss = CE(y, z) + ratio CE(softmax(z_teacher), z). The teacher normalises by the batch, as OFA's does: it is in
     train mode and not trained.
@@ -182,27 +179,27 @@ class FixedTeacher(Labels):
         self.teacher, self.ratio = teacher, ratio
 
     def begin(self, net: SlimmableNet, x: Tensor, passes: Sequence[Pass]) -> None:
-        """Ask the teacher."""
+        """Run the teacher on the batch."""
         with torch.no_grad():
             self.taught = self.teacher(x, statistics="batch").softmax(1)
 
     def __call__(self, a_pass: Pass, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Per-sample loss and cross-entropy with the labels, each (B,)."""
+        """Return the loss and the cross-entropy with the labels, each (B,)."""
         loss, ce = super().__call__(a_pass, logits, y)
         return loss + self.ratio * F.cross_entropy(logits, self.taught, reduction="none"), ce
 
 
 def phase(space: SearchSpace, kernels: int = 1, depths: int = 1, expands: int = 1) -> SearchSpace:
-    """Of every block and stage the largest so many choices: what a phase of progressive shrinking draws from."""
+    """Return the space of a phase of progressive shrinking: of every block and stage the largest so many choices."""
     return replace(space, kernels=tuple(c[-kernels:] for c in space.kernels),
                    depths=tuple(c[-depths:] for c in space.depths), widths=tuple(c[-expands:] for c in space.widths))
 
 
 def compound(space: SearchSpace) -> Draw:
-    """CompOFA's draws: in each stage the smallest depth comes with the smallest expansion, and so on.
+    """Return CompOFA's draws: in each stage the smallest depth comes with the smallest expansion, and so on.
 
-    Kernels are the largest. Three choices in five stages give 3^5 = 243 subnets. Raises ParameterError where a stage
-    has another number of depths than of expansions, unless one of them is fixed.
+    Kernels are the largest. Three choices in five stages give 3^5 = 243 subnets. Raises ParameterError if a stage has
+    another number of depths than of expansions, unless one of them is fixed.
     """
     blocks, stages = iter(space.block_units), []
     for depths in space.depths:

@@ -1,7 +1,8 @@
-"""Chapter 05: when shrinking should begin. DepS and what it is compared with, chained: a run starts from another's net.
+"""Chapter 05: when shrinking should begin. DepS and its rivals are chained: a run starts from another run's net.
 
 The full net is trained once, in legs; every arm that delays shrinking starts from the leg that ends where it begins.
-What differs from one long run: momentum starts anew at each leg. The released code keeps it, of channels it has moved.
+One thing differs from one long run: momentum starts anew at each leg. The released code keeps it for channels that it
+has moved.
 """
 
 from __future__ import annotations
@@ -39,7 +40,10 @@ SHOWN = ((2, 3), (3, 3), (4, 3), (4, 4), (3, 6), (4, 6))
 
 @dataclass(frozen=True)
 class ShrinkingRecipe(Recipe):
-    """The full net (method "full"), DepS or BigNAS ("shrinking"), OFA ("progressive") or CompOFA ("compound")."""
+    """Trains one link of a chain.
+
+    Its method is "full" (the full net), "shrinking" (DepS or BigNAS), "progressive" (OFA) or "compound" (CompOFA).
+    """
 
     tail: int | None = None  # channels before and after the global pool; None: the paper's
     head: int | None = None
@@ -62,11 +66,11 @@ class ShrinkingRecipe(Recipe):
         return 1.0
 
     def named(self, net) -> dict[str, Subnet]:
-        """The subnets that are evaluated: D2E3 has 2 blocks in every stage and expansion 3 in every block."""
+        """Return the subnets to evaluate: D2E3 has 2 blocks in every stage and expansion 3 in every block."""
         return {f"D{depth}E{expand}": net.elastic(depth, expand) for depth, expand in self.shown}
 
     def begin(self, num_classes: int, store: RunStore) -> SlimmableNet:
-        """With `levels` its hidden channels are sorted by importance, within these expansions."""
+        """Build the net; with `levels` its hidden channels are sorted by importance, within these expansions."""
         net = super().begin(num_classes, store)
         if self.levels is not None:
             embed_(net, expand_order(net, self.levels), {})
@@ -74,7 +78,10 @@ class ShrinkingRecipe(Recipe):
 
     def sampler_and_objective(self, net: SlimmableNet, steps: int,
                               store: RunStore | None = None) -> tuple[Sampler, Objective]:
-        """See the class. Raises ParameterError where a phase of OFA or CompOFA has no teacher."""
+        """Return what trains each method, see the class.
+
+        Raises ParameterError if a phase of OFA or CompOFA has no teacher.
+        """
         if self.method == "full":
             return Switches({"largest": net.largest}, self.dropout), Labels(self.smoothing)
         if self.method == "shrinking":
@@ -97,10 +104,10 @@ class ShrinkingRecipe(Recipe):
         return delayed(sampler, rates, self.warm_up, self.ramp, round(self.ramp_epochs * epoch))
 
     def probe(self, net: SlimmableNet, epoch: int, images: Callable, val: Callable) -> Probe | None:
-        """What Figs. 2, 3, 4 and 7b show of a recipe that is `looked_at`.
+        """Return the probes behind Figs. 2, 3, 4 and 7b, for a recipe that is `looked_at`.
 
-        As shrinking begins, gradients layer by layer and the shown subnets; from then on the norms' ratio ten times an
-        epoch, and the full net four times an epoch for two epochs.
+        As shrinking begins, they take gradients layer by layer and validate the shown subnets. From then on they take
+        the norms' ratio ten times an epoch, and validate the full net four times an epoch for two epochs.
         """
         if not self.looked_at:
             return None
@@ -112,14 +119,14 @@ class ShrinkingRecipe(Recipe):
                        Accuracy(self.named(net), images, val, [start]),
                        Accuracy({"full": net.largest}, images, val, quarters)])
 
-    def found(self, net: SlimmableNet, sampler: Sampler) -> dict:
-        """What a step costs, once warmed up: passes (forward and backward), and MACs of one forward per image.
+    def findings(self, net: SlimmableNet, sampler: Sampler) -> dict:
+        """Return what a step costs after the warm-up: passes (forward and backward), and MACs of one forward per image.
 
         `macs_per_step` is the mean over the plans of 256 steps; `teacher_macs` are those of a fixed teacher's forward.
         """
         first = sampler.warm_up if isinstance(sampler, DelayedShrinking) else 0
         plans = [sampler.plan(first + i) for i in range(256)]
-        structures = structures_of(net.search_space, [each.route for passes in plans for each in passes])
+        structures = structures_of(net.search_space, [a_pass.route for passes in plans for a_pass in passes])
         macs = ElasticTable.macs(net).predict(structures)
         return {"passes_per_step": len(plans[0]), "macs_per_step": macs.sum().item() / len(plans),
                 "teacher_macs": count_macs(net, net.largest) if self.teacher else 0}
@@ -127,7 +134,7 @@ class ShrinkingRecipe(Recipe):
 
 @dataclass(frozen=True)
 class Family:
-    """One net and its arms: the epochs of each, and the rates of OFA's phases."""
+    """The arms of one net: the epochs of each, and the rates of OFA's phases."""
 
     full: ShrinkingRecipe  # the whole training of the full net; DepS trains as long
     ramp_epochs: float
@@ -200,7 +207,10 @@ LAPTOP = {"smoke": (_laptop(_SMOKE, 0.25, 1, 1),), "small": (_laptop(_SMALL, 0.5
 
 
 def families(scale: str, data) -> tuple[Family, ...]:
-    """The nets of a scale; at full those for CIFAR-10 and CIFAR-100, for 100 classes of larger images, for ImageNet."""
+    """Return the nets of a scale.
+
+    At full these are the nets for CIFAR-10 and CIFAR-100, for 100 classes of larger images, or for ImageNet.
+    """
     if check_scale(scale) != "full":
         return LAPTOP[scale]
     if data.size <= 32:
@@ -208,8 +218,11 @@ def families(scale: str, data) -> tuple[Family, ...]:
     return IMAGENET_100 if data.num_classes == 100 else IMAGENET
 
 
-def wanted(family: Family, seed: int) -> list[ShrinkingRecipe]:
-    """All recipes of one net; `start` and `teacher` name arms of this list, each of which stands before its user."""
+def arms_of(family: Family, seed: int) -> list[ShrinkingRecipe]:
+    """Return all recipes of one net.
+
+    Their `start` and `teacher` name arms of this list, each of which stands before its user.
+    """
     full, epochs = replace(family.full, seed=seed), family.full.epochs
     legs = {share: "Full" if share == 1 else f"Full {share:.0%}" for share in family.shares}
     recipes = [replace(full, arm=legs[to], span=(since * epochs, to * epochs), start=legs.get(since))
@@ -232,7 +245,7 @@ def wanted(family: Family, seed: int) -> list[ShrinkingRecipe]:
 
 
 def sorted_within(expands: tuple[int, ...], choices: int) -> tuple[int, ...]:
-    """Expansions across which no channel moves when the largest `choices` are about to train.
+    """Return the expansions across which no channel moves when the largest `choices` are about to train.
 
     DepS's released code has (4,), as if 4 and 6 had been trained.
     """
@@ -253,12 +266,12 @@ def _phased(full: ShrinkingRecipe, arm: str, method: str, taught: str, phases) -
 
 
 def ready(context: Context) -> list[Recipe]:
-    """The recipes that have not run and whose start and teacher have: each stage runs all that it can."""
+    """Return the recipes that have not run and whose start and teacher have: each stage runs all that it can."""
     recipes, seed = [], context.seed
     for family in families(context.scale, context.data):
         ids = {r.recipe.arm: r.run_id for r in context.results
                if (r.recipe.net, r.recipe.seed) == (family.full.net, seed)}
-        for recipe in wanted(family, seed):
+        for recipe in arms_of(family, seed):
             if recipe.arm not in ids and {recipe.start, recipe.teacher} - {None} <= ids.keys():
                 recipes.append(replace(recipe, start=ids.get(recipe.start), teacher=ids.get(recipe.teacher)))
     return recipes

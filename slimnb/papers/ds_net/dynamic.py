@@ -1,4 +1,4 @@
-"""Dynamic inference on batches: rows that take the same path are run together, sliced; what each path costs."""
+"""Dynamic inference on batches: rows that take the same path run together, sliced; and what each path costs."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ MIXING = 1.1
 
 
 def path_macs(net: GatedNet, convention: str = "D") -> np.ndarray:
-    """MACs of every path for one image, an axis per gate; slimming heads included. Traced once."""
+    """Count the MACs of every path for one image, an axis per gate, slimming heads included, by one trace."""
     table = CostTable.macs(net, net.path_space, convention)
     heads = sum(gate.slim_weight.numel() for gate in net.gates)
     return table.predict(np.array([path.widths for path in net.paths])).reshape(net.choices) + heads
@@ -35,8 +35,8 @@ def path_macs(net: GatedNet, convention: str = "D") -> np.ndarray:
 class Pointwise(nn.Module):
     """A 1 x 1 convolution of stride 1 as one matrix product over all pixels.
 
-    On channels_last that is a view, and needs none of the reordering of weights that a convolution does at every call:
-    for the few images of a group it is up to twice as fast.
+    On channels_last that is a view, and needs none of the reordering of weights that a convolution does at every call.
+    For the few images of a group it is up to twice as fast.
     """
 
     def __init__(self, conv: nn.Conv2d):
@@ -45,12 +45,12 @@ class Pointwise(nn.Module):
         self.bias = conv.bias
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, I, H, W) -> (B, O, H, W)."""
+        """Map (B, I, H, W) to (B, O, H, W)."""
         return F.linear(x.permute(0, 2, 3, 1), self.weight, self.bias).permute(0, 3, 1, 2)
 
 
 def pack_(plain: nn.Module) -> nn.Module:
-    """A plain module for inference: batch norms folded into the convolutions before, pointwise ones as products."""
+    """Prepare a plain module for inference: fold batch norms into convolutions, turn pointwise ones into products."""
     for parent in plain.modules():
         if isinstance(parent, nn.Sequential):
             layers = list(parent)
@@ -64,10 +64,10 @@ def pack_(plain: nn.Module) -> nn.Module:
 
 
 class PathNorm(nn.Module):
-    """Batch norms of several paths as one, for rows of which each has its own path.
+    """Batch norms of several paths as one, for rows that each have a path of their own.
 
     A row's channels beyond the width of its path become zero, as under a mask. `norms` are those of the paths, the
-    narrowest first; `paths` (B,) says which one each row takes, and is set before a call.
+    narrowest first. `paths` (B,) says which one each row takes; set it before a call.
     """
 
     def __init__(self, norms: Sequence[nn.BatchNorm2d]):
@@ -81,7 +81,7 @@ class PathNorm(nn.Module):
         self.paths: Tensor | None = None
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, C, H, W) -> the same shape."""
+        """Normalise (B, C, H, W)."""
         return torch.addcmul(self.shift[self.paths], x, self.scale[self.paths])
 
 
@@ -92,14 +92,14 @@ class Mixed(nn.Module):
         super().__init__()
         self.plain = plains[-1]
         norms = zip(*(_named_norms(plain) for plain in plains), strict=True)
-        made = {same[-1][0]: PathNorm([norm for _, norm in same]) for same in norms}
-        for name, norm in made.items():
+        joint = {same[-1][0]: PathNorm([norm for _, norm in same]) for same in norms}
+        for name, norm in joint.items():
             self.plain.set_submodule(name, norm)
-        self.norms = list(made.values())
+        self.norms = list(joint.values())
         pack_(self.plain)
 
     def forward(self, x: Tensor, paths: Tensor) -> Tensor:
-        """(B, C, H, W), and which of the paths each row takes, (B,) -> (B, O, H', W')."""
+        """Map (B, C, H, W) to (B, O, H', W'); `paths` (B,) says which path each row takes."""
         for norm in self.norms:
             norm.paths = paths
         return self.plain(x)
@@ -121,18 +121,18 @@ class Group:
 
 
 class DynamicNet(nn.Module):
-    """A net whose gates route every image, for inference on batches: `dynamic(x)` gives what `net(x, Gated())` does.
+    """A net whose gates route every image, for inference on batches: `dynamic(x)` gives what `net(x, Gated())` gives.
 
-    At each gate rows are grouped by its choice and every group is run sliced, on its own; behind the first block of a
-    stage groups of equal width are joined again, so that several gates do not split a batch ever further. An image's
-    path does not depend on its batch. It is a snapshot, a copy of the net; its layers are extracted when a width is
-    first met, packed (`pack_`) and kept. Make another one after training. With `packed` False every call slices the
-    supernet's own weights, as they are then, which costs time and no memory. `lowest` as in `Gated`.
+    At each gate, rows are grouped by its choice, and every group runs sliced, on its own. Behind the first block of a
+    stage, groups of equal width are joined again, so that several gates do not split a batch ever further. An image's
+    path does not depend on its batch. It is a snapshot, a copy of the net: its layers are extracted when a width first
+    occurs, packed (`pack_`) and kept, so make another one after training. With `packed` False every call slices the
+    supernet's own weights, as they are then, which costs time and no memory. `lowest` is as in `Gated`.
 
-    A group costs something beside its images: its weights are read, its layers called. Behind a lone gate small groups
-    are therefore run as one where that is cheaper, at the width of the widest of them, with masks (`Mixed`). `overhead`
-    is that cost in images on the widest path: 0 never merges. Not for several threads at once. Raises ParameterError;
-    ParameterError for a negative overhead; NumericsError where statistics before the first gate depend on the path.
+    A group costs something beside its images: its weights are read, its layers called. So behind a lone gate small
+    groups run as one where that is cheaper, at the width of the widest of them, with masks (`Mixed`). `overhead` is
+    that cost in images on the widest path; 0 never merges. It is not for several threads at once. Raises ParameterError
+    for a negative overhead or a bad `lowest`, NumericsError if statistics before the first gate depend on the path.
     """
 
     def __init__(self, net: GatedNet, lowest: int | None = None, packed: bool = True, overhead: float = OVERHEAD):
@@ -166,12 +166,12 @@ class DynamicNet(nn.Module):
                                         "there the path is not known yet", "Call calibrate_bn(net, net.paths, images).")
 
     def forward(self, x: Tensor) -> Tensor:
-        """(B, 3, H, W) -> logits (B, classes)."""
+        """Return the logits (B, classes) of x (B, 3, H, W)."""
         return self.route(x)[0]
 
     @torch.inference_mode()
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
-        """Logits (B, classes) of x (B, 3, H, W) and the choices (B, gates) int64 that led there."""
+        """Return the logits (B, classes) of x (B, 3, H, W) and the choices (B, gates) int64 that led there."""
         widths = [self.net.fixed.get(unit, 0) for unit in range(len(self.net.unit_names))]
         groups = [Group(torch.arange(len(x), device=x.device), x, widths)]
         choices = torch.zeros(len(x), len(self.splits), dtype=torch.int64, device=x.device)
@@ -191,9 +191,9 @@ class DynamicNet(nn.Module):
 
     def _split(self, gate: Gate, group: Group, column: Tensor) -> list[Group]:
         """The group's parts by the choice of `gate`, attended; the choices are written into `column` (B,)."""
-        hidden, seen = gate.look(group.x)
+        hidden, features = gate.look(group.x)
         wide = self.lowest or gate.choices
-        best = gate.best(gate.scores(seen, wide), wide)
+        best = gate.best(gate.scores(features, wide), wide)
         column[group.rows] = best
         x, rows = gate.attended(group.x, hidden), group.rows
         counts = torch.bincount(best, minlength=wide).tolist()  # the one wait for the device
@@ -241,18 +241,18 @@ class DynamicNet(nn.Module):
 
 
 def cheapest_runs(counts: Sequence[int], costs: Sequence[float], overhead: float) -> list[int]:
-    """Lengths of the runs of neighbours in which groups of `counts` images are cheapest, by dynamic programming.
+    """Return the lengths of the runs of neighbours in which groups of `counts` images are cheapest.
 
-    An image costs `costs` of its group, ascending; in a run of several, `MIXING` times what the dearest does. Each run
-    costs `overhead` more.
+    It is a dynamic programme. An image costs the `costs` of its group, ascending; in a run of several groups it costs
+    `MIXING` times the dearest. Each run costs `overhead` more.
     """
     best: list[tuple[float, list[int]]] = [(0.0, [])]
     for end in range(1, len(counts) + 1):
         options = []
         for start in range(end):
-            each = costs[end - 1] * (MIXING if end - start > 1 else 1.0)
+            per_image = costs[end - 1] * (MIXING if end - start > 1 else 1.0)
             cost, lengths = best[start]
-            options.append((cost + overhead + sum(counts[start:end]) * each, [*lengths, end - start]))
+            options.append((cost + overhead + sum(counts[start:end]) * per_image, [*lengths, end - start]))
         best.append(min(options))
     return best[-1][1]
 

@@ -34,8 +34,8 @@ from slimnb.train.state import load_net
 class Ema:
     """A copy of a net whose parameters and batch-norm statistics follow it: t <- decay t + (1 - decay) net (eq. 3).
 
-    Integers are copied, not averaged. The copy is frozen, in eval mode, and has statistics for every subnet that the
-    net keeps some for. Raises ParameterError for a decay outside [0, 1).
+    Integers are copied, not averaged. The copy is frozen, in eval mode, and has statistics for every subnet for which
+    the net has some. Raises ParameterError for a decay outside [0, 1).
     """
 
     def __init__(self, net: SlimmableNet, decay: float = 0.997):
@@ -47,36 +47,37 @@ class Ema:
 
     @torch.no_grad()
     def update(self, net: SlimmableNet) -> None:
-        """One step towards `net`."""
+        """Move one step towards `net`. Raises ParameterError if it has statistics for other subnets."""
         if len(net.slots) != len(self.net.slots):
             raise ParameterError(f"{len(net.slots)} subnets with statistics, {len(self.net.slots)} in the average",
                                  "the copy is made of the net as it will be", "Call net.reserve([...]) before.")
-        ours, theirs = [], []
-        for mine, other in zip(self.tensors().values(), tensors_of(net).values(), strict=True):
-            if mine.is_floating_point():
-                ours.append(mine)
-                theirs.append(other.detach())
+        averages, values = [], []
+        for average, other in zip(self.tensors().values(), tensors_of(net).values(), strict=True):
+            if average.is_floating_point():
+                averages.append(average)
+                values.append(other.detach())
             else:
-                mine.copy_(other)
-        torch._foreach_lerp_(ours, theirs, 1 - self.decay)
+                average.copy_(other)
+        torch._foreach_lerp_(averages, values, 1 - self.decay)
         self.net.mark_calibrated(list(self.net.slots))
 
     def tensors(self) -> dict[str, Tensor]:
-        """The copy's parameters and buffers by name, not copied."""
+        """Return the copy's parameters and buffers by name, themselves and no copies."""
         return tensors_of(self.net)
 
 
 def tensors_of(net: SlimmableNet) -> dict[str, Tensor]:
-    """The parameters and buffers of `net` by name, not copied."""
+    """Return the parameters and buffers of `net` by name, themselves and no copies."""
     return {name: value for name, value in net.state_dict().items() if isinstance(value, Tensor)}
 
 
 class EnsembleBootstrapping:
     """In-place ensemble bootstrapping: soft labels come from an `Ema` of the net in training (eqs. 4 and 5).
 
-    Passes with target "teacher" learn what the average's largest subnet makes of the batch; those with target
-    "ensemble" the mean probabilities of that subnet and of the "teacher" passes' own, as the average has them: the
-    very subnets of this step. (The released code draws others.) Soft labels only: T^2 CE(softmax(z' / T), z / T).
+    Passes with target "teacher" learn the probabilities that the average's largest subnet gives for the batch. Those
+    with target "ensemble" learn the mean of these and of the "teacher" passes' own subnets, as the average has them:
+    the very subnets of this step. (The released code draws others.) There are soft labels only: T^2 CE(softmax(z' / T),
+    z / T).
     """
 
     def __init__(self, net: SlimmableNet, decay: float = 0.997, temperature: float = 1.0):
@@ -86,10 +87,10 @@ class EnsembleBootstrapping:
         self.soft: dict[str, Tensor] = {}
 
     def begin(self, net: SlimmableNet, x: Tensor, passes: Sequence[Pass]) -> None:
-        """Bring the average up to the weights that the last step left, then ask it for this step's soft labels."""
+        """Bring the average up to the weights of the last step, then compute this step's soft labels with it."""
         self.ema.update(net)
-        wanted = {a_pass.target for a_pass in passes}
-        taught = [a_pass.route for a_pass in passes if a_pass.target == "teacher"] if "ensemble" in wanted else []
+        targets = {a_pass.target for a_pass in passes}
+        taught = [a_pass.route for a_pass in passes if a_pass.target == "teacher"] if "ensemble" in targets else []
         largest = next((a_pass.route for a_pass in passes if a_pass.target == "labels"), None)
         if largest is None:
             raise ParameterError("a step without a pass from the labels", "the largest subnet's average teaches",
@@ -99,7 +100,7 @@ class EnsembleBootstrapping:
         self.soft = {"teacher": soft[0], "ensemble": torch.stack(soft).mean(0)}
 
     def __call__(self, a_pass: Pass, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Per-sample loss and cross-entropy with the labels, each (B,)."""
+        """Return the loss and the cross-entropy with the labels, each (B,)."""
         ce = F.cross_entropy(logits, y, reduction="none")
         if a_pass.target == "labels":
             return ce, ce.detach()
@@ -107,7 +108,7 @@ class EnsembleBootstrapping:
         return kd * self.temperature**2, ce.detach()
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The average."""
+        """Return the average."""
         return self.ema.tensors()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -117,7 +118,10 @@ class EnsembleBootstrapping:
 
 
 def any_path(net: GatedNet) -> Draw:
-    """Draws a path: of one gate any but the slimmest, which every step trains; of several each gate's choice alone."""
+    """Return a function that draws a path: with one gate any but the slimmest, which every step trains anyway.
+
+    With several gates it draws each gate's choice alone.
+    """
     if len(net.gates) == 1:
         return any_of(net.paths[1:])
     return lambda rng: net.path(*(int(rng.integers(count)) for count in net.choices))
@@ -127,22 +131,22 @@ def any_path(net: GatedNet) -> Draw:
 
 
 class Routed(Stateless):
-    """One pass a step, routed by the gates, whose Gumbel noise is a pure function of (seed, step)."""
+    """Trains one pass a step, which the gates route; their Gumbel noise depends on seed and step alone."""
 
     def __init__(self, lowest: int | None = None, temperature: float = 1.0, seed: int = 0):
         self.lowest, self.temperature, self.seed = lowest, temperature, seed
 
     def subnets(self) -> list[Subnet]:
-        """None is named."""
+        """Return an empty list."""
         return []
 
     def plan(self, step: int) -> list[Pass]:
-        """The pass."""
+        """Return the one pass."""
         return [Pass(Gated(self.lowest, self.temperature, self.seed, step), name="gated")]
 
 
 def freeze_all_but_heads_(net: GatedNet) -> None:
-    """Let only the slimming heads take gradients: what stage II trains."""
+    """Freeze all but the slimming heads, which stage II trains."""
     net.requires_grad_(False)
     for gate in net.gates:
         for p in gate.heads():
@@ -153,12 +157,13 @@ TRY_BEST, GIVE_UP = "try best", "give up"
 
 
 class SandwichGateSparsification:
-    """Classification, complexity and SGS losses of a routed pass (eqs. 10 to 12), `weights` in this order.
+    """Classification, complexity and SGS losses of a routed pass (eqs. 10 to 12), with `weights` in this order.
 
-    An image that the slimmest path classifies rightly is easy, and its target in every gate is the narrowest choice;
-    any other's is the widest of the open ones. With `strategy` "give up", an image that the widest path gets wrong,
-    too, is sent to the narrowest. Complexity is per image: (MACs / MACs of the widest path)^2. SGS is cross-entropy of
-    the scores themselves, a mean over gates. Raises ParameterError.
+    An image that the slimmest path classifies rightly is easy, and its target in every gate is the narrowest choice.
+    The target of any other is the widest of the open choices. With `strategy` "give up", an image that the widest path
+    gets wrong, too, is sent to the narrowest. Complexity is per image: (MACs / MACs of the widest path)^2. SGS is the
+    cross-entropy of the scores themselves, a mean over gates. Raises ParameterError for another strategy or a bad
+    `lowest`.
     """
 
     def __init__(self, net: GatedNet, weights: tuple[float, float, float] = (1.0, 0.5, 1.0), strategy: str = TRY_BEST,
@@ -180,7 +185,7 @@ class SandwichGateSparsification:
         self.guesses: tuple[Tensor, Tensor | None] | None = None
 
     def begin(self, net: GatedNet, x: Tensor, passes: Sequence[Pass]) -> None:
-        """What the slimmest path makes of the batch, and where it matters the widest: easy and hard, as it goes."""
+        """Run the slimmest path on the batch, and if it matters the widest, to tell easy from hard images."""
         if not self.weights[2]:
             return
         with torch.no_grad():
@@ -190,13 +195,13 @@ class SandwichGateSparsification:
         self.guesses = slim, wide
 
     def targets(self, y: Tensor) -> Tensor:
-        """(B,) the choice that SGS asks of every gate."""
+        """Return the choice (B,) that SGS wants of every gate."""
         slim, wide = self.guesses
         narrow = slim == y if wide is None else (slim == y) | (wide != y)
         return torch.where(narrow, 0, self.top)
 
     def __call__(self, a_pass: Pass, output: RoutedLogits, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Per-sample loss and cross-entropy with the labels, each (B,)."""
+        """Return the loss and the cross-entropy with the labels, each (B,)."""
         logits, decisions = output
         ce = F.cross_entropy(logits, y, reduction="none")
         classify, cost, sparsify = self.weights
@@ -204,23 +209,26 @@ class SandwichGateSparsification:
         if cost:
             loss = loss + cost * routed_macs(self.macs, [d.weights for d in decisions]) ** 2
         if sparsify:
-            asked = self.targets(y)
-            loss = loss + sparsify * torch.stack([self._sgs(d.scores, asked) for d in decisions]).mean(0)
+            choices = self.targets(y)
+            loss = loss + sparsify * torch.stack([self._sgs(d.scores, choices) for d in decisions]).mean(0)
         return loss, ce.detach()
 
-    def _sgs(self, scores: Tensor, asked: Tensor) -> Tensor:
+    def _sgs(self, scores: Tensor, choices: Tensor) -> Tensor:
         if scores.shape[1] == 1:  # a scalar head: 0 is the narrowest choice, 1 the widest
-            return F.binary_cross_entropy_with_logits(scores[:, 0], asked.to(scores.dtype) / max(self.top, 1),
+            return F.binary_cross_entropy_with_logits(scores[:, 0], choices.to(scores.dtype) / max(self.top, 1),
                                                       reduction="none")
-        return F.cross_entropy(scores, asked, reduction="none")
+        return F.cross_entropy(scores, choices, reduction="none")
 
 
 def routed_macs(macs: Tensor, weights: Sequence[Tensor]) -> Tensor:
-    """(B,) cost of each sample: `macs`, an axis per gate, at the choices that `weights` (B, choices) weigh."""
+    """Return the cost (B,) of each sample.
+
+    It is `macs`, an axis per gate, at the choices that `weights` (B, choices) weigh.
+    """
     first, *rest = weights
     cost = torch.tensordot(first.to(macs.dtype), macs, 1)  # (B, ...)
-    for each in rest:
-        cost = (cost * each.to(macs.dtype).view(*each.shape, *[1] * (cost.dim() - 2))).sum(1)
+    for gate in rest:
+        cost = (cost * gate.to(macs.dtype).view(*gate.shape, *[1] * (cost.dim() - 2))).sum(1)
     return cost
 
 
@@ -229,9 +237,9 @@ def routed_macs(macs: Tensor, weights: Sequence[Tensor]) -> Tensor:
 
 def measure_paths(net: GatedNet, named: dict[str, Subnet], data: ImageData, images: int, device: str,
                   group=None) -> tuple[list[dict], dict]:
-    """A row for each of the `named` paths, calibrated on `images` images, all of them together.
+    """Return a row for each of the `named` paths, calibrated on `images` images, all of them together.
 
-    Beside the rows `correct` (see `packed_bits`) by name.
+    Beside the rows stands `correct` by name (see `packed_bits`).
     """
     if net.bn != GROUP:
         train = plain_batches(data, data.train, net.input_size, device, group)
@@ -239,14 +247,14 @@ def measure_paths(net: GatedNet, named: dict[str, Subnet], data: ImageData, imag
     tested = measured(net, data, list(named.values()), images=images, device=device, group=group)
     rows = [{"name": name} | row | {"macs": count_macs(net, named[name], "D")}
             for name, (row, _) in zip(named, tested, strict=True)]
-    return rows, {"correct": {name: packed_bits(each.correct.numpy()) for name, (_, each) in
+    return rows, {"correct": {name: packed_bits(evaluation.correct.numpy()) for name, (_, evaluation) in
                               zip(named, tested, strict=True)}}
 
 
 def measure_routes(net: GatedNet, lowest: int | None, data: ImageData, device: str) -> tuple[list[dict], dict]:
-    """One row: mean MACs and accuracy of routing; beside it every test image's choices and whether it was right.
+    """Return one row: mean MACs and accuracy of routing; beside it every test image's choices, and which were right.
 
-    `choices` is a string per gate, a digit in base 36 per image; `correct` as `packed_bits` gives it.
+    `choices` is a string per gate, a digit in base 36 per image; `correct` is as from `packed_bits`.
     """
     dynamic, macs = DynamicNet(net.eval(), lowest), path_macs(net)
     test = data.test
@@ -261,7 +269,7 @@ def measure_routes(net: GatedNet, lowest: int | None, data: ImageData, device: s
 
 
 def route_all(dynamic: DynamicNet, batches: Batches) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-    """Choices (N, gates), whether right (N,) and cross-entropy (N,) of all images, in their order."""
+    """Return choices (N, gates), whether right (N,) and cross-entropy (N,) of all images, in their order."""
     parts = []
     for x, y in batches:
         logits, chosen = dynamic.route(x)
@@ -270,10 +278,10 @@ def route_all(dynamic: DynamicNet, batches: Batches) -> tuple[np.ndarray, np.nda
 
 
 def packed_bits(flags: np.ndarray) -> str:
-    """Booleans (N,) as hexadecimal digits, four to a digit, zeros to fill the last byte."""
+    """Write booleans (N,) as hexadecimal digits, four to a digit; zeros fill the last byte."""
     return np.packbits(flags).tobytes().hex()
 
 
 def unpacked_bits(text: str, count: int) -> np.ndarray:
-    """The first `count` booleans that `packed_bits` wrote."""
+    """Return the first `count` booleans that `packed_bits` wrote."""
     return np.unpackbits(np.frombuffer(bytes.fromhex(text), dtype=np.uint8), count=count).astype(bool)

@@ -31,11 +31,11 @@ paper says."""
 
 
 class DSMobileNet(GatedNet):
-    """Dynamic slimmable MobileNetV1: the stem and first blocks have one width, the others that of the gate's choice.
+    """Dynamic slimmable MobileNetV1: stem and first blocks have one width, the others the width of the gate's choice.
 
     `variant` "released" or "printed" gives all widths; `fixed`, `grid`, `num_choices` and `largest` replace them. Each
     block has attention between its depthwise and its pointwise convolution, with a hidden width a quarter of the
-    largest net's; the gate is that of the first ruled block. `head` and `shared`: see `slimnb.nn.gate.Gate`.
+    largest net's. The gate is that of the first block it rules. For `head` and `shared` see `slimnb.nn.gate.Gate`.
     """
 
     def __init__(self, num_classes: int = 1000, input_size: int = 224, largest: float | tuple[int, ...] = 1.0, *,
@@ -47,9 +47,9 @@ class DSMobileNet(GatedNet):
         if variant not in VARIANTS:
             raise ParameterError(f"variant = {variant!r}"[:60], f"it is one of {', '.join(VARIANTS)}",
                                  "Set variant='released'.")
-        given = VARIANTS[variant]
-        supernet = given[3] if fixed is None and grid is None else None
-        fixed, grid, num_choices = tuple(fixed or given[0]), grid or given[1], num_choices or given[2]
+        values = VARIANTS[variant]
+        supernet = values[3] if fixed is None and grid is None else None
+        fixed, grid, num_choices = tuple(fixed or values[0]), grid or values[1], num_choices or values[2]
         self.strides = tuple(strides or (STRIDES if input_size == 224 else (1, *STRIDES[1:])))
         rows = side_by_side(*(equispaced(first, step, num_choices, blocks) for first, step, blocks in grid))
         units = len(fixed) + len(rows[0])
@@ -83,10 +83,11 @@ class DSResNet50(GatedNet):
     """Dynamic slimmable ResNet-50: in each stage all widths are those of the stage's gate, at any of `ratios`.
 
     Attention acts on the input of every block; the gate of a stage is that of its first block. The projection follows
-    its block's width, other blocks that of the first. Group norm with a fixed number of channels per group, which
+    its block's width, other blocks that of the first. Group norm has a fixed number of channels per group, which
     divides the steps between widths. `strides` are those of the stem and of each stage's first block. The paper leaves
-    three things open: here the stem is `stem` channels wide in every path, a group has `channels_per_group`, and the
-    hidden width of attention is a sixteenth of its input's, at least 4, and of a gate that chooses `LEAST_HIDDEN`.
+    three things open. Here the stem is `stem` channels wide in every path, and a group has `channels_per_group`. The
+    hidden width of attention is a sixteenth of its input's, at least 4; that of a gate that chooses is `LEAST_HIDDEN`
+    or more.
     """
 
     def __init__(self, num_classes: int = 1000, input_size: int = 224, largest: float = 1.0, *, stem: int = 64,
@@ -127,7 +128,7 @@ class DSResNet50(GatedNet):
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:
-        """As of any gated net, but the last norm of every block begins at gamma 0 (appendix A)."""
+        """Draw the weights as in any gated net, but start the last norm of every block at gamma 0 (appendix A)."""
         super().reset_parameters(seed)
         for module in self.modules():
             if isinstance(module, Residual):
@@ -145,8 +146,8 @@ EFFNET_32 = (EFFNET[0], (6, 24, 2, 1, 3), *EFFNET[2:])  # with a stem of stride 
 class DSEfficientNet(GatedNet):
     """Dynamic slimmable EfficientNet-B0: stem and first `fixed_blocks` at `fixed_ratio`, the others at the gate's.
 
-    Squeeze-and-excitation is the attention head of a gate in every block, with a sigmoid; its hidden width is a quarter
-    of the block's input, in the largest net. The slimming head sits in the first ruled block, before its projection.
+    Squeeze-and-excitation is the attention head of a gate in every block, with a sigmoid. Its hidden width is a quarter
+    of the block's input in the largest net. The slimming head sits in the first block it rules, before its projection.
     Choices are equispaced in each layer: `low`, low + `step`, ... times the paper's channels.
     """
 

@@ -1,6 +1,6 @@
 """Chapter 06: dynamic slimmable nets. Stage I trains supernets, stage II their gates; then both move to other data.
 
-Arms of a net are named alike; `Recipe.net` tells nets apart. A run of stage II starts from the weights of a run of
+Arms of a net have like names, and `Recipe.net` tells nets apart. A run of stage II starts from the weights of a run of
 stage I.
 """
 
@@ -43,7 +43,7 @@ TRANSFER = {"smoke": "synthetic", "small": "cifar10", "full": "cifar10"}
 
 @dataclass(frozen=True)
 class GatedRecipe(Recipe):
-    """A supernet ("plain": only its widest path, "in-place", "bootstrapping") or the gates of one ("gates")."""
+    """Trains a supernet ("plain": only its widest path, "in-place", "bootstrapping") or the gates of one ("gates")."""
 
     variant: str | None = None  # of DSMobileNet
     strides: tuple[int, ...] | None = None
@@ -65,11 +65,11 @@ class GatedRecipe(Recipe):
 
     @property
     def largest(self) -> float:
-        """The supernet of the net's own variant."""
+        """The width of the net's own variant, which is the supernet."""
         return 1.0
 
     def named(self, net) -> dict[str, object]:
-        """What is evaluated: paths by their choices, "3" or "0-2-3-1", and the largest net where no path is it."""
+        """Return the paths to evaluate by their choices, "3" or "0-2-3-1", and the largest net where no path is it."""
         if self.method == "plain":
             return {"widest": net.widest}
         chosen = self.shown or [(k,) for k in range(net.choices[0])]
@@ -77,7 +77,7 @@ class GatedRecipe(Recipe):
         return paths | ({"largest": net.largest} if net.largest not in paths.values() else {})
 
     def load(self, net: GatedNet, store: RunStore) -> None:
-        """Put the weights of `start` into `net`, for stage II with the statistics of all paths.
+        """Load the weights of `start` into `net`, for stage II with the statistics of all paths.
 
         Slimming heads begin anew, or with `gate` as that run left them. So does the classifier of a supernet that goes
         on from another data set.
@@ -94,7 +94,7 @@ class GatedRecipe(Recipe):
         net.mark_calibrated(list(net.slots))
 
     def begin(self, num_classes: int, store: RunStore) -> GatedNet:
-        """For stage II all but the slimming heads are frozen."""
+        """Build the net; for stage II all but the slimming heads are frozen."""
         net = super().begin(num_classes, store)
         if self.method == "gates":
             freeze_all_but_heads_(net)
@@ -102,7 +102,7 @@ class GatedRecipe(Recipe):
 
     def sampler_and_objective(self, net: GatedNet, steps: int,
                               store: RunStore | None = None) -> tuple[Sampler, Objective]:
-        """See the class."""
+        """Return what trains each method, see the class."""
         if self.method == "gates":
             return (Routed(self.lowest, seed=self.seed),
                     SandwichGateSparsification(net, self.losses, self.strategy, self.lowest))
@@ -117,7 +117,7 @@ class GatedRecipe(Recipe):
         return sampler, EnsembleBootstrapping(net, self.ema, self.temperature)
 
     def probe(self, net: GatedNet, epoch: int, images: Callable, val: Callable) -> Probe | None:
-        """Fig. 6: the slimmest path `looks` times in the training of a supernet; None without looks."""
+        """Return a probe that validates the slimmest path `looks` times while a supernet trains (Fig. 6), or None."""
         if not self.looks:
             return None
         steps = {round(epoch * self.epochs * k / self.looks) for k in range(self.looks)}
@@ -125,7 +125,7 @@ class GatedRecipe(Recipe):
 
     def measure(self, net: GatedNet, sampler: Sampler, data: ImageData, *, device: str = "cpu",
                 group=None) -> tuple[list[dict], dict]:
-        """Rows of paths, or of the gates' routes.
+        """Return rows of paths, or of the gates' routes.
 
         A supernet's paths are calibrated together, validated and tested. Gates route all validation and test images;
         nothing is calibrated, for only slimming heads have moved.
@@ -137,7 +137,7 @@ class GatedRecipe(Recipe):
 
 @dataclass(frozen=True)
 class Family:
-    """One net: its supernet's recipe, its gates', and which arms are trained."""
+    """The arms of one net: its supernet's recipe, its gates', and which arms are trained."""
 
     supernet: GatedRecipe
     gates: GatedRecipe
@@ -209,14 +209,14 @@ KNOWN = _family(replace(_SMOKE_MB, scale="small", epochs=6, ema=0.99, looks=0, c
 
 
 def families(scale: str, data) -> tuple[Family, ...]:
-    """The nets of a scale; at full those for the size of the images."""
+    """Return the nets of a scale; at full those for the size of the images."""
     if check_scale(scale) != "full":
         return LAPTOP[scale]
     return CIFAR if data.size <= 32 else IMAGENET
 
 
 def supernets(family: Family, seed: int) -> list[GatedRecipe]:
-    """Stage I: the arms of Table 5 and, with another temperature, of Table 10 (but at smoke)."""
+    """Return stage I: the arms of Table 5 and, except at smoke, those of Table 10 with another temperature."""
     base = replace(family.supernet, seed=seed)
     arms = [replace(base, arm=SUPERNET, ensemble=True)]
     if family.schemes:
@@ -232,7 +232,7 @@ LOSSES = {"Target": (1.0, 0.0, 0.0), "Complexity": (0.0, 0.5, 0.0), "SGS, give u
 
 
 def gated(family: Family, seed: int, supernet: str) -> list[GatedRecipe]:
-    """Stage II, on the run `supernet`: routing spaces, then the losses of Table 6 and the designs of Table 7."""
+    """Return stage II, on the run `supernet`: routing spaces, the losses of Table 6 and the designs of Table 7."""
     base = replace(family.gates, seed=seed, start=supernet)
     arms = [replace(base, arm=name, lowest=lowest) for name, lowest in family.spaces]
     if family.ablations:
@@ -245,13 +245,13 @@ def gated(family: Family, seed: int, supernet: str) -> list[GatedRecipe]:
 
 
 def stage_one(context: Context) -> list[Recipe]:
-    """The supernets of all nets."""
+    """Return the supernets of all nets."""
     return [recipe for family in families(context.scale, context.data)
             for recipe in supernets(family, context.seed)]
 
 
 def stage_two(context: Context) -> list[Recipe]:
-    """The gates, of every net whose supernet is trained."""
+    """Return the gates of every net whose supernet is trained."""
     ids = {r.recipe.net: r.run_id for r in context.results
            if (r.recipe.arm, r.recipe.seed) == (SUPERNET, context.seed)}
     return [recipe for family in families(context.scale, context.data) if family.supernet.net in ids
@@ -262,13 +262,13 @@ STAGES = (stage_one, stage_two)
 
 
 def known_one(context: Context) -> list[Recipe]:
-    """The supernet of `KNOWN`."""
+    """Return the supernet of `KNOWN`."""
     return supernets(replace(KNOWN, supernet=replace(KNOWN.supernet, scale=check_scale(context.scale))),
                      context.seed)
 
 
 def known_two(context: Context) -> list[Recipe]:
-    """Its gates."""
+    """Return the gates of `KNOWN`."""
     family = replace(KNOWN, gates=replace(KNOWN.gates, scale=check_scale(context.scale)))
     return [recipe for r in context.results if r.recipe.arm == SUPERNET
             for recipe in gated(family, context.seed, r.run_id)]
@@ -285,16 +285,16 @@ FINE_TUNING = {"smoke": (1, 1, 0.05), "small": (2, 1, 0.05), "full": (70, 10, 0.
 
 
 def moved_to(scale: str, store: RunStore) -> tuple[int, int, str] | None:
-    """Classes, side and fingerprint of the data that finished runs of Table 3 are of, if there are any at `scale`."""
-    found = [r["data"] for r in store.records() if r["recipe"].get("paper") == "ds_net" and r["recipe"].get("source")
+    """Return classes, side and fingerprint of the data of finished runs of Table 3 at `scale`, or None."""
+    records = [r["data"] for r in store.records() if r["recipe"].get("paper") == "ds_net" and r["recipe"].get("source")
              and r["recipe"]["scale"] == scale]
-    return (10, 32, found[-1]) if found else None
+    return (10, 32, records[-1]) if records else None
 
 
 def transfer_stages(results: Sequence[Result], source: str) -> tuple:
-    """Stages that move the DS-ResNet of `results` to other data.
+    """Return stages that move the DS-ResNet of `results` to other data.
 
-    Arms: "Plain", the widest path alone, moved; IEB, the supernet; then gates on it, from the start ("Without gate
+    Arms are "Plain", the widest path alone, moved; IEB, the supernet; then gates on it, from the start ("Without gate
     transfer") and from those of all three losses ("Gate transfer"). `source` is the name of the data set of `results`.
     """
     def tuned(context: Context) -> list[Recipe]:

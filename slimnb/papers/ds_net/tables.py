@@ -30,7 +30,7 @@ DIGITS = string.digits + string.ascii_uppercase
 
 
 def accuracies(results: Iterable[Result]) -> pd.DataFrame:
-    """Rows of net, arm, method, seed, run_id, name, macs, top1, top1_val: one per path of a supernet, or of gates."""
+    """Return rows of net, arm, method, seed, run_id, name, macs, top1, top1_val: one per path, or one of gates."""
     columns = ["net", "arm", "method", "seed", "run_id", "name", "macs", "top1", "top1_val"]
     rows = [(r.recipe.net, r.recipe.arm, r.recipe.method, r.recipe.seed, r.run_id,
              *(row[name] for name in columns[5:])) for r in results for row in r.rows]
@@ -38,18 +38,21 @@ def accuracies(results: Iterable[Result]) -> pd.DataFrame:
 
 
 def one(results: Iterable[Result], net: str, arm: str, seed: int) -> Result:
-    """The result of that net, arm and seed."""
+    """Return the result of that net, arm and seed."""
     return next(r for r in results if (r.recipe.net, r.recipe.arm, r.recipe.seed) == (net, arm, seed))
 
 
 def static_paths(supernet: Result) -> pd.DataFrame:
-    """The supernet's paths of one choice throughout, cheapest first: name, macs, top1, top1_val."""
+    """Return the supernet's paths of one choice throughout, cheapest first: name, macs, top1, top1_val."""
     rows = [row for row in supernet.rows if row["name"] != "largest"]
     return pd.DataFrame(rows)[["name", "macs", "top1", "top1_val"]].sort_values("macs").reset_index(drop=True)
 
 
 def static_at(supernet: Result, macs: float, column: str = "top1") -> float:
-    """Accuracy (percent) of static paths at `macs`, linear between neighbours, as if two paths shared the images."""
+    """Return the accuracy (percent) of static paths at `macs`.
+
+    It is linear between neighbours, as if two paths shared the images.
+    """
     static = static_paths(supernet)
     return float(np.interp(macs, static["macs"], static[column]))
 
@@ -58,44 +61,47 @@ def static_at(supernet: Result, macs: float, column: str = "top1") -> float:
 
 
 def chosen(routed: Result) -> np.ndarray:
-    """(N, gates) choices of all test images, in their order."""
-    return np.array([[DIGITS.index(digit) for digit in column] for column in routed.found["choices"]]).T
+    """Return the choices (N, gates) of all test images, in their order."""
+    return np.array([[DIGITS.index(digit) for digit in column] for column in routed.findings["choices"]]).T
 
 
 def right(result: Result, name: str, count: int) -> np.ndarray:
-    """(N,) whether a path, or "routed", classified each test image rightly."""
-    return unpacked_bits(result.found["correct"][name], count)
+    """Return whether a path, or "routed", classified each test image rightly, (N,)."""
+    return unpacked_bits(result.findings["correct"][name], count)
 
 
 def shares(routed: Result) -> pd.DataFrame:
-    """Fig. 7 right: gate (from 1), choice (from 0), share of test images."""
-    open_choices = routed.recipe.lowest or np.shape(routed.found["path_macs"])[0]
+    """Return Fig. 7, right: gate (from 1), choice (from 0), share of test images."""
+    open_choices = routed.recipe.lowest or np.shape(routed.findings["path_macs"])[0]
     rows = [(gate + 1, choice, float(np.mean(column == choice))) for gate, column in enumerate(chosen(routed).T)
             for choice in range(open_choices)]
     return pd.DataFrame(rows, columns=["gate", "choice", "share"])
 
 
 def bits(labels: np.ndarray) -> float:
-    """Entropy of a sample of labels (N,), bits."""
+    """Return the entropy of a sample of labels (N,), bits."""
     return float(entropy(np.unique(labels, return_counts=True)[1], base=2))
 
 
 def information(a: np.ndarray, b: np.ndarray) -> float:
-    """Mutual information of two samples of labels (N,), bits; biased up by about (|a| - 1)(|b| - 1) / (2 N ln 2)."""
+    """Return the mutual information of two samples of labels (N,), bits.
+
+    It is biased up by about (|a| - 1)(|b| - 1) / (2 N ln 2).
+    """
     joint = crosstab(a, b).count
     return bits(a) + bits(b) - float(entropy(joint.ravel(), base=2))
 
 
 def paths_of(choices: np.ndarray) -> np.ndarray:
-    """(N,) the number of each image's path, from its choices (N, gates)."""
+    """Return the number (N,) of each image's path, from its choices (N, gates)."""
     return np.unique(choices, axis=0, return_inverse=True)[1].ravel()
 
 
 def collapses(results: Iterable[Result]) -> list[str]:
-    """A line for each net some of whose gates have collapsed: which gates, to which choice, how many images."""
+    """Return a line for each net with collapsed gates: which gates, to which choice, how many images."""
     lines = []
     for r in results:
-        if "choices" in r.found:
+        if "choices" in r.findings:
             top = shares(r).sort_values("share").groupby("gate").last()
             stuck = [f"gate {gate} to choice {row['choice']:.0f} ({row['share']:.1%})" for gate, row in top.iterrows()
                      if row["share"] > COLLAPSED]
@@ -105,7 +111,10 @@ def collapses(results: Iterable[Result]) -> list[str]:
 
 
 def diversity(routed: Result, easy: np.ndarray) -> dict[str, float]:
-    """How dynamic routing is: entropy of gates (mean) and of paths, information between path and `easy` (N,), bits."""
+    """Measure how dynamic routing is, in bits.
+
+    It has the entropy of gates (mean) and of paths, and the information between path and `easy` (N,).
+    """
     choices = chosen(routed)
     paths = paths_of(choices)
     return {"gate_bits": float(np.mean([bits(column) for column in choices.T])), "path_bits": bits(paths),
@@ -116,46 +125,49 @@ def diversity(routed: Result, easy: np.ndarray) -> dict[str, float]:
 
 
 def routers(routed: Result, supernet: Result) -> pd.DataFrame:
-    """Accuracy and mean MACs of routers over the paths of a net with one gate; index router.
+    """Compare routers over the paths of a net with one gate by accuracy and mean MACs; index router.
 
-    The gate's; a blind one that gives the same share of images to each path, at random (exact, not sampled); the static
-    path or mixture of neighbours of the gate's MACs; the widest; the SGS labels, taken from the test labels themselves;
-    and an oracle that knows the cheapest path that is right, and gives up where none is.
+    They are the gate's; a blind one that gives the same share of images to each path, at random (exact, not sampled);
+    the static path or mixture of neighbours of the gate's MACs; the widest; the SGS labels, taken from the test labels
+    themselves; and an oracle that knows the cheapest path that is right, and gives up if there is none.
     """
     choices = chosen(routed)[:, 0]
-    count, lowest = len(choices), int(routed.recipe.lowest or len(routed.found["path_macs"]))
-    macs = np.array(routed.found["path_macs"])[:lowest]
+    count, lowest = len(choices), int(routed.recipe.lowest or len(routed.findings["path_macs"]))
+    macs = np.array(routed.findings["path_macs"])[:lowest]
     hits = np.stack([right(supernet, str(k), count) for k in range(lowest)], 1)  # (N, choices)
-    each = np.arange(count)
+    image = np.arange(count)
     labels = np.where(hits[:, 0], 0, lowest - 1)
     oracle = np.where(hits.any(1), hits.argmax(1), 0)
     spread = np.bincount(choices, minlength=lowest) / count
-    rows = {"Gate": (macs[choices].mean(), hits[each, choices].mean()),
+    rows = {"Gate": (macs[choices].mean(), hits[image, choices].mean()),
             "Blind router": (spread @ macs, spread @ hits.mean(0)),
             "Static": (macs[choices].mean(), static_at(supernet, macs[choices].mean()) / 100),
             "Widest": (macs[-1], hits[:, -1].mean()),
-            "SGS labels": (macs[labels].mean(), hits[each, labels].mean()),
-            "Oracle": (macs[oracle].mean(), hits[each, oracle].mean())}
+            "SGS labels": (macs[labels].mean(), hits[image, labels].mean()),
+            "Oracle": (macs[oracle].mean(), hits[image, oracle].mean())}
     return pd.DataFrame([(name, cost, 100 * top1) for name, (cost, top1) in rows.items()],
                         columns=["router", "macs", "top1"]).set_index("router")
 
 
 def easy_images(supernet: Result, count: int) -> np.ndarray:
-    """(N,) whether the slimmest path is right: SGS's easy test images."""
+    """Return whether the slimmest path is right, (N,): these are SGS's easy test images."""
     return right(supernet, static_paths(supernet)["name"].iloc[0], count)
 
 
 def agreement(routed: Result, supernet: Result) -> dict[str, float]:
-    """Of one gate and SGS's own labels on test images: shares that agree, the mean choice of easy and other images."""
+    """Compare one gate with SGS's own labels on test images.
+
+    It has the shares that agree, and the mean choice of easy and other images.
+    """
     choices = chosen(routed)[:, 0]
     easy = easy_images(supernet, len(choices))
-    widest = int(routed.recipe.lowest or len(routed.found["path_macs"])) - 1
+    widest = int(routed.recipe.lowest or len(routed.findings["path_macs"])) - 1
     return {"agree": float(np.mean(choices == np.where(easy, 0, widest))), "easy": float(choices[easy].mean()),
             "others": float(choices[~easy].mean()), "share_easy": float(easy.mean())}
 
 
 def by_difficulty(choices: np.ndarray, difficulty: np.ndarray, bins: int = 5) -> pd.DataFrame:
-    """Shares of the choices (N,) of one gate by difficulty (N,) in [0, 1]: difficulty (bin centre), choice, share."""
+    """Return shares of the choices (N,) of one gate by difficulty (N,): difficulty (bin centre), choice, share."""
     bin_of = np.minimum((difficulty * bins).astype(int), bins - 1)
     rows = [((b + 0.5) / bins, k, float(np.mean(choices[bin_of == b] == k)))
             for b in range(bins) if (bin_of == b).any() for k in range(int(choices.max()) + 1)]
@@ -166,10 +178,11 @@ def by_difficulty(choices: np.ndarray, difficulty: np.ndarray, bins: int = 5) ->
 
 
 def simulated(schemes: int = 20, points: int = 40) -> pd.DataFrame:
-    """Fig. 2 left: static nets, and `schemes` dynamic ones, on half easy and half hard images (hypothetical numbers).
+    """Simulate Fig. 2, left: static nets, and `schemes` dynamic ones, on half easy and half hard images.
 
-    Accuracy is an exponential of cost: 95 - 30 exp(-8 c) on easy images, 85 - 70 exp(-3 c) on hard ones; the paper does
-    not print its own. A scheme gives hard images a fixed share of the cost. Columns scheme, kind, macs, top1, share.
+    The numbers are hypothetical. Accuracy is an exponential of cost: 95 - 30 exp(-8 c) on easy images, 85 - 70 exp(-3
+    c) on hard ones; the paper does not print its own. A scheme gives hard images a fixed share of the cost. Columns are
+    scheme, kind, macs, top1, share.
     """
     mean = np.linspace(0.05, 1, points)
 
@@ -189,18 +202,18 @@ def simulated(schemes: int = 20, points: int = 40) -> pd.DataFrame:
 
 def throughput(routed: Result, supernet: Result, data: ImageData, store: RunStore, *,
                batches: Sequence[int] = (1, 16, 64, 256), rounds: int = 9, device: str = "cpu") -> dict:
-    """How fast each way to run a trained net of one gate is, on validation images, at several batch sizes.
+    """Measure how fast each way to run a trained net of one gate is, on validation images, at several batch sizes.
 
-    Modes: Grouped (rows of a path together, packed layers, small groups merged by `measured_overhead`), Sliced (the
-    same on the supernet's own weights, nothing merged), Masked
-    (full width), Indexed is left out (chapter 01 has it), Widest and Static: stand-alone nets with folded norms, of the
-    widest path and of the cheapest with no fewer MACs than the gate spends. Measured once per store, settings and run.
-    Keys: rows (mode, batch, ms, ratio: images per second over those of Widest), difference (largest, of Grouped's
-    logits from Masked's), static (name of that path), overhead, about, run_id.
+    Modes are Grouped (rows of a path together, packed layers, small groups merged by `measured_overhead`), Sliced (the
+    same on the supernet's own weights, nothing merged), Masked (full width), Widest and Static: stand-alone nets with
+    folded norms, of the widest path and of the cheapest with no fewer MACs than the gate spends. Indexed is left out,
+    since chapter 01 has it. It is measured once per store, settings and run. Keys: rows (mode, batch, ms, ratio: images
+    per second over those of Widest), difference (the largest of Grouped's logits from Masked's), static (name of that
+    path), overhead, about, run_id.
     """
     settings = {"paper": "ds_net", "arm": f"{routed.recipe.arm} throughput", "scale": routed.recipe.scale,
                 "of": routed.run_id, "batches": list(batches), "rounds": rounds, "device": torch.device(device).type}
-    spent = np.array(routed.found["path_macs"]) >= routed.rows[0]["macs"] - 1e-6 * max(routed.found["path_macs"])
+    spent = np.array(routed.findings["path_macs"]) >= routed.rows[0]["macs"] - 1e-6 * max(routed.findings["path_macs"])
     name = str(int(spent.argmax()))
 
     def take() -> dict:
@@ -219,8 +232,8 @@ def throughput(routed: Result, supernet: Result, data: ImageData, store: RunStor
             calls = {way: lambda run=run, part=part: run(part) for way, run in ways.items()}
             timed = compare_latency(calls, part, rounds)
             widest = timed["Widest"]["median_ms"]
-            rows += [{"mode": way, "batch": batch, "ms": round(each["median_ms"], 4),
-                      "ratio": round(widest / each["median_ms"], 4)} for way, each in timed.items()]
+            rows += [{"mode": way, "batch": batch, "ms": round(latency["median_ms"], 4),
+                      "ratio": round(widest / latency["median_ms"], 4)} for way, latency in timed.items()]
         return {"rows": rows, "difference": difference, "static": name, "overhead": round(overhead, 2),
                 "about": conditions(x[:1])}
 
@@ -230,16 +243,19 @@ def throughput(routed: Result, supernet: Result, data: ImageData, store: RunStor
 
 @torch.inference_mode()
 def measured_overhead(net: GatedNet, x: Tensor, rounds: int = 9) -> float:
-    """What a group costs beside its images, for `DynamicNet`: in images of x (B > 1, 3, H, W) on the widest path."""
+    """Measure what a group costs beside its images, for `DynamicNet`.
+
+    The unit is images of x (B > 1, 3, H, W) on the widest path.
+    """
     widest = pack_(net.eval().extract(net.widest))
     timed = compare_latency({count: lambda part=x[:count]: widest(part) for count in (1, len(x))}, x, rounds)
     one, many = (timed[count]["median_ms"] for count in (1, len(x)))
-    each = (many - one) / (len(x) - 1)
-    return max(0.0, one / each - 1) if each > 0 else OVERHEAD
+    per_image = (many - one) / (len(x) - 1)
+    return max(0.0, one / per_image - 1) if per_image > 0 else OVERHEAD
 
 
 def execution_ways(net: GatedNet, static: Subnet, lowest: int | None = None, overhead: float = OVERHEAD) -> dict:
-    """Callables of x (B, 3, H, W), by mode: see `throughput`."""
+    """Return callables of x (B, 3, H, W), by mode: see `throughput`."""
     net = net.eval()
     return {"Grouped": DynamicNet(net, lowest, overhead=overhead), "Sliced": DynamicNet(net, lowest, packed=False),
             "Masked": lambda x: net(x, Gated(lowest)).logits,

@@ -30,11 +30,12 @@ S and L are what `market(0.3, 0.15, rng)` and `market(0.15, 0.15, rng)` can give
 
 def chinese_restaurant_process(customers: int, alpha: float, theta: float, rng: np.random.Generator,
                                realisations: int | None = None) -> np.ndarray:
-    """(tables,) customers at each table in order of opening; with `realisations`, (realisations, most tables).
+    """Seat `customers` and return how many sit at each table, (tables,), in order of opening.
 
-    Customers sit down one at a time as `seating` says; rows of fewer tables end in zeros. `alpha` is the
-    discount and `theta` the strength: 0 <= alpha < 1 and theta > -alpha, or alpha < 0 and theta = -L alpha
-    for L = 1, 2, ... tables at most. Raises ParameterError for others (paper 003, section 3.1).
+    With `realisations` the result is (realisations, most tables), and rows with fewer tables end in zeros. Customers
+    sit down one at a time as `seating` says. `alpha` is the discount and `theta` the strength: 0 <= alpha < 1 and theta
+    > -alpha, or alpha < 0 and theta = -L alpha for L = 1, 2, ... tables at most. Raises ParameterError for others
+    (paper 003, section 3.1).
     """
     opening = _opening(customers, alpha, theta)
     most = 1 + np.count_nonzero(opening[1:] > 0)
@@ -56,10 +57,10 @@ def chinese_restaurant_process(customers: int, alpha: float, theta: float, rng: 
 
 
 def seating(sizes: Sequence[int], alpha: float, theta: float) -> np.ndarray:
-    """(tables + 1,) probabilities that the next customer joins each table and, last, opens a new one.
+    """Return the probabilities (tables + 1,) that the next customer joins each table or, last, opens a new one.
 
-    (size - alpha) / (seated + theta) and (theta + alpha tables) / (seated + theta); the first customer
-    opens a table. Fractions give Fractions (paper 003, section 3.1).
+    They are (size - alpha) / (seated + theta) and (theta + alpha tables) / (seated + theta); the first customer opens a
+    table. Fractions give Fractions (paper 003, section 3.1).
     """
     sizes = np.array([_count("a table's size", size) for size in sizes], dtype=np.int64)
     opening = _opening(len(sizes) + 1, alpha, theta)
@@ -72,7 +73,7 @@ def seating(sizes: Sequence[int], alpha: float, theta: float) -> np.ndarray:
 
 
 def table_count_probabilities(customers: int, alpha: float, theta: float) -> np.ndarray:
-    """(customers + 1,) probability of every number of tables, exact: customer by customer, no sampling."""
+    """Return the exact probability of every number of tables, (customers + 1,), customer by customer."""
     opening = _opening(customers, alpha, theta)
     tables = np.arange(customers + 1)
     probability = (tables == 1).astype(float)
@@ -85,12 +86,12 @@ def table_count_probabilities(customers: int, alpha: float, theta: float) -> np.
 
 def expected_shares(customers: int, alpha: float, theta: float, tables: int,
                     given: int | None = None) -> np.ndarray:
-    """(tables,) mean shares of the largest table, the second largest, ...; `given` exactly so many are open.
+    """Return the mean shares (tables,) of the largest table, the second largest, ...; `given` that so many are open.
 
-    Exact: the mean of the k-th largest size is the sum over s of P(k tables or more have s customers), and
-    those are coefficients of a product of power series, since the probability of a seating plan is a product
-    over its tables. Takes customers^4 operations, 0.1 s for 100. (The stick-breaking means are exact too,
-    but for tables in order of opening and infinitely many customers; figures show sorted shares.)
+    They are exact. The mean of the k-th largest size is the sum over s of P(k tables or more have s customers), and
+    those are coefficients of a product of power series, since the probability of a seating plan is a product over its
+    tables. It takes customers^4 operations, 0.1 s for 100. The stick-breaking means are exact too, but for tables in
+    order of opening and infinitely many customers; figures show sorted shares.
     """
     opening = _opening(customers, alpha, theta)
     open_tables = np.arange(customers + _count("tables", tables))
@@ -121,11 +122,11 @@ def _large_tables(series: np.ndarray, rise: np.ndarray, kept: np.ndarray, s: int
 
 def market(alpha: float, theta: float, rng: np.random.Generator, customers: int = 100,
            tables: int = 5) -> tuple[float, ...]:
-    """Weights of platforms #1 to #(tables + 2), as S and L of Table 1 arise: .25 at both ends, the peak at #6.
+    """Draw weights of platforms #1 to #(tables + 2), as S and L of Table 1 arise: .25 at both ends, the peak at #6.
 
-    Between the ends stand the shares of a realisation with exactly `tables` tables, ascending, and halved, as
-    the ends hold half of the market. Realisations with other numbers of tables are rejected; ParameterError if that
-    would be nearly all of them.
+    Between the ends stand the ascending shares of a realisation with exactly `tables` tables, halved, as the ends hold
+    half of the market. Realisations with other numbers of tables are rejected. Raises ParameterError if that would be
+    nearly all of them.
     """
     chance = _chance(customers, alpha, theta, tables, least=1e-4)
     while True:
@@ -137,19 +138,22 @@ def market(alpha: float, theta: float, rng: np.random.Generator, customers: int 
 
 
 def check_weights(weights: Sequence[float], platforms: int) -> np.ndarray:
-    """(platforms,) float64 weights, if there are that many, none negative, and they sum to 1 within 1e-9."""
-    given = np.asarray(weights, dtype=np.float64)
-    if given.shape != (platforms,):
-        raise ParameterError(f"weights of shape {given.shape}", f"there are {platforms} platforms",
+    """Return the weights as (platforms,) float64.
+
+    Raises ParameterError unless there are that many, none is negative, and they sum to 1 within 1e-9.
+    """
+    numbers = np.asarray(weights, dtype=np.float64)
+    if numbers.shape != (platforms,):
+        raise ParameterError(f"weights of shape {numbers.shape}", f"there are {platforms} platforms",
                              "Give one weight per platform.")
-    if not (np.isfinite(given) & (given >= 0)).all() or abs(given.sum() - 1) > 1e-9:
-        raise ParameterError(f"weights = {given.tolist()}"[:100], "they are >= 0 and sum to 1",
+    if not (np.isfinite(numbers) & (numbers >= 0)).all() or abs(numbers.sum() - 1) > 1e-9:
+        raise ParameterError(f"weights = {numbers.tolist()}"[:100], "they are >= 0 and sum to 1",
                              "Divide them by their sum.")
-    return given
+    return numbers
 
 
 def expected(weights: Sequence[float], values: Sequence[float]) -> float:
-    """Mean of `values`, one per platform, over requests that come from the platforms by `weights`."""
+    """Return the mean of `values`, one per platform, over requests that come from the platforms by `weights`."""
     return float(check_weights(weights, len(values)) @ np.asarray(values, dtype=np.float64))
 
 

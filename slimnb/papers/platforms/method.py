@@ -1,4 +1,4 @@
-"""One slimmable net for several platforms: OWS and AOWS searches, and retraining what they found (Wang et al.)."""
+"""One slimmable net for several platforms: OWS and AOWS searches, and retraining of their subnets (Wang et al.)."""
 
 from __future__ import annotations
 
@@ -18,7 +18,7 @@ from slimnb.papers.platforms.windows import Windows
 from slimnb.papers.slimmable.method import Stateless
 from slimnb.rng import rng_at
 from slimnb.search.random_paths import cumulative, inverse_cdf
-from slimnb.search.trellis import Found, Trellis, best_under, marginals
+from slimnb.search.trellis import BestPath, Trellis, best_under, marginals
 from slimnb.subnet import SearchSpace, Subnet
 from slimnb.train.protocols import Outcome, Pass
 
@@ -34,13 +34,12 @@ one of which collides with the 10 epochs of warm-up here. The second one ends th
 
 
 class WidthSearch:
-    """OWS's sampler: the largest subnet from the labels, the smallest and random widths from the largest.
+    """OWS's sampler: the largest subnet learns from the labels, the smallest and random widths from the largest.
 
-    The widths are drawn anew for every image and unit. What they add to the loss of the largest, per unit, enters the
+    Widths are drawn anew for every image and unit. What they add to the loss of the largest, per unit, enters the
     windows (AOWS, section 3; methods of Wang et al., section 4.1, k = 1). One search serves all platforms. Make it when
-    the net is on its device. `batch_size` is this process's; a shorter batch uses the first of its widths. Errors:
-    ParameterError for a window shorter than a batch, ParameterError for several processes or tied units,
-    ParameterError.
+    the net is on its device. `batch_size` is this process's; a shorter batch uses the first of its widths. Raises
+    ParameterError for a window shorter than a batch, for several processes and for tied units.
     """
 
     stream = "ows"
@@ -59,16 +58,19 @@ class WidthSearch:
         self.ends = [Pass(space.largest, name="largest"), Pass(space.smallest, target="teacher", name="smallest")]
 
     def subnets(self) -> list[Subnet]:
-        """The two ends of the space."""
+        """Return the two ends of the space."""
         return [a_pass.route for a_pass in self.ends]
 
     def draw(self, step: int) -> np.ndarray:
-        """(batch_size, units) indices of choices, each uniform."""
+        """Draw indices of choices, (batch_size, units), each uniformly."""
         rng = rng_at(self.seed, self.stream, step)
         return rng.integers(self.counts, size=(self.batch_size, len(self.counts)))
 
     def plan(self, step: int) -> list[Pass]:
-        """Largest, smallest, random widths; the tag of the last holds their indices (B, units), on the device."""
+        """Return largest, smallest and random widths.
+
+        The tag of the last holds their indices (B, units), on the device.
+        """
         index = torch.from_numpy(self.draw(step))
         if self.device.type == "cuda":
             index = index.pin_memory().to(self.device, non_blocking=True)  # from ordinary memory it would wait
@@ -82,11 +84,11 @@ class WidthSearch:
         self.windows.add(random.a_pass.tag[: len(gain)], gain)
 
     def unary(self) -> np.ndarray:
-        """(units, choices) window means, what Viterbi adds up, nats; -inf where a unit has fewer choices.
+        """Return the window means (units, choices), in nats, which Viterbi adds up; -inf stands for a missing choice.
 
-        Under uniform draws (OWS) they differ within a unit by 1 / units of what the choices add to the loss: a path's
-        sum ranks subnets, but is not their loss. Under AOWS's draws they also carry what the other widths of the
-        drawn platform cost (`SmoothedViterbi`). Raises SearchError if a choice was never drawn.
+        Under uniform draws (OWS) they differ within a unit by 1 / units of what the choices add to the loss. A path's
+        sum ranks subnets, but is not their loss. Under AOWS's draws they also carry the cost of the other widths of the
+        drawn platform (`SmoothedViterbi`). Raises SearchError if a choice was never drawn.
         """
         means, counts = self.windows.means()
         valid = np.arange(counts.shape[1]) < self.counts[:, None]
@@ -97,7 +99,7 @@ class WidthSearch:
         return np.where(valid, means, -np.inf)
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The windows."""
+        """Return the windows."""
         return self.windows.state_dict()
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -106,22 +108,22 @@ class WidthSearch:
 
 
 class SmoothedViterbi(WidthSearch):
-    """AOWS's sampler for several platforms: after a warm-up, widths that each step's platform will want.
+    """AOWS's sampler for several platforms: after a warm-up it draws the widths that each step's platform will use.
 
-    Step by step a platform k is drawn with its weight (nu = mu in eq. 4, so that both cancel), and every unit's
-    widths from the marginals of smoothed Viterbi (eq. 5, with the outer -T that it lacks) at the multiplier that
-    meets the budget of k and at T(step / steps); until the second breakpoint of `temperatures` they are uniform.
-    Multipliers and marginals of all platforms are taken anew every `refresh` steps: our choice, so that the search
-    costs a step little and waits for the device only then. T is in nats per unit, as the windows are. Choices of
-    OWS's scores differ by some 1e-3: by them widths would still be nearly uniform at T = .01.
+    In every step it draws a platform k with its weight (nu = mu in eq. 4, so that both cancel). Every unit's widths
+    come from the marginals of smoothed Viterbi (eq. 5, with the outer -T that it lacks), at the multiplier that meets
+    the budget of k and at T(step / steps). Until the second breakpoint of `temperatures` widths are uniform. The
+    multipliers and marginals of all platforms are computed anew every `refresh` steps. That is our choice: the search
+    then costs a step little, and waits for the device only then. T is in nats per unit, as the windows are. Choices of
+    OWS's scores differ by some 1e-3, so at T = .01 widths would still be nearly uniform.
 
-    As published, the windows confuse widths with platforms. A step's images all have the widths of one platform, so
-    narrow choices are mostly drawn with the other narrow ones of #1, and their means carry the loss of all of these:
-    the scores spread far more than under OWS's uniform draws, even if losses are exact sums over units.
+    As published, the windows confuse widths with platforms. All images of a step have the widths of one platform, so
+    narrow choices are mostly drawn with the other narrow ones of #1, and their means carry the loss of all of these.
+    The scores then spread far more than under OWS's uniform draws, even if losses are exact sums over units.
 
-    Errors beside those of `WidthSearch`: SearchError for a trellis of another space, SearchError for a budget below the
-    cheapest subnet, ParameterError for weights that are not one share per platform, ParameterError; while training
-    SearchError.
+    Raises as `WidthSearch` does; SearchError for a trellis of another space and for a budget below the cheapest subnet;
+    ParameterError for weights that are not one share per platform; while it trains, SearchError for a choice that was
+    never drawn.
     """
 
     stream = "aows"
@@ -151,28 +153,28 @@ class SmoothedViterbi(WidthSearch):
         self.cdf = cumulative(np.repeat(uniform[None], len(budgets), 0))  # (platforms, units, choices)
 
     def temperature(self, step: int) -> float:
-        """T of `step`; log T is linear between the breakpoints."""
+        """Return T of `step`; log T is linear between the breakpoints."""
         at, values = zip(*self.temperatures, strict=True)
         return float(10 ** np.interp(step / self.steps, at, np.log10(values)))
 
     def draw(self, step: int) -> np.ndarray:
-        """(batch_size, units) indices of choices, from the marginals of one platform."""
+        """Draw indices of choices, (batch_size, units), from the marginals of one platform."""
         rng = rng_at(self.seed, self.stream, step)
         cdf = self.cdf[rng.choice(len(self.weights), p=self.weights)]
         return inverse_cdf(cdf, rng.random((self.batch_size, len(self.counts))))
 
     def observe(self, step: int, outcomes: Sequence[Outcome]) -> None:
-        """As `WidthSearch`; every `refresh` steps after the warm-up the marginals are taken anew."""
+        """Observe as `WidthSearch` does; every `refresh` steps after the warm-up compute the marginals anew."""
         super().observe(step, outcomes)
         after = step + 1 - self.warm_up
         if after >= 0 and after % self.refresh == 0 and step + 1 < self.steps:
             unary = self.unary()
-            found = best_under(unary, self.trellis, self.budgets)
-            multipliers = np.array([each.multiplier for each in found])
+            paths = best_under(unary, self.trellis, self.budgets)
+            multipliers = np.array([path.multiplier for path in paths])
             self.cdf = cumulative(marginals(unary, self.trellis, multipliers, self.temperature(step + 1)))
 
     def state_dict(self) -> dict[str, Tensor]:
-        """The windows, and the marginals in use."""
+        """Return the windows and the marginals in use."""
         return super().state_dict() | {"cdf": torch.from_numpy(self.cdf)}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
@@ -198,26 +200,30 @@ def _check_search(net: SlimmableNet, space: SearchSpace, batch_size: int, window
 
 
 def platform_subnets(unary: np.ndarray, space: SearchSpace, trellis: Trellis, budgets: Sequence[float],
-                     search: Callable[..., list[Found]] = best_under) -> tuple[list[Subnet], list[Found]]:
-    """The best subnet within each budget, and what proves it: `search` is `best_under` or `exact_under`."""
-    found = search(unary, trellis, np.asarray(budgets))
-    return space.at(np.array([each.index for each in found])), found
+                     search: Callable[..., list[BestPath]] = best_under) -> tuple[list[Subnet], list[BestPath]]:
+    """Return the best subnet within each budget, and the paths that prove it.
+
+    `search` is `best_under` or `exact_under`.
+    """
+    paths = search(unary, trellis, np.asarray(budgets))
+    return space.at(np.array([path.index for path in paths])), paths
 
 
 # -- retraining ------------------------------------------------------------------------------------------
 
 
 class PlatformSandwich(Stateless):
-    """Retrains the platforms' subnets: the last with dropout, the first, and one drawn of those between.
+    """Retrains the platforms' subnets: in every step the last with dropout, the first, and one of those between.
 
-    `named` gives them in order of budget. Those between are drawn uniformly (the paper's suffix -U), or by `weights`
-    (-W), one per platform, of which the middle ones count. `target` is what all but the last learn from: "labels",
-    or "teacher" for in-place distillation, on which the paper is silent. The last's logits, dropout and all, teach.
+    `named` holds them in order of budget. One of those between is drawn uniformly (the paper's suffix -U), or by
+    `weights` (-W), one per platform, of which the middle ones count. All but the last learn from `target`: "labels", or
+    "teacher" for in-place distillation, on which the paper is silent. The teacher is the last one's logits, dropout
+    included.
 
-    The subnets are not nested: the supernet is built at their `elementwise_max`. Channels that only an undrawn subnet
-    uses, and its private gamma and beta, have gradient zero in that step; momentum and weight decay move them all the
-    same. Use `make_optimizer(..., decay="weights")`, or rarely drawn platforms lose their gamma. Errors:
-    ParameterError.
+    The subnets are not nested, so the supernet is built at their `elementwise_max`. A channel that only other subnets
+    use has gradient zero in that step, and so have the private gamma and beta of a subnet that is not drawn; momentum
+    and weight decay move them all the same. Use `make_optimizer(..., decay="weights")`, or rarely drawn platforms lose
+    their gamma. Raises ParameterError for fewer than two subnets or bad weights.
     """
 
     def __init__(self, named: dict[str, Subnet], weights: Sequence[float] | None = None, *, dropout: float = 0.6,
@@ -235,11 +241,11 @@ class PlatformSandwich(Stateless):
         self.p = share[1:-1] / (total or 1)
 
     def subnets(self) -> list[Subnet]:
-        """All platforms' in order of budget; platforms with one and the same subnet share its statistics."""
+        """Return the platforms' subnets in order of budget; platforms with the same subnet share its statistics."""
         return [a_pass.route for a_pass in self.passes]
 
     def plan(self, step: int) -> list[Pass]:
-        """Last, first, one between: a pure function of (seed, step)."""
+        """Return last, first and one between; they depend on seed and step alone."""
         ends = [self.largest, self.passes[0]]
         if not self.middle:
             return ends

@@ -8,6 +8,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 import torch
 
+from slimnb.cost.latency_model import time_random
 from slimnb.cost.macs import count_macs
 from slimnb.cost.table import CostTable
 from slimnb.nets.base import SlimmableNet
@@ -16,11 +17,11 @@ from slimnb.papers.platforms.method import PlatformSandwich, SmoothedViterbi, Wi
 from slimnb.papers.slimmable.method import InplaceDistillation, Switches
 from slimnb.papers.slimmable.recipes import SMALL, SMOKE
 from slimnb.rng import rng_at
-from slimnb.runs.store import RunStore
+from slimnb.runs.store import RunStore, code_fingerprint
 from slimnb.search.random_paths import random_under
 from slimnb.search.trellis import Trellis
 from slimnb.subnet import SearchSpace, Subnet
-from slimnb.train.experiment import Context, Result
+from slimnb.train.experiment import Context, Result, once
 from slimnb.train.protocols import Labels, Objective, Outcome, Pass, Sampler
 from slimnb.train.recipe import Recipe, check_scale, unknown_method
 
@@ -35,7 +36,7 @@ MARKETS = {"smoke": ("RS",), "small": ("S", "RS", "U"), "full": tuple(WEIGHTS)}
 
 @dataclass(frozen=True)
 class PlatformRecipe(Recipe):
-    """A search (method "ows" or "aows"), a retraining ("platforms") or a stand-alone net ("alone")."""
+    """Trains a search (method "ows" or "aows"), a retraining ("platforms") or a stand-alone net ("alone")."""
 
     source: str = ""  # where the platforms' widths come from: "Slim", "OWS", "AOWS" or "Random"
     searched_for: str | None = None  # row of Table 1 that AOWS's search drew platforms by
@@ -48,7 +49,7 @@ class PlatformRecipe(Recipe):
 
     def sampler_and_objective(self, net: SlimmableNet, steps: int,
                               store: RunStore | None = None) -> tuple[Sampler, Objective]:
-        """See the class."""
+        """Return what trains each method, see the class."""
         if self.method == "alone":
             return Switches(self.named(net)), Labels(self.smoothing)
         return self._sampler(net, steps), InplaceDistillation(self.temperature, smoothing=self.smoothing)
@@ -66,8 +67,8 @@ class PlatformRecipe(Recipe):
         return SmoothedViterbi(net, space, self.batch_size, trellis, self.budgets, self.weights, steps,
                                seed=self.seed, window=self.window, refresh=self.refresh)
 
-    def found(self, net: SlimmableNet, sampler: Sampler) -> dict:
-        """`unary` of a search: window means (units, choices) in nats, None where a unit has fewer choices."""
+    def findings(self, net: SlimmableNet, sampler: Sampler) -> dict:
+        """Return `unary` of a search: window means (units, choices) in nats, None for a missing choice."""
         if not isinstance(sampler, WidthSearch):
             return {}
         return {"unary": [[None if value == -np.inf else float(value) for value in row] for row in sampler.unary()]}
@@ -102,7 +103,7 @@ class Problem:
 
 
 def problem(scale: str, num_classes: int) -> Problem:
-    """The search problem of a scale: the budgets are the MACs of the uniform subnets at `MULTS` (Table 1)."""
+    """Return the search problem of a scale; the budgets are the MACs of the uniform subnets at `MULTS` (Table 1)."""
     with torch.device("meta"):  # shapes are enough
         net = _search(scale, 0).build(num_classes)
     space, uniform = net.space(SEARCH_MULTS), [net.uniform(mult) for mult in MULTS]
@@ -111,7 +112,7 @@ def problem(scale: str, num_classes: int) -> Problem:
 
 
 def searches(context: Context) -> list[Recipe]:
-    """One OWS search, which serves all markets, and an AOWS search for each of `MARKETS`."""
+    """Return one OWS search, which serves all markets, and an AOWS search for each of `MARKETS`."""
     scale, seed, data = context.scale, context.seed, context.data
     ows, budgets = _search(scale, seed), problem(scale, data.num_classes).budgets
     return [ows] + [replace(ows, arm=f"{market}-AOWS search", source="AOWS", method="aows", searched_for=market,
@@ -120,12 +121,22 @@ def searches(context: Context) -> list[Recipe]:
 
 
 def unary_of(result: Result) -> np.ndarray:
-    """(units, choices) window means of a finished search, -inf where a unit has fewer choices."""
-    return np.array([[-np.inf if value is None else value for value in row] for row in result.found["unary"]])
+    """Return the window means (units, choices) of a finished search, with -inf for a missing choice."""
+    return np.array([[-np.inf if value is None else value for value in row] for row in result.findings["unary"]])
+
+
+def latency(net: SlimmableNet, num_classes: int, scale: str, store: RunStore, subnets: int, rounds: int,
+            device: str = "cpu") -> dict:
+    """`time_random` of so many subnets of a scale's search space, run by `net`, taken once."""
+    settings = {"paper": "platforms", "arm": "latency model", "scale": scale, "device": torch.device(device).type,
+                "classes": num_classes, "subnets": subnets, "rounds": rounds}
+    space = problem(scale, num_classes).space
+    return once(store, settings, code_fingerprint([time_random, type(net)]),
+                lambda: time_random(net.to(device), space, subnets, rounds=rounds))
 
 
 def search_sums(sampler: WidthSearch, scores: np.ndarray, steps: int, seed: int) -> np.ndarray:
-    """(units, choices) scores that a search finds, untrained, where losses are what eq. 2 says and noise.
+    """Return the scores (units, choices) that a search finds, without a net, if losses are what eq. 2 says plus noise.
 
     Every image loses minus the sum of the planted `scores` (units, choices) of its widths, nats, plus a normal number.
     """
@@ -139,25 +150,26 @@ def search_sums(sampler: WidthSearch, scores: np.ndarray, steps: int, seed: int)
 
 
 def retrainings(context: Context) -> list[Recipe]:
-    """Retrained nets with platforms drawn uniformly (-U) or by a market's weights, and stand-alone nets (Table 3).
+    """Return retrained nets and stand-alone nets (Table 3).
 
-    The paper's names: Slim-U, OWS-RS, RS-AOWS-U (searched for RS, sampled for U); Random-U has random widths at
-    within the same budgets. Sources whose search is not among `results` are left out.
+    Platforms are drawn uniformly (-U) or by a market's weights. Nets have the paper's names: Slim-U, OWS-RS, RS-AOWS-U
+    (searched for RS, sampled for U); Random-U has random widths within the same budgets. Sources whose search is not
+    among `results` are left out.
     """
     scale, seed = context.scale, context.seed
-    asked = problem(scale, context.data.num_classes)
+    settings = problem(scale, context.data.num_classes)
     chosen = MARKETS[scale]
     every = ("U", *chosen) if scale == "smoke" else tuple(WEIGHTS)
     rng = rng_at(seed, "random widths", 0)
-    random = [random_under(asked.space, asked.trellis, budget, rng)[0] for budget in asked.budgets]
+    random = [random_under(settings.space, settings.trellis, budget, rng)[0] for budget in settings.budgets]
     recipes = [_retraining(scale, seed, "Random", random, "U")]
-    recipes += [_retraining(scale, seed, "Slim", asked.uniform, market) for market in dict.fromkeys(("U", *chosen))]
-    recipes += _alone(scale, seed, "Slim", asked.uniform)
+    recipes += [_retraining(scale, seed, "Slim", settings.uniform, market) for market in dict.fromkeys(("U", *chosen))]
+    recipes += _alone(scale, seed, "Slim", settings.uniform)
     for result in context.results:
         source, market = result.recipe.source, result.recipe.searched_for
-        subnets, _ = platform_subnets(unary_of(result), asked.space, asked.trellis, asked.budgets)
+        subnets, _ = platform_subnets(unary_of(result), settings.space, settings.trellis, settings.budgets)
         sampled = every if source == "OWS" else dict.fromkeys(("U", market))
-        recipes += [_retraining(scale, seed, source, subnets, each, market) for each in sampled]
+        recipes += [_retraining(scale, seed, source, subnets, sampling, market) for sampling in sampled]
         if source == "OWS":
             recipes += _alone(scale, seed, source, subnets)
     return recipes

@@ -7,6 +7,7 @@ seed, name ("#1", ...), top1 (%, test), top1_val (%, optional). Accuracies and t
 from __future__ import annotations
 
 from collections.abc import Mapping, Sequence
+from pathlib import Path
 
 import numpy as np
 import pandas as pd
@@ -18,9 +19,10 @@ NET = ["source", "searched_for", "sampled_for", "seed"]
 
 
 def retrained(frame: pd.DataFrame, method: str = "platforms", column: str = "top1") -> pd.DataFrame:
-    """`column` of each net on each platform: a row per net (`NET`, a missing market is ""), a column per platform.
+    """Return `column` of each net on each platform, as a table.
 
-    With method "alone" the seven stand-alone nets of a source make one row.
+    It has a row per net (`NET`, a missing market is "") and a column per platform. With method "alone" the seven
+    stand-alone nets of a source make one row.
     """
     rows = frame[frame["method"] == method]
     wide = rows.assign(**rows[NET].fillna("")).pivot_table(column, NET, "name", sort=False)
@@ -28,26 +30,26 @@ def retrained(frame: pd.DataFrame, method: str = "platforms", column: str = "top
 
 
 def weighted(frame: pd.DataFrame, weights: Mapping[str, Sequence[float]] = WEIGHTS) -> pd.DataFrame:
-    """Accuracy weighted by market (Table 2 of Wang and Blaschko): columns market, arm, seed, top1; top1_val if given.
+    """Weight accuracies by market (Table 2 of Wang and Blaschko).
 
-    Arms are the source of the widths with -U (platforms drawn uniformly in the retraining) or -W (by the market's
-    weights); AOWS is the one searched for the market. What was not trained is left out, and so is -W in market U,
-    where it is the same net as -U.
+    Columns are market, arm, seed, top1, and top1_val if it is known. Arms are the source of the widths with -U
+    (platforms drawn uniformly in the retraining) or -W (by the market's weights); AOWS is the one searched for the
+    market. Nets that were not trained are left out, and so is -W in market U, where it is the same net as -U.
     """
     columns, parts = [column for column in ("top1", "top1_val") if column in frame], []
     nets = pd.concat({column: retrained(frame, column=column) for column in columns}, axis=1)
     searched, sampled = (nets.index.get_level_values(level) for level in ("searched_for", "sampled_for"))
     for market, shares in weights.items():
         for suffix, drawn in {"U": "U", **({} if market == "U" else {"W": market})}.items():
-            mine = nets[searched.isin(["", market]) & (sampled == drawn)]
-            means = {column: mine[column] @ check_weights(shares, mine[column].shape[1]) for column in columns}
+            rows = nets[searched.isin(["", market]) & (sampled == drawn)]
+            means = {column: rows[column] @ check_weights(shares, rows[column].shape[1]) for column in columns}
             rows = pd.DataFrame(means).reset_index()
             parts.append(rows.assign(market=market, arm=rows["source"] + f"-{suffix}"))
     return pd.concat(parts, ignore_index=True)[["market", "arm", "seed", *columns]]
 
 
 def stand_alone(frame: pd.DataFrame, shares: Sequence[float] = WEIGHTS["U"]) -> pd.DataFrame:
-    """Accuracy of nets trained one per platform, weighted by `shares` (Table 3): columns arm, seed, top1."""
+    """Weight the accuracies of nets trained one per platform by `shares` (Table 3): columns arm, seed, top1."""
     nets = retrained(frame, "alone")
     top1 = (nets @ check_weights(shares, nets.shape[1])).rename("top1").reset_index()
     return top1.rename(columns={"source": "arm"})[["arm", "seed", "top1"]]
@@ -55,18 +57,19 @@ def stand_alone(frame: pd.DataFrame, shares: Sequence[float] = WEIGHTS["U"]) -> 
 
 def over_markets(frame: pd.DataFrame, arms: tuple[str, str], markets: Sequence[str] = tuple(WEIGHTS)
                  ) -> tuple[np.ndarray, np.ndarray]:
-    """Both arms' accuracy (seeds,), means over those of `markets` in which both were trained; empty if there is none.
+    """Return both arms' accuracy (seeds,), means over those of `markets` in which both were trained.
 
-    `frame` is of `weighted`. Not the market where the first arm does worst: picked per seed, that makes noise a loss.
+    `frame` is of `weighted`. The market where the first arm does worst would be picked per seed, which makes noise a
+    loss; so it is a mean. Both are empty if there is no such market.
     """
-    asked = frame[frame["arm"].isin(arms) & frame["market"].isin(markets)]
-    both = asked.pivot_table("top1", ["seed", "market"], "arm").reindex(columns=list(arms)).dropna()
+    rows = frame[frame["arm"].isin(arms) & frame["market"].isin(markets)]
+    both = rows.pivot_table("top1", ["seed", "market"], "arm").reindex(columns=list(arms)).dropna()
     mean = both.groupby("seed").mean()
     return mean[arms[0]].to_numpy(), mean[arms[1]].to_numpy()
 
 
 def best_of(frame: pd.DataFrame, source: str, by: str = "top1") -> pd.DataFrame:
-    """Rows of `weighted` for arm "best SOURCE": that of its -U and -W with more `by`, for each market and seed.
+    """Return rows of `weighted` for arm "best SOURCE": of its -U and -W the one with more `by`, per market and seed.
 
     By "top1_val" the choice is made on other images than the comparison.
     """
@@ -75,11 +78,16 @@ def best_of(frame: pd.DataFrame, source: str, by: str = "top1") -> pd.DataFrame:
     return best.assign(arm=f"best {source}")
 
 
-def regret(frame: pd.DataFrame) -> pd.DataFrame:
-    """Points that each arm loses on each platform against the best arm there, means over seeds: (arms, platforms).
+def with_best(frame: pd.DataFrame, by: str) -> pd.DataFrame:
+    """`weighted`, and `best_of` both searches by a column."""
+    return pd.concat([frame, *(best_of(frame, source, by) for source in ("OWS", "AOWS"))])
 
-    `frame` also has the column arm. The best arm of a platform is chosen by the numbers it is compared by, so that
-    small regrets mean little.
+
+def regret(frame: pd.DataFrame) -> pd.DataFrame:
+    """Return the points that each arm loses on each platform against the best arm there, means over seeds.
+
+    `frame` also has the column arm; the result is (arms, platforms). The best arm of a platform is chosen by the
+    numbers it is compared by, so small regrets mean little.
     """
     rows = frame[frame["method"] == "platforms"]
     mean = rows.pivot_table("top1", "arm", "name", sort=False)
@@ -88,9 +96,9 @@ def regret(frame: pd.DataFrame) -> pd.DataFrame:
 
 def forecast(frame: pd.DataFrame, source: str = "OWS", weights: Mapping[str, Sequence[float]] = WEIGHTS
              ) -> pd.DataFrame:
-    """What a wrong forecast costs: columns trained, used (markets), seed, lost (points).
+    """Return what a wrong forecast costs: columns trained, used (markets), seed, lost (points).
 
-    The accuracy in market `used` of the net retrained for that market, less that of the net retrained for
+    It is the accuracy in market `used` of the net retrained for that market, less that of the net retrained for
     `trained`; for all markets that nets of `source` were retrained for (and searched for, if it is "AOWS").
     """
     nets = retrained(frame).xs(source, level="source").reset_index("searched_for")
@@ -108,9 +116,10 @@ def forecast(frame: pd.DataFrame, source: str = "OWS", weights: Mapping[str, Seq
 
 
 def platform_widths(subnets: Mapping[str, Mapping[str, Subnet]], full: Subnet) -> pd.DataFrame:
-    """Channels of {source: {platform: subnet}}: columns source, platform, unit (1 is the stem), channels, mult.
+    """Return the channels of {source: {platform: subnet}} as rows.
 
-    `mult` is the share of the channels of `full`, the net at 1.0.
+    Columns are source, platform, unit (1 is the stem), channels, mult: the share of the channels of `full`, the net at
+    1.0.
     """
     rows = [(source, platform, unit, width, width / most) for source, named in subnets.items()
             for platform, subnet in named.items()
@@ -119,13 +128,24 @@ def platform_widths(subnets: Mapping[str, Mapping[str, Subnet]], full: Subnet) -
 
 
 def shared_units(*subnets: Subnet) -> int:
-    """Number of channel units that have the same width in all subnets."""
+    """Return the number of channel units that have the same width in all subnets."""
     return sum(len(set(widths)) == 1 for widths in zip(*(subnet.widths for subnet in subnets), strict=True))
 
 
 def choice_scores(unary: np.ndarray, space: SearchSpace, full: Subnet) -> pd.DataFrame:
-    """Scores (units, choices) of a search as rows: unit (1 is the stem), mult (share of `full`), score."""
+    """Return the scores (units, choices) of a search as rows: unit (1 is the stem), mult (share of `full`), score."""
     rows = [(unit, width / most, score)
             for unit, (choices, most, scores) in enumerate(zip(space.widths, full.widths, unary, strict=True), 1)
             for width, score in zip(choices, scores, strict=False)]
     return pd.DataFrame(rows, columns=["unit", "mult", "score"])
+
+
+def paper_table_2(path: Path) -> pd.DataFrame:
+    """Table 2 of `data/literature/platforms.csv` as `weighted` has it: in market U, -W would be -U."""
+    rows = pd.read_csv(path).query("table == '2'").rename(columns={"row": "market", "value": "top1"}).assign(seed=0)
+    return rows[(rows["market"] != "U") | rows["arm"].str.endswith("-U")]
+
+
+def shared_units_in_paper(path: Path) -> float:
+    """Units to which the paper's OWS gives #6 and #7 the same width, of 14 (section 4.3), in that file."""
+    return pd.read_csv(path).query("row == '#6 = #7'")["value"].item()

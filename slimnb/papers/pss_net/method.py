@@ -24,25 +24,25 @@ from slimnb.train.protocols import Outcome, Pass
 
 
 class Drawn(NamedTuple):
-    """Tag of the pooled pass: for which target it was drawn, and whether from the space or from its pool."""
+    """The tag of the pooled pass: its target, and whether its subnet was drawn from the space or from the pool."""
 
     target: int
     fresh: bool
 
 
 class PrioritizedSubnetSampling:
-    """The largest subnet from the labels, then one of a random target and the smallest from the largest (Alg. 1, 2).
+    """Trains the largest subnet from the labels, then one of a random target and the smallest from it (Alg. 1, 2).
 
-    The middle one comes from the space with probability p = p_end^((e-1)/E) in epoch e of E, else from its target's
-    pool, by softmax(metric / eta), eta = eta_end^((e-1)/E). Until a pool is full its p and eta are 1: the indicator
-    in Eq. 3 is printed the wrong way round (the prose has it so, and the released code). All targets are equally
-    likely, which draws a resource with probability proportional to its targets (PSS-M). A pool is also full when it
-    holds all structures of its target, where these are listed.
+    In epoch e of E the middle one comes from the space with probability p = p_end^((e-1)/E). Else it comes from its
+    target's pool, by softmax(metric / eta), eta = eta_end^((e-1)/E). Until a pool is full its p and eta are 1: Eq. 3
+    prints the indicator the wrong way round (the prose has it so, and the released code). All targets are equally
+    likely, which draws a resource with probability proportional to its targets (PSS-M). A pool that holds all
+    structures of its target is full, too, if these can be listed.
 
-    The metric is minus the mean cross-entropy of the middle pass itself, before the update: the released code
-    computes the same number in a forward pass of its own, which is left out; the training loss that the text names
-    is a divergence from the teacher. It reaches the pool a step late, so that nobody waits for the device; with
-    several ranks it is their mean. Errors: SearchError for p_end or eta_end outside (0, 1] and by `Pool`.
+    The metric is minus the mean cross-entropy of the middle pass itself, before the update. The released code computes
+    the same number in a forward pass of its own, which is left out. (The training loss, which the text names, is a
+    divergence from the teacher.) It reaches the pool a step late, so that nothing waits for the device; with several
+    ranks it is their mean. Raises SearchError for p_end or eta_end outside (0, 1], and as `Pool` does.
     """
 
     def __init__(self, net: SlimmableNet, targets: Sequence[Target], smallest: Subnet, steps: int, epochs: int, *,
@@ -62,16 +62,16 @@ class PrioritizedSubnetSampling:
         self.pending: tuple[int, Subnet, Callable[[], float], int] | None = None
 
     def subnets(self) -> list[Subnet]:
-        """The two ends."""
+        """Return the two ends."""
         return [self.largest.route, self.smallest.route]
 
     def rates(self, step: int) -> tuple[float, float]:
-        """(p, eta) of a full pool: constant within an epoch."""
+        """Return (p, eta) of a full pool; they are constant within an epoch."""
         gone = step * self.epochs // self.steps / self.epochs  # (e - 1) / E
         return self.p_end**gone, self.eta_end**gone
 
     def plan(self, step: int) -> list[Pass]:
-        """Largest, pooled, smallest; the tag of the second is a `Drawn`."""
+        """Return largest, pooled and smallest; the tag of the second is a `Drawn`."""
         rng = rng_at(self.seed, "prioritized", step)
         number = int(rng.integers(len(self.targets)))
         pool, (p, eta) = self.pools[number], self.rates(step)
@@ -80,7 +80,7 @@ class PrioritizedSubnetSampling:
         return [self.largest, Pass(subnet, "teacher", name="pooled", tag=Drawn(number, fresh)), self.smallest]
 
     def observe(self, step: int, outcomes: Sequence[Outcome]) -> None:
-        """Enter the last step's metric, and set this one's on its way."""
+        """Enter the last step's metric, and send this step's to the host."""
         self.settle()
         middle = outcomes[1]
         number, fresh = middle.a_pass.tag
@@ -92,14 +92,17 @@ class PrioritizedSubnetSampling:
         self.pending = number, middle.a_pass.route, towards_host(ce), step
 
     def settle(self) -> None:
-        """Enter the metric that is on its way, if there is one: `observe` does it, and who reads the pools."""
+        """Enter the metric that is on its way, if there is one.
+
+        `observe` calls this, and so does a reader of the pools.
+        """
         if self.pending:
             number, subnet, ce, step = self.pending
             self.pools[number].enter(subnet, -ce(), step)
             self.pending = None
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Pools, counts, and the metric that is on its way."""
+        """Return pools, counts, and the metric that is on its way."""
         late = []
         if self.pending:
             number, subnet, ce, step = self.pending
@@ -110,7 +113,7 @@ class PrioritizedSubnetSampling:
                                                        for key, value in state.items()}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Restore what `state_dict` gave. Raises StoreError if it is of another space or other targets."""
+        """Restore the state that `state_dict` returned. Raises StoreError for other targets or another space."""
         if state["counts"].shape != (3, len(self.pools)):
             raise StoreError(f"{state['counts'].shape[-1]} pools", f"this training has {len(self.pools)}",
                              "Go on with the targets it was trained with.", "Nothing was trained.")
@@ -127,7 +130,7 @@ class PrioritizedSubnetSampling:
 
 
 def towards_host(value: Tensor) -> Callable[[], float]:
-    """Sets a scalar on its way to the host; calling what comes back waits for this copy alone, and gives it."""
+    """Send a scalar to the host and return a function that waits for this copy alone and returns it."""
     if not value.is_cuda:
         return lambda: float(value.numpy())
     host = torch.empty((), dtype=value.dtype, pin_memory=True).copy_(value, non_blocking=True)
@@ -142,7 +145,7 @@ def towards_host(value: Tensor) -> Callable[[], float]:
 
 
 class ReducedSandwich(Sandwich):
-    """The sandwich rule that from step `since` on draws from the `kept` subnets alone (Fig. 1)."""
+    """The sandwich rule, but from step `since` on random subnets are drawn from `kept` alone (Fig. 1)."""
 
     def __init__(self, largest: Subnet, smallest: Subnet, draw: Draw, n_random: int = 1, seed: int = 0, *,
                  kept: Sequence[Subnet], since: int):
@@ -150,5 +153,5 @@ class ReducedSandwich(Sandwich):
         self.reduced, self.since = Sandwich(largest, smallest, any_of(kept), n_random, seed), since
 
     def plan(self, step: int) -> list[Pass]:
-        """Largest, smallest, random ones: a pure function of (seed, step)."""
+        """Return largest, smallest and random ones; they depend on seed and step alone."""
         return super().plan(step) if step < self.since else self.reduced.plan(step)

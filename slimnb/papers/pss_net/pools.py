@@ -1,4 +1,4 @@
-"""Resource targets, and for each a pool of the best subnets seen so far and their metrics (PSS-Net)."""
+"""Resource targets, and for each a pool of the best subnets so far and their metrics (PSS-Net)."""
 
 from __future__ import annotations
 
@@ -20,34 +20,37 @@ from slimnb.subnet import Subnet
 
 
 class Source(Protocol):
-    """Random structures of each bucket of a resource, e.g. a `slimnb.papers.pss_net.samplers.StructureDistribution`."""
+    """Draws random structures of each bucket of a resource.
+
+    A `slimnb.papers.pss_net.samplers.StructureDistribution` is one.
+    """
 
     buckets: Buckets
     support: Sequence[bool]  # of each bucket, whether it has structures
 
     def sample(self, bucket: int, rng: np.random.Generator, n: int = 1) -> list[Subnet]:
-        """`n` random structures of a bucket."""
+        """Draw `n` random structures of a bucket."""
 
 
 class Listed:
-    """The subnets that are given, by bucket, all of a bucket being equally likely: the control of uniform widths."""
+    """Draws from a list of subnets, those of a bucket being equally likely: the control of uniform widths."""
 
     def __init__(self, subnets: Sequence[Subnet], resource: Resource, buckets: Buckets):
         cost = {subnet: resource.of(subnet) for subnet in subnets}
         dearest_first = sorted(cost, key=cost.__getitem__, reverse=True)
         at = buckets.index(np.array([cost[subnet] for subnet in dearest_first])).tolist()
         self.buckets = buckets
-        self.members = [[subnet for subnet, bucket in zip(dearest_first, at, strict=True) if bucket == each]
-                        for each in range(len(buckets))]
+        self.members = [[subnet for subnet, home in zip(dearest_first, at, strict=True) if home == bucket]
+                        for bucket in range(len(buckets))]
         self.support = [bool(members) for members in self.members]
 
     def sample(self, bucket: int, rng: np.random.Generator, n: int = 1) -> list[Subnet]:
-        """`n` subnets of a bucket that has any, with repetition."""
+        """Draw `n` subnets of a bucket that has any, with repetition."""
         return [self.members[bucket][at] for at in rng.integers(len(self.members[bucket]), size=n)]
 
 
 class Target(NamedTuple):
-    """One bucket of one resource, and where its structures come from."""
+    """One bucket of one resource, and the source of its structures."""
 
     resource: Resource
     source: Source
@@ -55,26 +58,26 @@ class Target(NamedTuple):
 
     @property
     def cost(self) -> float:
-        """Its middle, in the resource's unit."""
+        """The middle of the bucket, in the resource's unit."""
         return float(self.source.buckets.targets[self.bucket])
 
     @property
     def name(self) -> str:
-        """E.g. "110 M" of MACs, "12 ms CPU" of a latency."""
+        """A name such as "110 M" for MACs or "12 ms CPU" for a latency."""
         unit, kind = self.resource.unit, self.resource.name.partition(" ")[0]
         return f"{self.cost / 1e6:.6g} M" if unit == "MACs" else f"{self.cost:.6g} {unit} {kind}"
 
     @property
     def size(self) -> float:
-        """How many structures it has, where they are few enough to be listed; else infinity."""
+        """The number of its structures if they are few enough to be listed, else infinity."""
         return len(self.source.members[self.bucket]) if isinstance(self.source, Listed) else math.inf
 
     def sample(self, rng: np.random.Generator, n: int = 1) -> list[Subnet]:
-        """`n` random structures of it."""
+        """Draw `n` random structures of it."""
         return self.source.sample(self.bucket, rng, n)
 
     def holds(self, subnet: Subnet) -> bool:
-        """Whether the subnet is in the bucket; not if the resource cannot price it."""
+        """Return whether the subnet is in the bucket; it is not if the resource cannot price it."""
         try:
             cost = self.resource.of(subnet)
         except SlimnbError:
@@ -86,12 +89,12 @@ class Target(NamedTuple):
 
 
 class Pool:
-    """The `size` subnets of highest metric among those that were entered, and when they came (PSS-Net, Alg. 2).
+    """The `size` subnets of highest metric of all that were entered, and when they came (PSS-Net, Alg. 2).
 
-    A metric is minus a batch's mean cross-entropy, nats; entered again, a subnet's moves by 1 - `momentum` towards the
-    new one. Only subnets that are trained get new metrics, and losses fall: what came lately stands higher than its
-    worth. A metric that is not finite is refused and counted. Errors: SearchError for size < 1 or a momentum outside
-    [0, 1).
+    A metric is minus a batch's mean cross-entropy, nats. If a subnet is entered again, its metric moves by 1 -
+    `momentum` towards the new one. Only subnets that are trained get new metrics, and losses fall, so a late subnet
+    stands higher than its worth. A metric that is not finite is refused and counted. Raises SearchError for size < 1 or
+    a momentum outside [0, 1).
     """
 
     def __init__(self, size: int = 50, momentum: float = 0.9):
@@ -110,7 +113,10 @@ class Pool:
         return len(self.metrics) >= self.size
 
     def enter(self, subnet: Subnet, metric: float, step: int) -> None:
-        """Enter what a batch of `step` gave; of one too many the lowest leaves, of equals the one that came last."""
+        """Enter the metric of a batch at `step`.
+
+        If there is one subnet too many, the lowest leaves, of equals the latest.
+        """
         if not math.isfinite(metric):
             self.refused += 1
         elif subnet in self.metrics:
@@ -122,18 +128,18 @@ class Pool:
                 del self.metrics[lowest], self.since[lowest]
 
     def ranked(self) -> list[Subnet]:
-        """All its subnets, best first, equals in order of entry."""
+        """Return all its subnets, best first; equals stand in order of entry."""
         return sorted(self.metrics, key=self.metrics.__getitem__, reverse=True)
 
     def top(self, k: int) -> list[Subnet]:
-        """The best `k`. Raises SearchError if there are fewer: ask for at most `len(pool.metrics)`."""
+        """Return the best `k`. Raises SearchError if there are fewer than `k`."""
         if not 1 <= k <= len(self.metrics):
             raise SearchError(f"the top {k} of a pool", f"it holds {len(self.metrics)} subnets",
                               "Ask for as many as there are, or train longer.")
         return self.ranked()[:k]
 
     def sample(self, rng: np.random.Generator, eta: float) -> Subnet:
-        """A subnet with probability softmax(metric / `eta`) (Eq. 6). Raises SearchError if it is empty."""
+        """Draw a subnet with probability softmax(metric / `eta`) (Eq. 6). Raises SearchError if it is empty."""
         if not self.metrics:
             raise SearchError("a draw from a pool", "it is empty", "Draw from the space until it is full.")
         metrics = np.fromiter(self.metrics.values(), float)
@@ -146,25 +152,28 @@ Entry = tuple[int, Subnet, float, int]
 
 
 def entries_of(pools: Sequence[Pool]) -> list[Entry]:
-    """All entries of `pools`, each pool's in the order they came."""
+    """Return all entries of `pools`, each pool's in the order they came."""
     return [(number, subnet, metric, pool.since[subnet]) for number, pool in enumerate(pools)
             for subnet, metric in pool.metrics.items()]
 
 
 def pack_entries(entries: Sequence[Entry], units: int) -> dict[str, Tensor]:
-    """Tensors of n entries: pool, resolution (0: none), step (n,) and widths (n, units) int64, metric (n,) float64."""
+    """Pack n entries into tensors.
+
+    They are pool, resolution (0: none), step (n,) and widths (n, units) int64, and metric (n,) float64.
+    """
     pool, subnet, metric, step = zip(*entries, strict=True) if entries else ((), (), (), ())
-    widths = torch.tensor([each.widths for each in subnet], dtype=torch.int64).view(len(entries), units)
-    resolution = torch.tensor([each.resolution or 0 for each in subnet], dtype=torch.int64)
+    widths = torch.tensor([member.widths for member in subnet], dtype=torch.int64).view(len(entries), units)
+    resolution = torch.tensor([member.resolution or 0 for member in subnet], dtype=torch.int64)
     return {"pool": torch.tensor(pool, dtype=torch.int64), "widths": widths, "resolution": resolution,
             "metric": torch.tensor(metric, dtype=torch.float64), "step": torch.tensor(step, dtype=torch.int64)}
 
 
 def unpack_entries(state: dict[str, Tensor], pools: int, fits: Callable[[Subnet, int], bool]) -> list[Entry]:
-    """The entries that `pack_entries` packed.
+    """Return the entries that `pack_entries` packed.
 
-    Raises StoreError unless each names one of that many `pools` and its subnet `fits` it: a checkpoint of another
-    space.
+    Raises StoreError unless each names one of that many `pools` and its subnet `fits` it; else the checkpoint is of
+    another space.
     """
     rows = zip(*(state[name].tolist() for name in ("pool", "widths", "resolution", "metric", "step")), strict=True)
     entries = [(pool, Subnet(tuple(widths), resolution=side or None), metric, step)

@@ -35,7 +35,7 @@ PSS = "PSS-F"
 
 @dataclass(frozen=True)
 class StructureRecipe(Recipe):
-    """A supernet for many targets (method "prioritized", "random" or "sandwich"), or one subnet of it ("alone").
+    """Trains a supernet for many targets (method "prioritized", "random" or "sandwich"), or one subnet of it ("alone").
 
     Widths go down to the least of `train_mults`, which are those of uniform subnets.
     """
@@ -58,7 +58,7 @@ class StructureRecipe(Recipe):
         return self.kept[0][1] if self.method == "alone" else super().largest
 
     def named(self, net: SlimmableNet) -> dict[str | float, Subnet]:
-        """The subnets that are given, by name."""
+        """Return the subnets that the recipe lists, by name."""
         return {name: Subnet(tuple(widths), resolution=side) for name, widths, side in self.kept}
 
     def parts(self) -> list[Callable]:
@@ -67,13 +67,14 @@ class StructureRecipe(Recipe):
         return [*super().parts(), *(getattr(each, "__self__", each) for each in found)]
 
     def structures(self, net: SlimmableNet) -> Structures:
-        """The space of structures: widths down to the least of `train_mults`, and `resolutions`."""
+        """Return the space of structures: widths down to the least of `train_mults`, and `resolutions`."""
         return structure_space(net, min(self.train_mults), self.resolutions)
 
     def targets(self, net: SlimmableNet, store: RunStore | None = None) -> list[Target]:
-        """Every bucket that has structures, resource by resource; `store` holds the latencies that `tables` name.
+        """Return every bucket that has structures, resource by resource.
 
-        Raises SearchError if a latency is missing, or if no bucket has any.
+        `store` holds the latencies that `tables` name. Raises SearchError if a latency is missing, or if no bucket has
+        any.
         """
         structures, targets = self.structures(net), []
         measured = [Resource.from_json(store.record_of(run_id)["result"]) for run_id in self.tables]
@@ -105,7 +106,7 @@ class StructureRecipe(Recipe):
 
     def sampler_and_objective(self, net: SlimmableNet, steps: int,
                               store: RunStore | None = None) -> tuple[Sampler, Objective]:
-        """See the class."""
+        """Return what trains each method, see the class."""
         if self.method == "alone":
             return Switches(self.named(net)), Labels()
         if self.method not in METHODS:
@@ -121,17 +122,17 @@ class StructureRecipe(Recipe):
                 p_end=self.p_end, eta_end=self.eta_end, seed=self.seed)
         if self.method == "random":
             return Sandwich(*ends, lambda rng: space.subnets(space.draw(rng, 1))[0], self.n_random, self.seed)
-        given = (*ends, any_width(net, self.train_mults, self.resolutions), self.n_random, self.seed)
+        arguments = (*ends, any_width(net, self.train_mults, self.resolutions), self.n_random, self.seed)
         kept, since = list(self.named(net).values()), self.kept_from * steps // self.epochs
-        return ReducedSandwich(*given, kept=kept, since=since) if kept else Sandwich(*given)
+        return ReducedSandwich(*arguments, kept=kept, since=since) if kept else Sandwich(*arguments)
 
     def candidates(self, net: SlimmableNet, sampler: Sampler) -> dict[str, list[Subnet]]:
-        """By target, most promising first, at most `top_k` subnets to choose from; also "max" and "min".
+        """Return, by target, at most `top_k` subnets to choose from, most promising first; also "max" and "min".
 
-        Prioritized: the best of each pool, fewer if it holds fewer, none of a pool that is empty. Random: random
-        structures of the target. Uniform widths: those of its bucket, dearest first; targets in whose bucket there is
-        none are left out. A sandwich of given subnets alone: those. {} of a net that is
-        trained for one subnet.
+        For "prioritized" these are the best of each pool, fewer if it holds fewer. For "random" they are random
+        structures of the target. For uniform widths they are those of the bucket, dearest first; targets whose bucket
+        has none are left out. For a sandwich of listed subnets they are those alone. A net that is trained for one
+        subnet has no candidates.
         """
         if self.method == "alone":
             return {}
@@ -152,18 +153,18 @@ class StructureRecipe(Recipe):
 
     def measure(self, net: SlimmableNet, sampler: Sampler, data: ImageData, *, device: str = "cpu",
                 group=None) -> tuple[list[dict], dict]:
-        """All `candidates` are validated, and those that are chosen tested; of a net for one subnet that subnet is."""
+        """Validate all `candidates` and test those that are chosen; if there are none, measure the one subnet."""
         candidates = self.candidates(net, sampler)
         if not candidates:
             return super().measure(net, sampler, data, device=device, group=group)
         rows = choose(net, data, candidates, images=self.calibration_images, device=device, group=group)
         return chosen(rows, self.top_k), {"candidates": rows}
 
-    def found(self, net: SlimmableNet, sampler: Sampler) -> dict:
-        """`pools`: for each target its name, cost, unit, how often it was trained, and from the pool (`reused`).
+    def findings(self, net: SlimmableNet, sampler: Sampler) -> dict:
+        """Return `pools`: each target's name, cost, unit, how often it was trained, and from the pool (`reused`).
 
-        With them the pool's `structures` (widths, and last the resolution), best first, their `metrics`, nats, the
-        step they came at (`since`), and how many metrics were `refused`.
+        Each has the pool's `structures` (widths, and last the resolution), best first, their `metrics`, nats, the step
+        they came at (`since`), and how many metrics were `refused`.
         """
         if not isinstance(sampler, PrioritizedSubnetSampling):
             return {}
@@ -179,13 +180,13 @@ class StructureRecipe(Recipe):
 
 
 def mults_from(lower: float) -> tuple[float, ...]:
-    """Uniform width multipliers from `lower` to 1 in steps of .025, as US-Net and MutualNet have them."""
+    """Return uniform width multipliers from `lower` to 1 in steps of .025, as US-Net and MutualNet have them."""
     return tuple(round(1 - 0.025 * i, 3) for i in range(round((1 - lower) / 0.025), -1, -1))
 
 
 @dataclass(frozen=True)
 class Family:
-    """One net: how it is trained, and at which costs."""
+    """The arms of one net: how it is trained, and at which costs."""
 
     base: StructureRecipe
     step: float  # between targets, MACs
@@ -229,7 +230,7 @@ At small eight images are timed: one takes .8 ms whatever its structure, most of
 
 
 def arms(context: Context) -> list[Recipe]:
-    """US-Net, MutualNet and random structures; prioritized sampling, by resource and with other structures.
+    """Return US-Net, MutualNet and random structures; prioritized sampling, by resource and with other structures.
 
     All make three passes per step. The latencies of this machine are measured first, once.
     """
@@ -249,23 +250,23 @@ def arms(context: Context) -> list[Recipe]:
         for lower in family.lowers:
             ends = {"train_mults": mults_from(lower)}
             ends["buckets"] = (macs_buckets(replace(base, **ends), classes, family.step),)
-            recipes += [replace(each, arm=f"{each.arm} from {lower:g}x", **ends)
-                        for each in (mutual, replace(base, arm=PSS))]
+            recipes += [replace(recipe, arm=f"{recipe.arm} from {lower:g}x", **ends)
+                        for recipe in (mutual, replace(base, arm=PSS))]
     return recipes
 
 
 def macs_buckets(recipe: StructureRecipe, num_classes: int, step: float) -> tuple[str, float, float, float]:
-    """The resource "MACs" with targets over all that structures cost."""
+    """Return the resource "MACs" with targets over all that structures cost."""
     with torch.device("meta"):  # shapes are enough
         net = recipe.build(num_classes)
     sides = recipe.resolutions  # the ends are enough: MACs grow with the resolution
     space = replace(recipe, resolutions=(sides[0], sides[-1])).structures(net)
-    made = Buckets.spanning(StructureCosts.of(space, Resource.macs(net, space)), step)
-    return "MACs", made.start, made.stop, made.step
+    buckets = Buckets.spanning(StructureCosts.of(space, Resource.macs(net, space)), step)
+    return "MACs", buckets.start, buckets.stop, buckets.step
 
 
 def latency_buckets(costs: StructureCosts, targets: int) -> tuple[str, float, float, float]:
-    """A latency with about so many `targets`, over all but the fastest and slowest hundredth of random structures.
+    """Return about so many `targets` of a latency, over all but the fastest and slowest hundredth of random structures.
 
     Between the extremes there would be targets without structures as soon as one layer's time is an outlier.
     """
@@ -277,25 +278,25 @@ def latency_buckets(costs: StructureCosts, targets: int) -> tuple[str, float, fl
 
 
 def latency_arms(family: Family, base: StructureRecipe, num_classes: int, store: RunStore) -> list[StructureRecipe]:
-    """PSS-C, at full PSS-G if there is a GPU, and PSS-M, held to all of these and to MACs."""
+    """Return PSS-C, at full PSS-G if there is a GPU, and PSS-M, which is held to all of these and to MACs."""
     devices = {"PSS-C": "cpu"}
     if base.scale == "full" and torch.cuda.is_available():
         devices["PSS-G"] = "cuda"
-    made = []
+    parts = []
     for arm, device in devices.items():
         stored = latency(base, num_classes, store, device, family.batch)
         resource = Resource.from_json(stored)
         with torch.device("meta"):
             costs = StructureCosts.of(base.structures(base.build(num_classes)), resource)
-        made.append(replace(base, arm=arm, buckets=(latency_buckets(costs, family.targets),),
+        parts.append(replace(base, arm=arm, buckets=(latency_buckets(costs, family.targets),),
                             tables=(stored["run_id"],)))
-    several = {name: tuple(part for each in made for part in getattr(each, name)) for name in ("buckets", "tables")}
+    several = {name: tuple(value for part in parts for value in getattr(part, name)) for name in ("buckets", "tables")}
     several["buckets"] = base.buckets + several["buckets"]
-    return [*made, replace(base, arm="PSS-M", samples=family.samples, **several)]
+    return [*parts, replace(base, arm="PSS-M", samples=family.samples, **several)]
 
 
 def latency(recipe: StructureRecipe, num_classes: int, store: RunStore, device: str = "cpu", batch: int = 1) -> dict:
-    """The `Resource.to_json` of a batch's latency over a recipe's structures, and run_id: measured once."""
+    """Measure a batch's latency over a recipe's structures, once: the `Resource.to_json` and run_id."""
     settings = {"paper": recipe.paper, "arm": "latency", "scale": recipe.scale, "net": recipe.net, "device": device,
                 "batch": batch, "layout": recipe.layout, "lower": min(recipe.train_mults),
                 "resolutions": recipe.resolutions}
@@ -311,11 +312,12 @@ def latency(recipe: StructureRecipe, num_classes: int, store: RunStore, device: 
 
 
 def followers(context: Context) -> list[Recipe]:
-    """MutualNet reduced to its best subnets halfway, given subnets of other and of uniform widths, fine-tuning.
+    """Return arms that follow from finished ones: a reduced MutualNet, subnets in a sandwich of their own, fine-tuning.
 
-    Arms whose run is not among `results` are left out. The reduced space is what validated best in MutualNet's run,
-    as its trade-off curve; the paper does not say what it kept (Fig. 1, right). Given widths are those that PSS found
-    for each target; beside them the uniform widths of the nearest MACs at the same resolution (Fig. 1, left).
+    Arms whose run is not among `results` are left out. From halfway on, the reduced MutualNet draws from what validated
+    best in MutualNet's run, as its trade-off curve; the paper does not say what it kept (Fig. 1, right). The sandwiches
+    train the subnets that PSS chose for each target, and beside them the uniform widths of the nearest MACs at the same
+    resolution (Fig. 1, left).
     """
     recipes = []
     for family in FAMILIES[check_scale(context.scale)]:
@@ -332,33 +334,33 @@ def followers(context: Context) -> list[Recipe]:
 
 
 def _after(family: Family, pss: Result, num_classes: int) -> list[StructureRecipe]:
-    given = replace(pss.recipe, method="sandwich", source="uniform", top_k=family.base.top_k)
-    tuned = replace(given, arm="Fine-tuned", method="alone", start=pss.run_id, epochs=family.tuning,
+    again = replace(pss.recipe, method="sandwich", source="uniform", top_k=family.base.top_k)
+    tuned = replace(again, arm="Fine-tuned", method="alone", start=pss.run_id, epochs=family.tuning,
                     lr=pss.recipe.lr / 10)  # the paper names no rate
-    found = best(pss)
-    return [replace(given, arm="Given widths", kept=found),
-            replace(given, arm="Given uniform widths", kept=uniform_twins(pss.recipe, found, num_classes)),
-            *(replace(tuned, kept=(each,)) for each in found if each[0] in family.tuned)]
+    winners = best(pss)
+    return [replace(again, arm="Given widths", kept=winners),
+            replace(again, arm="Given uniform widths", kept=uniform_twins(pss.recipe, winners, num_classes)),
+            *(replace(tuned, kept=(winner,)) for winner in winners if winner[0] in family.tuned)]
 
 
 def best(result: Result) -> tuple[tuple[str, tuple[int, ...], int], ...]:
-    """(target, widths, resolution) of the subnets that a run has chosen, its two ends left out."""
+    """Return (target, widths, resolution) of the subnets that a run has chosen, without its two ends."""
     chosen = {row["name"]: Subnet.from_json(row["subnet"]) for row in result.rows if row["name"] not in ("max", "min")}
     return tuple((name, subnet.widths, subnet.resolution) for name, subnet in chosen.items())
 
 
-def uniform_twins(recipe: StructureRecipe, found: Sequence[tuple[str, tuple[int, ...], int]],
+def uniform_twins(recipe: StructureRecipe, winners: Sequence[tuple[str, tuple[int, ...], int]],
                   num_classes: int) -> tuple[tuple[str, tuple[int, ...], int], ...]:
-    """For each of `found` the uniform width whose MACs are nearest to its own, at the same resolution."""
+    """Return for each of `winners` the uniform width of the nearest MACs, at the same resolution."""
     with torch.device("meta"):
         net = recipe.build(num_classes)
     fine = range(round(1000 * min(recipe.train_mults)), 1001)
     uniform = dict.fromkeys(net.widths_at(mult / 1000) for mult in fine)
     macs = {side: macs_function(net, resolution=side) for side in recipe.resolutions}
     twins = []
-    for name, widths, side in found:
+    for name, widths, side in winners:
         own = macs[side](Subnet(widths, resolution=side))
-        near = min(uniform, key=lambda each: abs(macs[side](Subnet(each, resolution=side)) - own))
+        near = min(uniform, key=lambda candidate: abs(macs[side](Subnet(candidate, resolution=side)) - own))
         twins.append((name, near, side))
     return tuple(twins)
 

@@ -1,4 +1,4 @@
-"""Structures of a given cost: by PSS-Net's eq. 4 and rejection, and exactly, by counting along the chain."""
+"""Structures of a given cost: by PSS-Net's eq. 4 and rejection, or exactly, by counting along the chain."""
 
 from __future__ import annotations
 
@@ -17,9 +17,9 @@ TRIES = 1_000_000
 
 
 class StructureSampler:
-    """Draws structures by bucket: subclasses propose, what costs more or less than the bucket is rejected.
+    """Draws structures by bucket: subclasses propose them, and those outside the bucket are rejected.
 
-    support: (T,) which buckets can be sampled.
+    `support` (T,) says which buckets can be sampled.
     """
 
     costs: StructureCosts
@@ -29,22 +29,22 @@ class StructureSampler:
 
     @property
     def resource(self) -> Resource:
-        """What the structures are held to."""
+        """The resource whose costs fill the buckets."""
         return self.costs.resource
 
     def propose(self, bucket: int, rng: np.random.Generator, n: int) -> np.ndarray:
-        """(n, groups + 1) structures, not all of them in the bucket."""
+        """Propose (n, groups + 1) structures, not all of them in the bucket."""
         raise NotImplementedError
 
     def sample(self, bucket: int, rng: np.random.Generator, n: int = 1) -> list[Subnet]:
-        """`n` independent subnets of one bucket; they may repeat.
+        """Draw `n` independent subnets of one bucket; they may repeat.
 
-        Raises SearchError for a bucket that has no support or is none, SearchError after `TRIES` proposals.
+        Raises SearchError for a bucket that has no support or does not exist, and after `TRIES` proposals.
         """
         return self.costs.structures.subnets(self.draw(bucket, rng, n))
 
     def draw(self, bucket: int, rng: np.random.Generator, n: int = 1) -> np.ndarray:
-        """As `sample`, as (n, groups + 1) choices."""
+        """Draw as `sample` does, but return (n, groups + 1) choices."""
         self._check(bucket)
         kept, missing, tried, ahead = [], n, 0, self.ahead
         while missing > 0:
@@ -52,13 +52,13 @@ class StructureSampler:
                 raise SearchError(f"{n - missing} of {n} structures after {tried:,} tries", "next to none "
                                   f"proposed are in {self._named(bucket)}", "Set a larger step.")
             index = self.propose(bucket, rng, min(65_536, int(ahead * missing) + 4))
-            found = index[self._inside(bucket, index)][:missing]
-            kept.append(found)
-            missing, tried, ahead = missing - len(found), tried + len(index), 2 * ahead
+            fitting = index[self._inside(bucket, index)][:missing]
+            kept.append(fitting)
+            missing, tried, ahead = missing - len(fitting), tried + len(index), 2 * ahead
         return np.concatenate(kept) if kept else np.empty((0, len(self.costs.structures.prior)), dtype=np.int64)
 
     def acceptance(self, bucket: int, rng: np.random.Generator, n: int) -> float:
-        """Share of `n` proposals that are in the bucket."""
+        """Return the share of `n` proposals that are in the bucket."""
         self._check(bucket)
         return self._inside(bucket, self.propose(bucket, rng, n)).mean().item()
 
@@ -81,10 +81,11 @@ class StructureSampler:
 
 
 class StructureDistribution(StructureSampler):
-    """PSS-Net, eq. 4: every choice drawn by how often structures of the bucket have it, as if independent.
+    """PSS-Net, eq. 4: every choice is drawn by how often structures of the bucket have it, as if independent.
 
-    count: (T,) structures seen in each bucket. marginals: (T, groups + 1, choices) shares of each choice among
-    them. Proposals have other correlations than structures from the prior, and so do those that are kept.
+    `count` (T,) is the number of sampled structures in each bucket, `marginals` (T, groups + 1, choices) the shares of
+    each choice among them. Proposals have other correlations than structures from the prior, and so do those that are
+    kept.
     """
 
     ahead = 24.0
@@ -98,7 +99,7 @@ class StructureDistribution(StructureSampler):
     @classmethod
     def fit(cls, costs: StructureCosts, buckets: Buckets, rng: np.random.Generator,
             n: int = 100_000) -> StructureDistribution:
-        """From `n` structures of the prior. Raises SearchError if a target lies outside of all costs."""
+        """Fit it to `n` structures of the prior. Raises SearchError if a target lies outside of all costs."""
         buckets.check(costs)
         if n < 1:
             raise ParameterError(f"n = {n}", "at least one structure is drawn", "Set n=100_000.")
@@ -111,30 +112,29 @@ class StructureDistribution(StructureSampler):
         return cls(costs, buckets, np.bincount(bucket, minlength=total), np.stack(histograms, 1))
 
     def propose(self, bucket: int, rng: np.random.Generator, n: int) -> np.ndarray:
-        """(n, groups + 1) structures from the product of the bucket's marginals."""
+        """Propose (n, groups + 1) structures from the product of the bucket's marginals."""
         return inverse_cdf(self._cdf[bucket], rng.random((n, self._cdf.shape[1])))
 
 
 class ExactDistribution(StructureSampler):
-    """Structures from the prior given the bucket, exactly; every bucket that has a structure is reached.
+    """Draws structures from the prior within the bucket, exactly; it reaches every bucket that has a structure.
 
-    Costs between neighbouring groups are rounded to a 1/`bins` of a bucket. From the last group to the first the
-    probability is summed of all that may follow a choice at each rounded cost; forward again, structures are drawn
-    from the prior given their rounded cost. How far sums of rounded costs are off is known, by Viterbi: rounded
-    costs that may be in the bucket are proposed, and the few structures rejected that are not. Where none is in it
-    for certain, 4,096 proposals decide whether it has support. For one budget and without a prior, `random_under`
-    needs no sums.
+    Costs between neighbouring groups are rounded to a 1/`bins` of a bucket. From the last group to the first, the
+    probability of all that may follow a choice is summed at each rounded cost. Forward again, structures are drawn from
+    the prior at their rounded cost. Viterbi says how far sums of rounded costs can be off: rounded costs that may be in
+    the bucket are proposed, and the few structures that are not in it are rejected. If none is in it for certain, 4,096
+    proposals decide whether it has support. For one budget and without a prior, `random_under` needs no sums.
 
-    mass: (T,) probability under the prior of what is proposed: times the acceptance, that of the bucket.
+    `mass` (T,) is the probability under the prior of what is proposed; times the acceptance it is that of the bucket.
     """
 
     def __init__(self, costs: StructureCosts, buckets: Buckets, bins: int = 64):
-        """Raises SearchError if a target lies outside of all costs."""
+        """Sum the probabilities. Raises SearchError if a target lies outside of all costs."""
         buckets.check(costs)
         self.costs, self.buckets, bin_ = costs, buckets, buckets.step / bins
         rounded = np.rint(costs.tables / bin_)
         error = [Trellis(chain.counts, chain.tables - bin_ * q) for chain, q in zip(costs.chains, rounded, strict=True)]
-        self._error = np.array([(each.cheapest, each.dearest) for each in error]) / bin_  # (resolutions, 2)
+        self._error = np.array([(trellis.cheapest, trellis.dearest) for trellis in error]) / bin_  # (resolutions, 2)
         base = self._sum_up(rounded.astype(np.int64))
         starts = [self._start(bucket, base, bin_) for bucket in range(len(buckets))]
         self.mass = np.array([cdf[-1] if len(cdf) else 0.0 for cdf, _, _ in starts])
@@ -185,7 +185,7 @@ class ExactDistribution(StructureSampler):
         return self._first[tuple(at.T)].cumsum(), at, bool((surely & held).any())
 
     def propose(self, bucket: int, rng: np.random.Generator, n: int) -> np.ndarray:
-        """(n, groups + 1) structures from the prior, given that their rounded cost may be in the bucket."""
+        """Propose (n, groups + 1) structures from the prior whose rounded cost may be in the bucket."""
         cdf, start = self._starts[bucket]
         side, choice, place = start[np.searchsorted(cdf, rng.random(n), side="right")].T
         u, index = rng.random((len(self._steps), n)), [choice]
@@ -212,11 +212,11 @@ def _add(to_go: np.ndarray, following: np.ndarray, paid: np.ndarray, most: int) 
 
 def trials(marginal: StructureDistribution, exact: ExactDistribution, rng: np.random.Generator,
            n: int = 4096) -> pd.DataFrame:
-    """Structures tried for each that is kept, by bucket: naively from the prior, by eq. 4, and exactly.
+    """Count, by bucket, the structures tried for each that is kept: from the prior, by eq. 4, and exactly.
 
-    Columns target, naive, eq4, exact; NaN where a sampler has no support. The last two are measured on `n` proposals,
-    of which at least one counts as kept. The naive one is 1 / the probability of the bucket under the prior, also
-    where nobody could wait for it.
+    Columns are target, naive, eq4, exact; NaN where a sampler has no support. The last two are measured on `n`
+    proposals, of which at least one counts as kept. The naive one is 1 / the probability of the bucket under the prior,
+    also where nobody could wait for it.
     """
     def tried(sampler: StructureSampler) -> np.ndarray:
         share = [max(sampler.acceptance(bucket, rng, n), 1 / n) if has else np.nan

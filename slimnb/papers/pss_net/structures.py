@@ -26,7 +26,7 @@ RESOLUTIONS = {224: tuple(range(128, 225, 8)), 32: tuple(range(20, 33, 4))}
 
 @dataclass(frozen=True, eq=False)
 class Structures:
-    """A structure space, and how likely each choice is before any cost is asked for.
+    """A structure space, and how likely each choice is before any cost is considered.
 
     A structure is a row of choices: of each group of channel units, and last of the resolution. It stands for the
     rounded channels, so no network has two.
@@ -39,18 +39,18 @@ class Structures:
 
     @property
     def counts(self) -> tuple[int, ...]:
-        """Number of choices of each group, and last of resolutions."""
+        """The number of choices of each group, and last of resolutions."""
         return tuple(map(len, self.prior))
 
     def draw(self, rng: np.random.Generator, n: int) -> np.ndarray:
-        """(n, groups + 1) choices of random structures from the prior."""
+        """Draw random structures from the prior: (n, groups + 1) choices."""
         index = np.empty((len(self.prior), n), dtype=np.int64)
         for row, p in zip(index, self.prior, strict=True):
             row[:] = np.searchsorted(cumulative(p), rng.random(n), side="right")
         return index.T
 
     def widths(self, index: np.ndarray) -> np.ndarray:
-        """(N, units) channels of structures (N, groups + 1)."""
+        """Return the channels (N, units) of structures (N, groups + 1)."""
         widths = np.empty((len(self.unit_names), len(index)), dtype=np.int64)
         for group, units in enumerate(self.groups):
             for unit in units:
@@ -58,23 +58,23 @@ class Structures:
         return widths.T
 
     def resolutions(self, index: np.ndarray) -> np.ndarray:
-        """(N,) input sides of structures (N, groups + 1), pixels."""
+        """Return the input sides (N,) of structures (N, groups + 1), pixels."""
         return np.take(self.space.resolutions, index[:, -1])
 
     def subnets(self, index: np.ndarray) -> list[Subnet]:
-        """The subnets that structures (N, groups + 1) stand for."""
+        """Return the subnets that structures (N, groups + 1) stand for."""
         rows = zip(self.widths(index).tolist(), self.resolutions(index).tolist(), strict=True)
         return [Subnet(tuple(widths), resolution=side) for widths, side in rows]
 
 
 def structure_space(net: SlimmableNet, lower: float = 0.75, resolutions: Sequence[int] = (),
                     upper: float = 1.0) -> Structures:
-    """The structures of PSS-Net: a width multiplier from `lower` to `upper` per stage, and a resolution.
+    """Return the structures of PSS-Net: a width multiplier from `lower` to `upper` per stage, and a resolution.
 
-    In MobileNetV1 every layer is a stage. A multiplier is drawn uniformly and rounded to three decimals, the channels
-    are those the net makes of it; the resolution is drawn uniformly between the first and the last and rounded to the
-    nearest of `resolutions` (default: `RESOLUTIONS` of the net). The prior is what comes of that, so that ends have
-    half the weight of others. Bounds that are none raise SearchError, a supernet too narrow ParameterError.
+    In MobileNetV1 every layer is a stage. A multiplier is drawn uniformly and rounded to three decimals, and the net
+    makes channels of it. The resolution is drawn uniformly between the first and the last and rounded to the nearest of
+    `resolutions` (default: `RESOLUTIONS` of the net). The prior follows from that, so ends have half the weight of
+    others. Raises SearchError for bad bounds, ParameterError for a supernet that is too narrow.
     """
     default = RESOLUTIONS[net.input_size]
     resolutions, step = tuple(resolutions) or default, default[1] - default[0]
@@ -108,7 +108,7 @@ def _nearest(grid: Sequence[float]) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Resource:
-    """What subnets are held to, as one table of costs for each resolution."""
+    """A cost that subnets are held to, as one table for each resolution."""
 
     name: str  # "MACs" | "CPU latency" | "GPU latency"
     unit: str  # "MACs" | "ms"
@@ -116,7 +116,7 @@ class Resource:
 
     @classmethod
     def macs(cls, net: SlimmableNet, structures: Structures, convention: str = "B") -> Resource:
-        """Exact MACs of one image by a convention of `CONVENTIONS`; PSS-Net counts by B."""
+        """Count exact MACs of one image by one of `CONVENTIONS`; PSS-Net counts by B."""
         tables = {side: CostTable.macs(net, structures.space, convention, side)
                   for side in structures.space.resolutions}
         return cls("MACs", "MACs", tables)
@@ -124,13 +124,13 @@ class Resource:
     @classmethod
     def latency(cls, net: SlimmableNet, structures: Structures, batch: int = 1, *, rounds: int = 5,
                 progress: Callable[[int, int], None] | None = None) -> Resource:
-        """Milliseconds of a batch on the net's device, by `latency_tables`."""
+        """Measure milliseconds of a batch on the net's device, by `latency_tables`."""
         tables = latency_tables(net, structures.space, structures.space.resolutions, batch, rounds=rounds,
                                 progress=progress)
         return cls(f"{next(net.parameters()).device.type.replace('cuda', 'gpu').upper()} latency", "ms", tables)
 
     def table(self, resolution: int) -> CostTable:
-        """The table of one input side; raises SearchError if there is none."""
+        """Return the table of one input side. Raises SearchError if there is none."""
         if resolution not in self.tables:
             raise SearchError(f"resolution {resolution}", f"the tables of {self.name} hold "
                               f"{', '.join(map(str, sorted(self.tables)))} pixels",
@@ -138,7 +138,7 @@ class Resource:
         return self.tables[resolution]
 
     def predict(self, widths: np.ndarray, resolutions: np.ndarray) -> np.ndarray:
-        """(N, units) widths and (N,) input sides -> (N,) costs."""
+        """Return the costs (N,) of widths (N, units) at input sides (N,)."""
         cost = np.empty(len(widths))
         for side in np.unique(resolutions).tolist():
             at = np.flatnonzero(resolutions == side)
@@ -146,20 +146,20 @@ class Resource:
         return cost
 
     def of(self, subnet: Subnet) -> float:
-        """Cost of one subnet that names its resolution."""
+        """Return the cost of one subnet that names its resolution."""
         return self.table(subnet.resolution).of(subnet)
 
     def show(self, cost: float) -> str:
-        """A cost with its unit: "568.79M MACs", "12.3 ms"."""
+        """Write a cost with its unit: "568.79M MACs", "12.3 ms"."""
         return f"{cost / 1e6:,.2f}M MACs" if self.unit == "MACs" else f"{cost:,.4g} {self.unit}"
 
     def to_json(self) -> dict:
-        """Plain dict, with the conditions of every table."""
+        """Return a plain dict, with the conditions of every table."""
         return {"name": self.name, "unit": self.unit, "tables": [_table_to_json(t) for t in self.tables.values()]}
 
     @classmethod
     def from_json(cls, data: dict) -> Resource:
-        """The resource that `to_json` wrote; raises SearchError if it is none."""
+        """Return the resource that `to_json` wrote. Raises SearchError for anything else."""
         try:
             tables = [_table_from_json(table) for table in data["tables"]]
             return cls(data["name"], data["unit"], {table.about["resolution"]: table for table in tables})
@@ -175,8 +175,8 @@ def _table_to_json(table: CostTable) -> dict:
 
 
 def _table_from_json(data: dict) -> CostTable:
-    choices = {tuple(each["node"]): np.array(each["widths"], dtype=np.int64) for each in data["choices"]}
-    terms = {tuple(map(tuple, each["ends"])): np.array(each["costs"]) for each in data["terms"]}
+    choices = {tuple(entry["node"]): np.array(entry["widths"], dtype=np.int64) for entry in data["choices"]}
+    terms = {tuple(map(tuple, entry["ends"])): np.array(entry["costs"]) for entry in data["terms"]}
     for ends, costs in terms.items():
         if costs.shape != tuple(len(choices[node]) if node else 1 for node in ends):
             raise ValueError(f"costs {costs.shape} between {ends}")
@@ -193,21 +193,18 @@ class StructureCosts:
 
     @classmethod
     def of(cls, structures: Structures, resource: Resource) -> StructureCosts:
-        """Tables folded onto the groups.
-
-        Raises SearchError if groups form no chain, SearchError if a table lacks a choice.
-        """
+        """Fold the tables onto the groups. Raises SearchError if groups form no chain or a table lacks a choice."""
         chains = [Trellis.of(_chain(resource.table(side), structures)) for side in structures.space.resolutions]
         return cls(structures, resource, tuple(chains))
 
     @property
     def cheapest(self) -> float:
-        """Least cost of any structure: of latencies not always the smallest."""
+        """The least cost of any structure; in latencies it is not always that of the smallest."""
         return min(chain.cheapest for chain in self.chains)
 
     @property
     def dearest(self) -> float:
-        """Greatest cost of any structure."""
+        """The greatest cost of any structure."""
         return max(chain.dearest for chain in self.chains)
 
     @cached_property
@@ -216,7 +213,7 @@ class StructureCosts:
         return np.stack([chain.tables for chain in self.chains])
 
     def cost(self, index: np.ndarray) -> np.ndarray:
-        """(N, groups + 1) structures -> (N,) costs."""
+        """Return the costs (N,) of structures (N, groups + 1)."""
         _, pairs, choices, _ = self.tables.shape
         table, flat = index[:, -1] * pairs, self.tables.ravel()
         total = np.zeros(len(index))
@@ -268,8 +265,8 @@ class Buckets:
     """Targets from `start` to `stop` in steps of `step`, in the unit of the costs.
 
     A cost belongs to the nearest target: to target t if t - step / 2 <= cost < t + step / 2. The first and the last
-    target are ends only: as in the released code they have no pool, and what is nearest to them in no bucket.
-    Bounds that leave no target in between raise SearchError.
+    target are ends only: as in the released code they have no pool, and costs nearest to them are in no bucket. Raises
+    SearchError for bounds without a target in between.
     """
 
     start: float
@@ -277,16 +274,16 @@ class Buckets:
     step: float
 
     def __post_init__(self):
-        given = f"buckets from {self.start:,g} to {self.stop:,g} by {self.step:,g}"
+        text = f"buckets from {self.start:,g} to {self.stop:,g} by {self.step:,g}"
         if not (math.isfinite(self.start + self.stop) and 0 < self.step < math.inf and self.start <= self.stop):
-            raise SearchError(given, "they are finite numbers, start <= stop, step > 0",
+            raise SearchError(text, "they are finite numbers, start <= stop, step > 0",
                               "Set e.g. Buckets(110e6, 570e6, 10e6).")
         if not len(self):
-            raise SearchError(given, "without the two ends no target is left", "Set a smaller step.")
+            raise SearchError(text, "without the two ends no target is left", "Set a smaller step.")
 
     @classmethod
     def spanning(cls, costs: StructureCosts, step: float) -> Buckets:
-        """From the least to the greatest cost, both rounded to a multiple of `step`, as the paper has them."""
+        """Return buckets from the least to the greatest cost, both rounded to a multiple of `step`, as in the paper."""
         start, stop = (round(cost / step) * step for cost in (costs.cheapest, costs.dearest))
         return cls(start, stop, step)
 
@@ -295,16 +292,16 @@ class Buckets:
 
     @property
     def targets(self) -> np.ndarray:
-        """(T,) targets that have a pool."""
+        """The targets (T,) that have a pool."""
         return self.start + self.step * np.arange(1, len(self) + 1)
 
     def index(self, costs: np.ndarray) -> np.ndarray:
-        """(N,) costs -> (N,) buckets 0 to T - 1, -1 for what is in none."""
+        """Return the buckets (N,) of costs (N,), 0 to T - 1, or -1 for a cost in none."""
         index = np.floor((costs - self.start) / self.step + 0.5).astype(np.int64) - 1
         return np.where(index < len(self), np.maximum(index, -1), -1)
 
     def bounds(self, bucket: int) -> tuple[float, float]:
-        """Least cost in a bucket, and the least beyond it."""
+        """Return the least cost in a bucket, and the least beyond it."""
         return self.start + (bucket + 0.5) * self.step, self.start + (bucket + 1.5) * self.step
 
     def check(self, costs: StructureCosts) -> None:

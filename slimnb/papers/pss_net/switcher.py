@@ -18,8 +18,8 @@ from slimnb.subnet import Subnet
 
 
 @dataclass(frozen=True, slots=True)
-class Choice:
-    """A subnet to switch to: what it costs, in MACs or ms, and its accuracy on validation images, percent."""
+class PricedSubnet:
+    """A subnet to switch to, its cost in MACs or ms, and its accuracy on validation images, percent."""
 
     subnet: Subnet
     cost: float
@@ -29,7 +29,7 @@ class Choice:
 @dataclass(frozen=True, slots=True)
 class _Table:
     costs: tuple[float, ...]  # ascending
-    choices: tuple[Choice, ...]  # of ascending accuracy
+    choices: tuple[PricedSubnet, ...]  # of ascending accuracy
     selections: tuple[Selection, ...]  # how the supernet runs each
 
     def find(self, budget: float) -> int:
@@ -41,7 +41,7 @@ class _Table:
 
 
 class SubnetSwitcher:
-    """A frozen supernet that serves each batch with the most accurate subnet a budget allows.
+    """A frozen supernet that serves each batch with the most accurate subnet that a budget allows.
 
     It keeps those `choices` that are more accurate than all that cost no more, and prepares each once: a call then
     searches in sorted costs, and neither copies nor checks weights. Any number of threads may call it while another
@@ -50,20 +50,20 @@ class SubnetSwitcher:
     NumericsError for subnets without statistics of these weights.
     """
 
-    def __init__(self, net: SlimmableNet, choices: Sequence[Choice]):
+    def __init__(self, net: SlimmableNet, choices: Sequence[PricedSubnet]):
         self.net = net
         self._table = self._table_of(choices)
 
     @property
-    def choices(self) -> tuple[Choice, ...]:
+    def choices(self) -> tuple[PricedSubnet, ...]:
         """The choices it switches between, cheapest first; an assignment replaces all of them at once."""
         return self._table.choices
 
     @choices.setter
-    def choices(self, choices: Sequence[Choice]) -> None:
+    def choices(self, choices: Sequence[PricedSubnet]) -> None:
         self._table = self._table_of(choices)
 
-    def _table_of(self, choices: Sequence[Choice]) -> _Table:
+    def _table_of(self, choices: Sequence[PricedSubnet]) -> _Table:
         for choice in choices:
             if not (0 < choice.cost < float("inf") and 0 <= choice.top1_val <= 100):
                 raise SearchError(f"cost {choice.cost}, accuracy {choice.top1_val} %",
@@ -78,7 +78,7 @@ class SubnetSwitcher:
         selections = tuple(self.net.select(choice.subnet, statistics="slot") for choice in best)
         return _Table(tuple(choice.cost for choice in best), best, selections)
 
-    def pick(self, budget: float) -> Choice:
+    def pick(self, budget: float) -> PricedSubnet:
         """Return the most accurate choice that costs at most `budget`; raises SearchError if all cost more."""
         table = self._table
         return table.choices[table.find(budget)]

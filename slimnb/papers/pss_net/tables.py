@@ -1,4 +1,4 @@
-"""What PSS-Net's runs found, as tables for the eye: subnets by target and price, pools, costs, the paper's numbers."""
+"""Runs of PSS-Net as tables: subnets by target and price, pools, costs, the paper's numbers."""
 
 from __future__ import annotations
 
@@ -26,7 +26,7 @@ ENDS = ("max", "min")
 
 
 def marginal_table(sampler: StructureDistribution, buckets: Sequence[int]) -> pd.DataFrame:
-    """Rows of bucket ("120 M MACs"), unit (from 1, the stem), mult, probability, prior: Eq. 4's marginals.
+    """Return Eq. 4's marginals: rows of bucket ("120 M MACs"), unit (from 1, the stem), mult, probability, prior.
 
     `mult` is the choice as a share of the unit's largest; resolutions are left out.
     """
@@ -44,17 +44,17 @@ def marginal_table(sampler: StructureDistribution, buckets: Sequence[int]) -> pd
 
 
 def chosen_frame(results: Sequence[Result], top_k: int) -> pd.DataFrame:
-    """`results_frame` of the subnets that validate best among each target's first `top_k`; a row has its name.
+    """Return `results_frame` of the subnets that validate best among each target's first `top_k`, with names.
 
     Runs of one subnet, which had nothing to choose from, are left out.
     """
-    return results_frame([replace(r, rows=chosen(r.found["candidates"], top_k)) for r in results
-                          if "candidates" in r.found])
+    return results_frame([replace(r, rows=chosen(r.findings["candidates"], top_k)) for r in results
+                          if "candidates" in r.findings])
 
 
 def over_targets(frame: pd.DataFrame, arms: Sequence[str], names: Collection[str] = (),
                  column: str = "top1") -> tuple[np.ndarray, np.ndarray]:
-    """(seeds,) means of `column` of two arms over the rows called `names`: by default all targets that both have.
+    """Return means (seeds,) of `column` of two arms over the rows called `names`, by default all targets of both.
 
     Seeds that one of them lacks are left out; nothing is left if one was not trained.
     """
@@ -65,10 +65,11 @@ def over_targets(frame: pd.DataFrame, arms: Sequence[str], names: Collection[str
 
 
 def priced(frame: pd.DataFrame, panels: Mapping[str, Sequence[str]], latencies: Sequence[Resource]) -> pd.DataFrame:
-    """Rows of resource, arm, name, platform, cost (MACs or ms), top1, top1_val, seed of `panels`: {resource: arms}.
+    """Price subnets by `panels`, {resource: arms}.
 
-    MACs are those of the frame, latencies those of their tables: subnets that these do not know, such as US-Net's
-    narrowest, are left out. Of an arm with targets of a resource no others are shown there. platform is the name.
+    Rows: resource, arm, name, platform, cost (MACs or ms), top1, top1_val, seed. MACs are those of the frame, latencies
+    those of their tables. Subnets that these do not know, such as US-Net's narrowest, are left out. An arm with targets
+    of a resource shows only those there. The platform is the name.
     """
     tables, parts = {resource.name: resource for resource in latencies}, []
     for resource, arms in panels.items():
@@ -76,7 +77,7 @@ def priced(frame: pd.DataFrame, panels: Mapping[str, Sequence[str]], latencies: 
         kind = rows["name"].map(_resource_of)
         held = (kind == resource).groupby(rows["arm"]).transform("any")
         rows = rows[~held | kind.isin(["", resource])]
-        cost = rows["macs"] if resource == "MACs" else [_price(tables[resource], each) for each in rows["subnet"]]
+        cost = rows["macs"] if resource == "MACs" else [_price(tables[resource], subnet) for subnet in rows["subnet"]]
         parts.append(rows.assign(resource=resource, cost=cost, platform=rows["name"]).dropna(subset="cost"))
     columns = ["resource", "arm", "name", "platform", "cost", "top1", "top1_val", "seed"]
     return pd.concat(parts, ignore_index=True)[columns]
@@ -96,7 +97,7 @@ def _price(resource: Resource, subnet: dict) -> float:
 
 
 def within(frame: pd.DataFrame, budgets: Mapping[str, Sequence[float]]) -> pd.DataFrame:
-    """What each arm of `priced` offers within `budgets` ({resource: costs}): rows with resource, budget, name of both.
+    """Return what each arm of `priced` offers within `budgets` ({resource: costs}), with resource, budget, name.
 
     Of every arm and seed it is the subnet that validates best among those that fit, if there is one.
     """
@@ -110,14 +111,14 @@ def within(frame: pd.DataFrame, budgets: Mapping[str, Sequence[float]]) -> pd.Da
 
 
 def by_k(results: Sequence[Result], names: Collection[str], ks: Sequence[int]) -> pd.DataFrame:
-    """Rows of pool, k, top1, top1_val, seed: the best by validation of each pool's first k (Table 5)."""
+    """Return rows of pool, k, top1, top1_val, seed: the best by validation of each pool's first k (Table 5)."""
     rows = [(row["name"], k, row["top1"], row["top1_val"], r.recipe.seed) for r in results for k in ks
-            for row in chosen(r.found["candidates"], k) if row["name"] in names]
+            for row in chosen(r.findings["candidates"], k) if row["name"] in names]
     return pd.DataFrame(rows, columns=["pool", "k", "top1", "top1_val", "seed"])
 
 
 def tuned(results: Sequence[Result], arm: str) -> pd.DataFrame:
-    """Rows of pool, arm, top1, seed: subnets of `arm` In the supernet and Fine-tuned (Table 6)."""
+    """Return rows of pool, arm, top1, seed: subnets of `arm` "In the supernet" and "Fine-tuned" (Table 6)."""
     before = {(r.recipe.seed, row["name"]): row["top1"] for r in results if r.recipe.arm == arm for row in r.rows}
     rows = []
     for r in results:
@@ -132,25 +133,26 @@ def tuned(results: Sequence[Result], arm: str) -> pd.DataFrame:
 
 
 def pool_table(result: Result, names: Collection[str]) -> pd.DataFrame:
-    """Rows of pool, since, metric, chosen: what the pools called `names` hold, best first, and which was chosen."""
+    """Return rows of pool, since, metric, chosen: the content of the pools called `names`, best first."""
     best = {row["name"]: Subnet.from_json(row["subnet"]) for row in result.rows}
     rows = [(pool["name"], since, metric, Subnet(tuple(widths), resolution=side) == best[pool["name"]])
-            for pool in result.found["pools"] if pool["name"] in names
+            for pool in result.findings["pools"] if pool["name"] in names
             for (*widths, side), since, metric in zip(pool["structures"], pool["since"], pool["metrics"], strict=True)]
     return pd.DataFrame(rows, columns=["pool", "since", "metric", "chosen"])
 
 
 def pool_relations(results: Sequence[Result]) -> pd.DataFrame:
-    """Rows of arm, seed, pool, trained, reused, recency, foresight, of every pool that holds three structures.
+    """Return rows of arm, seed, pool, trained, reused, recency, foresight, for every pool of three structures or more.
 
-    recency: rank correlation of the step of entry with the metric; foresight: of the metric with the accuracy on
-    validation images, of those that were tried. Where all are equal it is 0.
+    `recency` is the rank correlation of the step of entry with the metric. `foresight` is that of the metric with the
+    accuracy on validation images, of those that were validated. If all are equal it is 0.
     """
     rows = []
     for r in results:
-        for pool in r.found.get("pools", ()):
+        for pool in r.findings.get("pools", ()):
             if len(pool["metrics"]) >= 3:
-                tried = [(row["rank"], row["top1_val"]) for row in r.found["candidates"] if row["name"] == pool["name"]]
+                tried = [(row["rank"], row["top1_val"]) for row in r.findings["candidates"]
+                         if row["name"] == pool["name"]]
                 rows.append((r.recipe.arm, r.recipe.seed, pool["name"], pool["trained"], pool["reused"],
                              _rank_correlation(pool["since"], pool["metrics"]),
                              -_rank_correlation(*zip(*tried, strict=True))))
@@ -166,14 +168,14 @@ def _rank_correlation(a: Sequence[float], b: Sequence[float]) -> float:
 
 
 def macs_per_step(result: Result) -> float:
-    """MACs of a step's three passes as a multiple of the largest subnet's, of an arm held to MACs: by what it drew."""
+    """Return the MACs of a step's three passes as a multiple of the largest subnet's, from the draws of an arm."""
     ends = {row["name"]: row["macs"] for row in result.rows if row["name"] in ENDS}
-    cost, trained = np.array([(pool["cost"], pool["trained"]) for pool in result.found["pools"]]).T
+    cost, trained = np.array([(pool["cost"], pool["trained"]) for pool in result.findings["pools"]]).T
     return float((ends["max"] + np.average(cost, weights=trained) + ends["min"]) / ends["max"])
 
 
 def cost_table(path: Path, subnets: int) -> pd.DataFrame:
-    """Rows of method, training, storage (supernet = 1) and measured (False), dearest first: Table 3 for so many."""
+    """Return Table 3 for `subnets`: method, training, storage (supernet = 1), measured (False), dearest first."""
     wide = paper(path, "3", "any").set_index("arm")
     grown = {of: wide[of] + subnets * wide[f"{of}_per_subnet"] for of in ("training", "storage")}
     rows = pd.DataFrame(grown).sort_values("training", ascending=False, kind="stable")
@@ -184,14 +186,14 @@ def cost_table(path: Path, subnets: int) -> pd.DataFrame:
 
 
 def paper(path: Path, table: str, net: str = "MobileNetV1") -> pd.DataFrame:
-    """A table of `data/literature/pss_net.csv`: a line per row and arm, a column per quantity."""
+    """Return a table of `data/literature/pss_net.csv`: a line per row and arm, a column per quantity."""
     rows = pd.read_csv(path, dtype={"table": str}).query("table == @table and net == @net")
     wide = rows.pivot(index=["row", "method"], columns="column", values="value").reset_index()
     return wide.rename_axis(columns=None).rename(columns={"method": "arm"})
 
 
 def paper_by_resource(path: Path, resources: Sequence[str]) -> pd.DataFrame:
-    """Table 1 as `priced` has it; GPU latencies, printed in microseconds, in ms."""
+    """Return Table 1 in the form of `priced`; GPU latencies, which it prints in microseconds, are in ms."""
     wide = paper(path, "1").query("arm != 'base'")
     columns = {"MACs": ("macs_m", 1e6), "CPU latency": ("cpu_ms", 1), "GPU latency": ("gpu_us", 1e-3)}
     parts = [wide.assign(resource=resource, cost=wide[column] * unit).dropna(subset="cost")
@@ -199,14 +201,21 @@ def paper_by_resource(path: Path, resources: Sequence[str]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)[["resource", "arm", "row", "cost", "top1"]].assign(seed=0)
 
 
+def paper_lead(path: Path, resource: str, arms: tuple[str, str]) -> float:
+    """By how many points Table 1 has the first arm ahead within a resource, mean over three budgets of MobileNetV1."""
+    rows, prefix = paper(path, "1"), {"MACs": "MAC", "CPU latency": "CPU"}[resource]
+    means = rows[rows["row"].str.startswith(prefix)].groupby("arm")["top1"].mean()
+    return round(float(means[arms[0]] - means[arms[1]]), 2)
+
+
 def rivals(path: Path, dearer: float = 1.04) -> pd.DataFrame:
-    """Table 2: each PSS-Net beside the most accurate other net of at most `dearer` times its MACs, if there is one."""
+    """Return Table 2: each PSS-Net beside the most accurate other net of at most `dearer` times its MACs."""
     rows = []
     for net in ("MobileNetV1", "MobileNetV2"):
         wide = paper(path, "2", net).sort_values("macs_m", ascending=False)
-        ours = wide["arm"].str.startswith("PSS")
-        for row in wide[ours].itertuples():
-            near = wide[~ours & wide["macs_m"].le(dearer * row.macs_m)]
+        is_pss = wide["arm"].str.startswith("PSS")
+        for row in wide[is_pss].itertuples():
+            near = wide[~is_pss & wide["macs_m"].le(dearer * row.macs_m)]
             for rival in near.nlargest(1, "top1").itertuples():
                 rows.append((net, row.arm, row.macs_m, row.top1, rival.arm, rival.macs_m, rival.top1,
                              round(row.top1 - rival.top1, 1)))
@@ -215,6 +224,6 @@ def rivals(path: Path, dearer: float = 1.04) -> pd.DataFrame:
 
 
 def paper_by_k(path: Path) -> pd.DataFrame:
-    """Table 5 as `by_k` has it."""
+    """Return Table 5 in the form of `by_k`."""
     wide = paper(path, "5")
     return wide.assign(pool=wide["macs_m"].map("{:.0f} M".format), k=wide["k"].astype(int))[["pool", "k", "top1"]]

@@ -16,7 +16,7 @@ from slimnb.cost.latency_model import compare_predicted
 from slimnb.data.datasets import Batches, ImageData
 from slimnb.papers.pss_net.recipes import StructureRecipe, latency
 from slimnb.papers.pss_net.structures import Resource
-from slimnb.papers.pss_net.switcher import Choice, SubnetSwitcher, storage
+from slimnb.papers.pss_net.switcher import PricedSubnet, SubnetSwitcher, storage
 from slimnb.rng import rng_at
 from slimnb.runs.store import RunStore, code_fingerprint
 from slimnb.subnet import Subnet
@@ -53,7 +53,7 @@ def switching(result: Result, data: ImageData, budgets: Sequence[float], store: 
                 "budgets": list(budgets), "images": images, "device": torch.device(device).type}
 
     def take() -> dict:
-        choices = [Choice(Subnet.from_json(row["subnet"]), row["macs"], row["top1_val"]) for row in result.rows]
+        choices = [PricedSubnet(Subnet.from_json(row["subnet"]), row["macs"], row["top1_val"]) for row in result.rows]
         net = trained(result, data.num_classes, store).to(device)
         feed = Batches(data.test, images, augment="none", mean=data.mean, std=data.std, size=net.input_size,
                        device=device)

@@ -14,11 +14,11 @@ from slimnb.train.experiment import once
 
 
 def latencies(scale: str, mult: float, rounds: int, store: RunStore, device: str = "cpu", repeats: int = 5) -> dict:
-    """Latency of five ways to run a ResNet-50 at width `mult`, and of three of them at every width.
+    """Measure five ways to run a ResNet-50 at width `mult`, and three of them at every width, in ms.
 
-    Batch 1, 224 pixels. Measured once per store and settings, like a run. Keys: modes (rows of mode, repeat, ms: the
-    median of `rounds` interleaved calls), widths (mode, mult, ms), difference (largest between the outputs of mask,
-    index, slice and ideal), about (device, threads, dtype, date), run_id.
+    The batch is one image of 224 pixels. It is measured once per store and settings, as a run is. Keys: modes (rows of
+    mode, repeat, ms: the median of `rounds` interleaved calls), widths (mode, mult, ms), difference (the largest
+    between the outputs of mask, index, slice and ideal), about (device, threads, dtype, date), run_id.
     """
     settings = {"paper": "slimmable", "arm": "latency", "scale": scale, "net": "resnet", "mult": mult, "rounds": rounds,
                 "repeats": repeats, "device": torch.device(device).type}
@@ -35,8 +35,8 @@ def _latencies(mult: float, rounds: int, repeats: int, device: str) -> dict:
     with torch.inference_mode():
         outputs = {name: run_it() for name, run_it in modes.items() if name != "full"}
     difference = max((out - outputs["ideal"]).abs().max().item() for out in outputs.values())
-    rows = [{"mode": name, "repeat": repeat, "ms": round(found["median_ms"], 4)} for repeat in range(repeats)
-            for name, found in compare_latency(modes, x, max(1, rounds // repeats)).items()]
+    rows = [{"mode": name, "repeat": repeat, "ms": round(latency["median_ms"], 4)} for repeat in range(repeats)
+            for name, latency in compare_latency(modes, x, max(1, rounds // repeats)).items()]
     ways = {(width, name): run_it for width, subnet in named.items()
             for name, run_it in execution_modes(net, subnet, x).items() if name in ("slice", "index", "ideal")}
     timed = compare_latency({f"{name} {width}": run_it for (width, name), run_it in ways.items()}, x,

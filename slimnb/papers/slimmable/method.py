@@ -19,23 +19,23 @@ Draw = Callable[[np.random.Generator], Subnet]
 
 
 class Stateless:
-    """A sampler whose plans depend on (seed, step) alone."""
+    """A sampler whose plans depend on the seed and the step alone."""
 
     def observe(self, step: int, outcomes: Sequence[Outcome]) -> None:
-        """Nothing is learnt from the losses."""
+        """Do nothing: the sampler learns nothing from losses."""
 
     def state_dict(self) -> dict[str, Tensor]:
-        """Empty."""
+        """Return an empty dict."""
         return {}
 
     def load_state_dict(self, state: dict[str, Tensor]) -> None:
-        """Nothing to restore."""
+        """Do nothing: there is nothing to restore."""
 
 
 class Switches(Stateless):
-    """All of a few fixed subnets in every step, largest first, each from the labels (S-Net).
+    """Trains the same few subnets in every step, largest first, each from the labels (S-Net).
 
-    With one subnet it trains a plain net. `dropout` is the largest's.
+    With one subnet it trains a plain net. Only the largest has `dropout`.
     """
 
     def __init__(self, named: dict[str, Subnet], dropout: float = 0.0):
@@ -47,18 +47,19 @@ class Switches(Stateless):
                        for i, (name, subnet) in enumerate(order)]
 
     def subnets(self) -> list[Subnet]:
-        """The switches, largest first."""
+        """Return the switches, largest first."""
         return [a_pass.route for a_pass in self.passes]
 
     def plan(self, step: int) -> list[Pass]:
-        """The same passes in every step."""
+        """Return the same passes in every step."""
         return self.passes
 
 
 class Sandwich(Stateless):
-    """Largest from the labels, then smallest and `n_random` random subnets from the largest (US-Net, 3.2).
+    """Trains the largest subnet from the labels, then the smallest and `n_random` random ones from it (US-Net, 3.2).
 
-    `dropout` is the largest's, and so in what the others learn from. `target` is what the smallest learns from.
+    Only the largest has `dropout`, so the others learn from logits with dropout. `target` is what the smallest learns
+    from: "teacher" or "labels".
     """
 
     def __init__(self, largest: Subnet, smallest: Subnet, draw: Draw, n_random: int = 2, seed: int = 0,
@@ -68,48 +69,48 @@ class Sandwich(Stateless):
         self.smallest = Pass(smallest, target=target, name="smallest")
 
     def subnets(self) -> list[Subnet]:
-        """The two ends: the random subnets are too many to have statistics of their own."""
+        """Return the two ends; the random subnets are too many to have statistics of their own."""
         return [self.largest.route, self.smallest.route]
 
     def plan(self, step: int) -> list[Pass]:
-        """Largest, smallest, random ones: a pure function of (seed, step)."""
+        """Return the largest, the smallest and the random passes of `step`; they depend on seed and step alone."""
         rng = rng_at(self.seed, "sandwich", step)
         random = [Pass(self.draw(rng), target="teacher", name="random") for _ in range(self.n_random)]
         return [self.largest, self.smallest, *random]
 
 
 class Uniform(Stateless):
-    """The largest and one random subnet in every step, both from the labels: sampling without a teacher."""
+    """Trains the largest and one random subnet in every step, both from the labels, without a teacher."""
 
     def __init__(self, largest: Subnet, draw: Draw, seed: int = 0):
         self.largest, self.draw, self.seed = Pass(largest, name="largest"), draw, seed
 
     def subnets(self) -> list[Subnet]:
-        """The largest."""
+        """Return the largest."""
         return [self.largest.route]
 
     def plan(self, step: int) -> list[Pass]:
-        """Largest and one random subnet: a pure function of (seed, step)."""
+        """Return the largest and one random pass of `step`; they depend on seed and step alone."""
         return [self.largest, Pass(self.draw(rng_at(self.seed, "uniform", step)), name="random")]
 
 
 def any_of(subnets: Sequence[Subnet]) -> Draw:
-    """Draws one of `subnets`; equal ones count once."""
+    """Return a function that draws one of `subnets`; equal ones count once."""
     subnets = list(dict.fromkeys(subnets))
     return lambda rng: subnets[rng.integers(len(subnets))]
 
 
 def any_width(net: SlimmableNet, mults: Sequence[float], resolutions: Sequence[int | None] = (None,)) -> Draw:
-    """Draws one of the uniform-width subnets at `mults`, at any of `resolutions` (MutualNet); made once."""
+    """Return a function that draws one of the uniform-width subnets at `mults`, at any of `resolutions` (MutualNet)."""
     return any_of([net.uniform(mult, side) for side in resolutions for mult in mults])
 
 
 class InplaceDistillation:
-    """Passes with target "teacher" learn the largest pass's softened predictions on the same batch.
+    """Lets passes with target "teacher" learn the largest pass's softened predictions on the same batch.
 
-    loss = alpha T^2 CE(softmax(z_teacher / T), z / T) + (1 - alpha) CE(y, z), the teacher detached; US-Net
-    has alpha 1 and T 1, SP-Net alpha .9. The teacher is the step's first pass with target "labels", and learns from
-    labels smoothed by `smoothing`.
+    loss = alpha T^2 CE(softmax(z_teacher / T), z / T) + (1 - alpha) CE(y, z), with the teacher detached. US-Net has
+    alpha 1 and T 1, SP-Net alpha .9. The teacher is the step's first pass with target "labels". It learns from labels
+    smoothed by `smoothing`.
     """
 
     def __init__(self, temperature: float = 1.0, alpha: float = 1.0, smoothing: float | None = None):
@@ -121,7 +122,7 @@ class InplaceDistillation:
         self.teacher = None
 
     def __call__(self, a_pass: Pass, logits: Tensor, y: Tensor) -> tuple[Tensor, Tensor]:
-        """Per-sample loss and cross-entropy with the labels, each (B,)."""
+        """Return the loss and the cross-entropy with labels, each (B,). Raises ParameterError before any teacher."""
         ce = F.cross_entropy(logits, y, reduction="none")
         if a_pass.target == "labels":
             if self.teacher is None:

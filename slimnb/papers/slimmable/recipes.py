@@ -1,4 +1,4 @@
-"""Chapter 01: plain nets, one batch norm for all widths, S-Net, US-Net; and the values that all papers start from."""
+"""Chapter 01: plain nets, one batch norm for all widths, S-Net, US-Net; all papers start from its values."""
 
 from __future__ import annotations
 
@@ -21,7 +21,7 @@ class SlimmableRecipe(Recipe):
 
     def sampler_and_objective(self, net: SlimmableNet, steps: int,
                               store: RunStore | None = None) -> tuple[Sampler, Objective]:
-        """See `METHODS`; the sandwich rule comes with in-place distillation."""
+        """Return what trains each of `METHODS`; the sandwich rule comes with in-place distillation."""
         if self.method == "switches":
             return Switches({name if isinstance(name, str) else f"{name}x": subnet
                              for name, subnet in self.named(net).items()}), Labels(self.smoothing)
@@ -57,7 +57,7 @@ SANDWICH_MULTS = tuple(round(0.25 + 0.025 * i, 3) for i in range(31))  # US-Net:
 
 
 def arms(context: Context) -> list[Recipe]:
-    """The arms of chapter 01: plain nets of each width, one batch norm for all, S-Net, US-Net."""
+    """Return the arms of chapter 01: plain nets of each width, one batch norm for all, S-Net, US-Net."""
     full = FULL if context.data.size > 32 else FULL_32
     base = replace({"smoke": SMOKE, "small": SMALL, "full": full}[check_scale(context.scale)], seed=context.seed)
     plain = [replace(base, arm="Individual", mults=(mult,)) for mult in WIDTHS]

@@ -65,10 +65,11 @@ PRINTED = (
 
 
 def printed_macs(rows: Iterable[Printed] = PRINTED) -> pd.DataFrame:
-    """One row per printed figure: claim, source, net, mult, pixels, convention, printed, ours, fits, macs.
+    """Compare our counts with the MACs that papers print, one row per printed figure.
 
-    `ours` is our count in the figure's own digits, `fits` names every convention that gives the printed
-    digits; `printed_m` and `ours_m` are the two figures as numbers, in millions.
+    Columns: claim, source, net, mult, pixels, convention, printed, ours, fits, macs. `ours` is our count in the
+    figure's own digits. `fits` names every convention that gives the printed digits. `printed_m` and `ours_m` are the
+    two figures as numbers, in millions.
     """
     build = functools.lru_cache(1)(_build)  # one net at a time: together they would take 300 MB
 
@@ -80,12 +81,12 @@ def printed_macs(rows: Iterable[Printed] = PRINTED) -> pd.DataFrame:
     out = []
     for row in rows:
         for mult, text in row.figures.items():
-            found = count(row.net, mult, row.pixels)
-            shown = {c: as_printed(macs, text, row.cut) for c, macs in found.items()}
+            macs = count(row.net, mult, row.pixels)
+            shown = {c: as_printed(number, text, row.cut) for c, number in macs.items()}
             fits = "".join(c for c in CONVENTIONS if shown[c] == text) or "none"
             out.append({"claim": row.claim, "source": row.source, "net": row.net, "mult": mult,
                         "pixels": row.pixels, "convention": row.convention, "printed": text,
-                        "ours": shown[row.convention], "fits": fits, "macs": found[row.convention],
+                        "ours": shown[row.convention], "fits": fits, "macs": macs[row.convention],
                         "printed_m": _millions(text), "ours_m": _millions(shown[row.convention])})
     return pd.DataFrame(out)
 
@@ -100,13 +101,16 @@ def _build(name: str, layout: int) -> SlimmableNet:
 
 
 def counts(net: SlimmableNet, subnet: Subnet, pixels: int | None = None) -> dict[str, int]:
-    """MACs of `subnet` for one image by each convention, from one trace."""
+    """Count the MACs of `subnet` for one image by each convention, from one trace."""
     kinds = [pair for module in trace_macs(net, subnet, pixels).values() for pair in module.items()]
     return {c: sum(macs for kind, macs in kinds if kind in counted) for c, counted in CONVENTIONS.items()}
 
 
 def as_printed(macs: int, like: str, cut: bool = False) -> str:
-    """`macs` in the unit and with the decimals of the printed figure `like` ("4.1G"), rounded or cut off."""
+    """Write `macs` in the unit and with the decimals of the printed figure `like` ("4.1G").
+
+    It is rounded, or with `cut` cut off.
+    """
     decimals = len(like[:-1].partition(".")[2])
     digits = macs * 10**decimals / 10 ** SUFFIX[like[-1]]
     whole = math.floor(digits) if cut else math.floor(digits + 0.5)
@@ -118,7 +122,7 @@ def _millions(text: str) -> float:
 
 
 def layer_macs(net: SlimmableNet, subnet: Subnet) -> pd.DataFrame:
-    """MACs of `subnet` (convention A) per layer of a chain. Columns layer (channel unit), part, macs."""
+    """Count the MACs of `subnet` (convention A) per layer of a chain. Columns: layer (channel unit), part, macs."""
     traced = trace_macs(net, subnet)
     out = []
     for name, module in net.named_modules():
@@ -133,15 +137,15 @@ def layer_macs(net: SlimmableNet, subnet: Subnet) -> pd.DataFrame:
 
 
 def colour_alone(train: Split, other: Split) -> pd.DataFrame:
-    """How far three numbers per image get: the class whose mean colour is nearest, mid-image.
+    """Classify images by three numbers alone: the class whose mean colour is nearest to the image's.
 
-    One row per image of `other`: difficulty and correct (bool). The colour is the mean over the middle half
-    of each side.
+    The colour is the mean over the middle half of each side. There is one row per image of `other`: difficulty and
+    correct (bool).
     """
-    seen, asked = _middle_colour(train), _middle_colour(other)
+    known, queries = _middle_colour(train), _middle_colour(other)
     classes = int(train.labels.max()) + 1
-    centres = torch.stack([seen[train.labels == k].mean(0) for k in range(classes)])  # (classes, 3)
-    guess = torch.cdist(asked, centres).argmin(1)
+    centres = torch.stack([known[train.labels == k].mean(0) for k in range(classes)])  # (classes, 3)
+    guess = torch.cdist(queries, centres).argmin(1)
     return pd.DataFrame({"difficulty": other.difficulty.cpu().numpy(),
                          "correct": (guess == other.labels).cpu().numpy()})
 

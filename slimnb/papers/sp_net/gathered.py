@@ -1,4 +1,4 @@
-"""What channel sorting saves: subnets whose channels lie where training left them, gathered at every call."""
+"""What channel sorting saves: subnets whose channels lie where training left them, so that every call gathers them."""
 
 from __future__ import annotations
 
@@ -36,7 +36,7 @@ LAYERS = SlimmableConv2d, SwitchableBatchNorm2d, SlimmableLinear
 
 @torch.no_grad()
 def numbered(net: SlimmableNet) -> SlimmableNet:
-    """A copy whose weights are the numbers of their channels: embed it, and they tell where each channel went."""
+    """Return a copy whose weights are the numbers of their channels; embedded, they tell where each channel went."""
     net = copy.deepcopy(net)
     for module in net.modules():
         if isinstance(module, SlimmableConv2d):
@@ -49,15 +49,15 @@ def numbered(net: SlimmableNet) -> SlimmableNet:
 
 @torch.no_grad()
 def unsorted(net: SlimmableNet, subnet: Subnet, numbers: SlimmableNet) -> nn.Module:
-    """`subnet` of an embedded net as SP-Net would run it without sorting; the same outputs.
+    """Return `subnet` of an embedded net as SP-Net would run it without sorting; it gives the same outputs.
 
-    All channels lie where they were before `embed_`, and every layer gathers its weights at each call by the
+    All channels lie where they were before `embed_`, and at each call every layer gathers the weights of the channel
     numbers that the subnet keeps. `numbers` is the net's `numbered` copy, embedded in the same way.
     """
     plain = indexed(copy.deepcopy(net), subnet)
     gathering = [m for m in plain.modules() if isinstance(m, (IndexedConv2d, IndexedBatchNorm2d, IndexedLinear))]
-    told = [m for m in numbers.modules() if isinstance(m, LAYERS)]
-    for layer, tags in zip(gathering, told, strict=True):
+    layers = [m for m in numbers.modules() if isinstance(m, LAYERS)]
+    for layer, tags in zip(gathering, layers, strict=True):
         source = layer.source
         if isinstance(layer, IndexedConv2d):
             inputs = source.weight.shape[1]
@@ -83,12 +83,13 @@ def _put_back(values: Tensor, dim: int, where: Tensor) -> Tensor:
 
 
 def sorting_latencies(scale: str, rounds: int, store: RunStore, device: str = "cpu") -> dict:
-    """Latency of S-Net's subnets and of pruned ones of the same MACs, sorted and unsorted (Tables 7 and 10).
+    """Measure S-Net's subnets and pruned ones of the same MACs, sorted and unsorted, in ms (Tables 7 and 10).
 
-    Batch 1, 224 pixels, gammas random by layer and channel; at smoke two widths of ResNet-50. Measured once per store
-    and settings. Keys: rows (net, width, macs, way, repeat, ms: the median of `rounds` interleaved calls), difference
-    (largest between logits of sorted and unsorted, as a share of the largest logit), about, run_id. Where all
-    channels are kept nothing is gathered: the widest unsorted net is the plain one.
+    The batch is one image of 224 pixels, and gammas are random by layer and channel; at smoke there are two widths of
+    ResNet-50. It is measured once per store and settings. Keys: rows (net, width, macs, way, repeat, ms: the median of
+    `rounds` interleaved calls), difference (the largest between logits of sorted and unsorted, as a share of the
+    largest logit), about, run_id. If all channels are kept nothing is gathered: the widest unsorted net is the plain
+    one.
     """
     tables = SMOKE if scale == "smoke" else TABLES
     settings = {"paper": "sp_net", "arm": "sorting latency", "scale": scale, "rounds": rounds, "repeats": REPEATS,
@@ -97,9 +98,9 @@ def sorting_latencies(scale: str, rounds: int, store: RunStore, device: str = "c
     code = code_fingerprint(["slimnb.papers.sp_net.gathered._timed"])
 
     def take() -> dict:
-        found = [_timed(name, kind, widths, rounds, device) for name, (kind, widths) in tables.items()]
-        return {"rows": [row for rows, *_ in found for row in rows], "difference": max(d for _, d, _ in found),
-                "about": found[0][2]}
+        latencies = [_timed(name, kind, widths, rounds, device) for name, (kind, widths) in tables.items()]
+        return {"rows": [row for rows, *_ in latencies for row in rows], "difference": max(d for _, d, _ in latencies),
+                "about": latencies[0][2]}
 
     return once(store, settings, code, take)
 
@@ -134,8 +135,8 @@ def _timed(name: str, kind: type[SlimmableNet], widths: tuple[float, ...], round
     for repeat in range(REPEATS):
         timed = compare_latency(ways, x, max(1, rounds // REPEATS), warmup=1)
         rows += [{"net": name, "width": width, "macs": macs[way, width], "way": way, "repeat": repeat,
-                  "ms": round(found["median_ms"], 4)}
-                 for (way, width), found in timed.items()]
+                  "ms": round(latency["median_ms"], 4)}
+                 for (way, width), latency in timed.items()]
     return rows, difference, conditions(x)
 
 

@@ -1,4 +1,4 @@
-"""SP-Net: sparse bases to prune, then every embedded subnet trained at once, the supernet their teacher.
+"""SP-Net: sparse bases to prune, then joint training of every embedded subnet, with the supernet as teacher.
 
 `slimnb.papers.sp_net.pruning` turns trained bases into channel counts and `slimnb.nets.sorting` embeds those.
 """
@@ -17,11 +17,11 @@ from slimnb.subnet import Subnet
 
 
 class Sparsity:
-    """Gradient of network slimming's `strength` x sum of |gamma| over all batch norms (SP-Net, eq. 7).
+    """Adds the gradient of network slimming's `strength` x sum of |gamma| over all batch norms (SP-Net, eq. 7).
 
-    For `train(..., penalty=Sparsity(1e-4))`. At gamma = 0 the subgradient is 0. It has to be the last term
-    that reaches the gradients: SP-Net's official code adds it before the loss scale is divided out, which
-    leaves 1/65536 of it.
+    Pass it as `train(..., penalty=Sparsity(1e-4))`. At gamma = 0 the subgradient is 0. It must be the last term that
+    reaches the gradients: SP-Net's official code adds it before the loss scale is divided out, which leaves 1/65536 of
+    it.
     """
 
     def __init__(self, strength: float):
@@ -32,7 +32,7 @@ class Sparsity:
 
     @torch.no_grad()
     def __call__(self, net: SlimmableNet) -> None:
-        """Add it to the gradients that the passes of a step have left; errors: ParameterError without batch norm."""
+        """Add it to the gradients that the passes of a step have left. Raises ParameterError without batch norm."""
         norms = net.norms()
         if not norms:
             raise ParameterError(f"a sparsity penalty with bn={net.bn!r}", "its gammas are those of batch norms",
@@ -42,9 +42,9 @@ class Sparsity:
 
 
 class EmbeddedSwitches(Switches):
-    """The supernet from the labels, then the embedded subnets from it, widest first, in every step.
+    """Trains the supernet from the labels, then the embedded subnets from it, widest first, in every step.
 
-    SP-Net, algorithm 2; use it with `InplaceDistillation(temperature, alpha=0.9)`.
+    It is SP-Net's algorithm 2; use it with `InplaceDistillation(temperature, alpha=0.9)`.
     """
 
     def __init__(self, largest: Subnet, embedded: dict[str, Subnet]):

@@ -1,8 +1,8 @@
 """How many channels every layer of a trained base keeps: scores, one threshold for all of them, a MACs target.
 
-SP-Net's three ways to prune are three ways to call `prune`. One-shot: every target from one base.
-Multi-base: every target from a base of its own, of which nothing but the counts is used. Iterative: prune, embed the
-counts into the base, train that subnet further, and prune again `within` it.
+SP-Net's three ways to prune are three ways to call `prune`. One-shot: every target from one base. Multi-base: every
+target from a base of its own, of which only the counts are used. Iterative: prune, embed the counts into the base,
+train that subnet further, and prune again `within` it.
 """
 
 from __future__ import annotations
@@ -31,14 +31,20 @@ Score = Callable[[SlimmableNet], Scores]
 
 
 def gammas(net: SlimmableNet) -> Scores:
-    """|gamma| of every norm layer (network slimming: Liu et al. 2017); private ones as the largest subnet has them."""
+    """Score channels by |gamma| of every norm layer (network slimming: Liu et al. 2017).
+
+    Where gammas are private, those of the largest subnet count.
+    """
     row = net.slots.get(net.largest, 0) if net.bn == PRIVATE else 0
     return [np.stack([net.get_submodule(name).weight.detach().reshape(-1, unit.channels)[row].abs().double().cpu()
                       for name in unit.norms]) for unit in net.channel_units()]
 
 
 def filter_norms(net: SlimmableNet) -> Scores:
-    """L1 norm of every filter (Li et al. 2017), compared over all layers as SP-Net does (section 4.2)."""
+    """Score channels by the L1 norm of every filter (Li et al. 2017).
+
+    Norms are compared over all layers, as SP-Net does (section 4.2).
+    """
     return [np.stack([net.get_submodule(name).weight.detach().double().abs().sum((1, 2, 3)).cpu()
                       for name in unit.producers]) for unit in net.channel_units()]
 
@@ -48,13 +54,13 @@ SCORES = {"gammas": gammas, "filter norms": filter_norms}
 
 
 def importance_order(scores: Scores) -> list[np.ndarray]:
-    """Channel numbers of every unit, most important first; equal ones in their order."""
+    """Return the channel numbers of every unit, most important first; equal ones keep their order."""
     return [np.argsort(-unit[0], kind="stable") for unit in scores]
 
 
 def embed_counts_(net: SlimmableNet, counts: Mapping[str, Sequence[int]], padding: str = MATCH,
                   score: Score = gammas) -> dict[str, Subnet]:
-    """`embed_` with the channels in order of the net's own scores, whichever base the counts were pruned from."""
+    """Embed `counts` with the channels in order of the net's own scores, whichever base the counts come from."""
     return embed_(net, importance_order(score(net)), counts, padding)
 
 
@@ -63,7 +69,7 @@ def embed_counts_(net: SlimmableNet, counts: Mapping[str, Sequence[int]], paddin
 # finds them.
 @dataclass(frozen=True, slots=True)
 class Pruned:
-    """What is left of a base: plain numbers, so that `dataclasses.asdict` of it is JSON."""
+    """The result of pruning, in plain numbers, so that `dataclasses.asdict` of it is JSON."""
 
     counts: tuple[int, ...]  # channels kept in each unit
     macs: int  # of the counts in the base, by SP-Net's rule: where paths join, of the channels that any of them has
@@ -72,24 +78,23 @@ class Pruned:
 
     @property
     def gap(self) -> float:
-        """Share of the target that is not used, >= 0: counts go in steps, and no step came closer."""
+        """The share of the target that is not used, >= 0: counts go in steps, and no step came closer."""
         return 1 - self.macs / self.target
 
 
 def prune(base: SlimmableNet, target: float, *, score: Score = gammas, within: Subnet | None = None,
           into: SlimmableNet | None = None, padding: str = MATCH, convention: str = "A",
           resolution: int | None = None) -> Pruned:
-    """The most channels of `base` that one threshold over all its scores leaves for at most `target` MACs.
+    """Keep the most channels of `base` that one threshold over all its scores leaves for at most `target` MACs.
 
-    A unit keeps the channels that score above the threshold, and at least a tenth of them; a twentieth where paths join
-    under zero padding match. Depthwise layers follow the layer before them. `padding` says what happens at joins:
-    "match" keeps each path's own channels, "shortcut" gives all paths the count of the shortcut. What a join costs
-    depends on which channels of its paths coincide: that is counted in `into`, the supernet that the counts are for,
-    whose channels its own scores order (None: in the base). `within` is an earlier stage's subnet of the base.
+    A unit keeps the channels that score above the threshold, and at least a tenth of its channels; a twentieth where
+    paths join under zero padding match. Depthwise layers follow the layer before them. `padding` says what happens at
+    joins: "match" keeps each path's own channels, "shortcut" gives all paths the count of the shortcut.
 
-    Warns when no channel of a unit stands out, as in an untrained base. Errors: ParameterError if the floors alone cost
-    more than the target, ParameterError for scores of a wrong shape, ParameterError if the counts are wider than
-    `into`.
+    What a join costs depends on which channels of its paths coincide. That is counted in `into`, the supernet that the
+    counts are for, whose own scores order its channels; without it, in the base. `within` is an earlier stage's subnet
+    of the base. It warns if no channel of a unit stands out, as in an untrained base. Raises ParameterError if the
+    floors alone cost more than the target, for scores of a wrong shape, and for counts wider than `into`.
     """
     scores = _scores(base, score, within)
     _warn_untrained(scores)
@@ -97,17 +102,17 @@ def prune(base: SlimmableNet, target: float, *, score: Score = gammas, within: S
     host, ranked = (base, scores) if into is None else (into, _scores(into, score))
     macs = _pricing(host, ranked, padding, convention, resolution)
     pool = np.sort(np.concatenate([unit[np.isfinite(unit)] for unit in scores]))
-    found, keep = counts(-np.inf), 1.0
-    if not macs(found) <= target:
+    result, keep = counts(-np.inf), 1.0
+    if not macs(result) <= target:
         # MACs fall with the threshold, in steps: the first that fits is the closest.
         index = bisect_left(pool, True, key=lambda threshold: macs(counts(threshold)) <= target)
         if index == len(pool):
             raise ParameterError(f"target = {target:,} MACs",
                                  f"the floors of this base reach no less than {macs(counts(np.inf)):,}",
                                  "Raise the target, or prune a smaller base.")
-        found, keep = counts(pool[index]), float((pool > pool[index]).mean())
-    host.check(Subnet(found))
-    return Pruned(found, macs(found), target, keep)
+        result, keep = counts(pool[index]), float((pool > pool[index]).mean())
+    host.check(Subnet(result))
+    return Pruned(result, macs(result), target, keep)
 
 
 def _scores(net: SlimmableNet, score: Score, within: Subnet | None = None) -> Scores:

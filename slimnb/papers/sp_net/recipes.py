@@ -28,7 +28,7 @@ BASE, TUNED = "Base", "Slimming alone"
 
 @dataclass(frozen=True)
 class PrunedRecipe(Recipe):
-    """Fixed subnets from the labels (method "switches") or from the supernet (method "embedded")."""
+    """Trains fixed subnets from the labels (method "switches") or from the supernet (method "embedded")."""
 
     supernet: tuple[int, ...] | None = None  # channels of the net that `subnets` are embedded in
     padding: str | None = None  # of `slimnb.nets.sorting.embed_`, with `start`
@@ -40,13 +40,13 @@ class PrunedRecipe(Recipe):
 
     @property
     def largest(self) -> float | tuple[int, ...]:
-        """Channels of the supernet, or its width multiplier."""
+        """The channels of the supernet, or its width multiplier."""
         return self.supernet or super().largest
 
     def begin(self, num_classes: int, store: RunStore) -> SlimmableNet:
-        """With `start` that run's net, its channels sorted by `score` and `subnets` embedded in it.
+        """Build the net; with `start` load that run's, sort its channels by `score` and embed `subnets` in it.
 
-        Then weights are drawn anew if the recipe is `fresh`, and gammas set to `first_gamma`.
+        If the recipe is `fresh`, weights are then drawn anew and gammas set to `first_gamma`.
         """
         net = self._embedded(num_classes, store) if self.start and self.score else super().begin(num_classes, store)
         if self.fresh:
@@ -66,12 +66,12 @@ class PrunedRecipe(Recipe):
         return net
 
     def penalty(self) -> Penalty | None:
-        """Network slimming's, with a `sparsity`."""
+        """Return network slimming's penalty, if there is a `sparsity`."""
         return Sparsity(self.sparsity) if self.sparsity else None
 
     def sampler_and_objective(self, net: SlimmableNet, steps: int,
                               store: RunStore | None = None) -> tuple[Sampler, Objective]:
-        """See the class."""
+        """Return what trains each method, see the class."""
         named = {f"{mult:g}x": subnet for mult, subnet in self.named(net).items()}
         if self.method == "switches":
             return Switches(named), Labels(self.smoothing)
@@ -81,14 +81,17 @@ class PrunedRecipe(Recipe):
                     InplaceDistillation(self.temperature, self.alpha, self.smoothing))
         raise unknown_method(self, ("switches", "embedded"))
 
-    def found(self, net: SlimmableNet, sampler: Sampler) -> dict:
-        """`printed_macs` of every subnet, as SP-Net counts them: a join costs what its paths have between them."""
+    def findings(self, net: SlimmableNet, sampler: Sampler) -> dict:
+        """Return `printed_macs` of every subnet, as SP-Net counts them.
+
+        A join costs what its paths have between them.
+        """
         return {"printed_macs": [count_macs(net, subnet, fused=True) for subnet in self.named(net).values()]}
 
 
 @dataclass(frozen=True)
 class Family:
-    """One net: which widths it gets, which base each of them is pruned from, and how all are trained."""
+    """The arms of one net: its widths, the base that each width is pruned from, and how all of them are trained."""
 
     name: str  # of the net, in SP-Net's tables
     plain: PrunedRecipe  # individual nets, S-Net; bases beside their sparsity
@@ -108,7 +111,7 @@ class Family:
 
     @property
     def steps(self) -> dict[float, float]:
-        """Width -> the next wider one, over all widths of `arms`."""
+        """Maps each width to the next wider one, over all widths of `arms`."""
         return dict(pairwise((*self.ablated, self.full))) if self.arms else {}
 
     @property
@@ -168,7 +171,7 @@ Their gammas begin at 1 in all arms: at .5 a base that trains for 140 steps lose
 
 
 def families(scale: str, data) -> tuple[Family, ...]:
-    """The nets of a scale; at full those of Table 2 for CIFAR-100, of Table 3 for larger images."""
+    """Return the nets of a scale; at full those of Table 2 for CIFAR-100, of Table 3 for larger images."""
     if check_scale(scale) != "full":
         return LAPTOP[scale]
     return IMAGENET if data.size > 32 else CIFAR
@@ -178,7 +181,7 @@ def families(scale: str, data) -> tuple[Family, ...]:
 
 
 def bases(context: Context) -> list[Recipe]:
-    """Individual nets and S-Net, which SP-Net is compared with, and the sparse bases that it is pruned from."""
+    """Return the individual nets and S-Net, with which SP-Net is compared, and the sparse bases it is pruned from."""
     recipes = []
     for family in families(context.scale, context.data):
         plain = replace(family.plain, seed=context.seed, method="switches")
@@ -187,8 +190,8 @@ def bases(context: Context) -> list[Recipe]:
         tuned = () if family.fresh else (family.full,)
         recipes += [replace(plain, arm="Individual", mults=(mult,)) for mult in family.widths]
         recipes += [replace(plain, arm="S-Net", mults=family.widths)] if family.widths else []
-        wanted = sorted({*family.bases.values(), *family.steps.values(), *tuned})
-        recipes += [replace(sparse, mults=(mult,)) for mult in wanted]
+        mults = sorted({*family.bases.values(), *family.steps.values(), *tuned})
+        recipes += [replace(sparse, mults=(mult,)) for mult in mults]
     return recipes
 
 
@@ -196,46 +199,46 @@ def bases(context: Context) -> list[Recipe]:
 
 
 def joint(context: Context) -> list[Recipe]:
-    """SP-Net of every net, and the arms that change one thing of it.
+    """Return SP-Net of every net, and the arms that change one thing of it.
 
     An arm whose bases are not among `results` is left out. One-shot prunes every width from the widest base, and so
-    does "Shortcut first", as in the paper's Table 8. Iterative pruning begins here: the widest base is pruned one
-    step and trained further on its own.
+    does "Shortcut first", as in the paper's Table 8. Iterative pruning begins here: the widest base is pruned one step
+    and trained further on its own.
     """
     recipes = []
     for family in families(context.scale, context.data):
-        made, plain = Pruning(family, context), family.plain
+        pruning, plain = Pruning(family, context), family.plain
         widest = dict.fromkeys(family.steps, family.full)
-        recipes += made.arm("SP-Net", family.bases)
-        recipes += made.unpruned("Uniform counts", family.bases)
-        recipes += made.arm("SP-Net, all widths", family.steps)
-        recipes += made.arm("One-shot", widest)
-        recipes += made.arm("Shortcut first", widest, padding="shortcut")
-        recipes += made.arm("L1 norms", family.bases, score="filter norms")
-        recipes += made.arm("Drawn anew", family.bases, padding="ends", epochs=plain.epochs, lr=plain.lr,
+        recipes += pruning.arm("SP-Net", family.bases)
+        recipes += pruning.unpruned("Uniform counts", family.bases)
+        recipes += pruning.arm("SP-Net, all widths", family.steps)
+        recipes += pruning.arm("One-shot", widest)
+        recipes += pruning.arm("Shortcut first", widest, padding="shortcut")
+        recipes += pruning.arm("L1 norms", family.bases, score="filter norms")
+        recipes += pruning.arm("Drawn anew", family.bases, padding="ends", epochs=plain.epochs, lr=plain.lr,
                             gamma=plain.gamma, milestones=plain.milestones, **ANEW)
-        recipes += made.next_step()
+        recipes += pruning.next_step()
     return recipes
 
 
 def iterative(context: Context) -> list[Recipe]:
-    """The next step of iterative pruning, or after the last one the joint training of its subnets.
+    """Return the next step of iterative pruning, or after the last one the joint training of its subnets.
 
     SP-Net draws the weights anew for it (section 4.2); here it starts from what all other arms start from.
     """
-    each = (Pruning(family, context) for family in families(context.scale, context.data))
-    return [recipe for made in each for recipe in made.next_step()]
+    prunings = (Pruning(family, context) for family in families(context.scale, context.data))
+    return [recipe for pruning in prunings for recipe in pruning.next_step()]
 
 
 @dataclass(frozen=True)
 class Pruning:
-    """The finished bases of one net and seed, and the recipes that can be made of them."""
+    """The finished bases of one net and seed, and the recipes that follow from them."""
 
     family: Family
     context: Context
 
     def of(self, arm: str, mult: float) -> Result | None:
-        """The finished run of an arm that has one width."""
+        """Return the finished run of an arm that has one width."""
         for result in self.context.results:
             recipe = result.recipe
             if (recipe.arm, recipe.net) == (arm, self.family.plain.net) and result.rows[0]["mult"] == mult:
@@ -244,14 +247,17 @@ class Pruning:
 
     def arm(self, name: str, from_: dict[float, float], padding: str = "match", score: str = "gammas",
             **changes) -> list[Recipe]:
-        """Joint training of the widths in `from_`, each pruned from the base of the width it names; [] if not asked."""
+        """Return the joint training of the widths in `from_`, each pruned from the base of the width that it names.
+
+        The list is empty if the net has no such arm.
+        """
         if name not in ("SP-Net", *self.family.arms):
             return []
         prunings = self.pruned(from_, padding, score)
         return [self.joint(name, prunings, padding, score, **changes)] if prunings else []
 
     def unpruned(self, name: str, mults: Iterable[float]) -> list[Recipe]:
-        """SP-Net's training of the uniform widths: the control that has all of it but what pruning found."""
+        """Return SP-Net's training of the uniform widths: a control that shares everything but the pruned counts."""
         if name not in self.family.arms or (self.host is None and not self.family.fresh):
             return []
         with torch.device("meta"):
@@ -264,14 +270,20 @@ class Pruning:
         return None if self.family.fresh else self.of(BASE, self.family.full)
 
     def pruned(self, from_: dict[float, float], padding: str = "match", score: str = "gammas") -> dict[float, dict]:
-        """By width what is left of the base that `from_` names for it (see `prune`); {} if a base is missing."""
+        """Return, by width, what is left of the base that `from_` names for it (see `prune`).
+
+        It is {} if a base is missing.
+        """
         sources = {mult: self.of(BASE, base) for mult, base in from_.items()}
         if None in sources.values() or (self.host is None and not self.family.fresh):
             return {}
         return {mult: self.prune(base, mult, padding, score) for mult, base in sources.items()}
 
     def next_step(self) -> list[Recipe]:
-        """Of iterative pruning: the widest base is pruned, tuned, pruned further, and so on; then trained jointly."""
+        """Return the next recipe of iterative pruning.
+
+        The widest base is pruned, tuned, pruned further, and so on; then all subnets are trained jointly.
+        """
         base, prunings = self.host, {}
         if base is None or "Iterative" not in self.family.arms:
             return []
@@ -289,7 +301,7 @@ class Pruning:
 
     def joint(self, name: str, prunings: dict[float, dict], padding: str = "match", score: str = "gammas",
               **changes) -> PrunedRecipe:
-        """The recipe that trains what pruning left together with the supernet."""
+        """Return the recipe that trains what pruning left together with the supernet."""
         family, host = self.family, self.host
         base = replace(family.plain, arm=name, seed=self.context.seed, method="embedded", bn="shared_affine",
                        sparsity=family.sparsity, alpha=0.9, **family.joint)
@@ -298,11 +310,11 @@ class Pruning:
         kept = sorted(prunings.items(), reverse=True)
         subnets = ((family.full, full), *((mult, tuple(pruned["counts"])) for mult, pruned in kept))
         start = {"start": host.run_id, "padding": padding, "score": score} if host else {}
-        made = replace(base, **{"subnets": subnets, "supernet": full, **start, **changes})
-        return replace(made, first_gamma=family.first_gamma) if made.fresh else made
+        recipe = replace(base, **{"subnets": subnets, "supernet": full, **start, **changes})
+        return replace(recipe, first_gamma=family.first_gamma) if recipe.fresh else recipe
 
     def prune(self, base: Result, mult: float, padding: str = "match", score: str = "gammas") -> dict:
-        """A `Pruned` of `base` at the MACs of the uniform width `mult`, found once and then loaded."""
+        """Return a `Pruned` of `base` at the MACs of the uniform width `mult`; it is computed once and then loaded."""
         recipe, classes, host = base.recipe, self.context.data.num_classes, self.host
         settings = {"paper": recipe.paper, "arm": "pruned", "scale": recipe.scale, "net": recipe.net,
                     "seed": self.context.seed, "of": base.run_id, "into": host.run_id if host else None, "mult": mult,
@@ -314,16 +326,19 @@ class Pruning:
             with torch.device("meta"):
                 uniform = replace(self.family.plain, mults=(mult,)).build(classes)
             within = Subnet(recipe.subnets[0][1]) if recipe.subnets else None
-            found = prune(net, count_macs(uniform, uniform.largest), score=SCORES[score], within=within, into=into,
+            result = prune(net, count_macs(uniform, uniform.largest), score=SCORES[score], within=within, into=into,
                           padding=padding)
-            return asdict(found)
+            return asdict(result)
 
         code = code_fingerprint([prune, "slimnb.papers.sp_net.pruning.SCORES", recipe.net_type()])
         return once(self.context.store, settings, code, take)
 
 
 def scores(result: Result, data, store: RunStore) -> dict:
-    """`gammas` of a base, a list of (layers, channels) per channel unit, to six digits: kept when it is pruned."""
+    """Return the `gammas` of a base to six digits: a list of (layers, channels) per channel unit.
+
+    They are stored when the base is pruned.
+    """
     recipe = result.recipe
     settings = {"paper": recipe.paper, "arm": "gammas", "scale": recipe.scale, "net": recipe.net, "of": result.run_id}
 

@@ -1,4 +1,4 @@
-"""What pruning left, as tables for the eye: gammas and their threshold, channels by unit, errors beside the paper's.
+"""What pruning left, as tables: gammas and their threshold, channels by unit, errors beside the paper's.
 
 Units are counted from 1, the stem; widths are named "0.5×".
 """
@@ -32,10 +32,10 @@ def width_name(mult: float) -> str:
 
 
 def gamma_table(gammas: Sequence, counts: Sequence[int], keep: float) -> tuple[pd.DataFrame, float]:
-    """Rows of unit, gamma, kept, decides for `figures.gamma_histogram`, and the threshold that was found.
+    """Return rows of unit, gamma, kept, decides for `figures.gamma_histogram`, and the threshold.
 
-    `gammas` is of `studies.sp_net.scores`: (layers, channels) per unit, the first layer decides; `counts` and the
-    share `keep` are of the pruning. All floors apart, `kept` are the gammas above the threshold.
+    `gammas` is of `recipes.scores`: (layers, channels) per unit, of which the first layer decides. `counts` and the
+    share `keep` are of the pruning. Apart from the floors, `kept` are the gammas above the threshold.
     """
     parts = []
     for unit, (layers, count) in enumerate(zip(gammas, counts, strict=True), 1):
@@ -49,32 +49,32 @@ def gamma_table(gammas: Sequence, counts: Sequence[int], keep: float) -> tuple[p
 
 
 def counts_table(named: Mapping[str, Mapping[str, Sequence[int]]], full: Sequence[int]) -> pd.DataFrame:
-    """Rows of arm, name, unit, channels, full from {arm: {width's name: channels of every unit}}."""
+    """Return rows of arm, name, unit, channels, full from {arm: {name of a width: channels of every unit}}."""
     rows = [(arm, name, unit, channels, most) for arm, subnets in named.items() for name, widths in subnets.items()
             for unit, (channels, most) in enumerate(zip(widths, full, strict=True), 1)]
     return pd.DataFrame(rows, columns=["arm", "name", "unit", "channels", "full"])
 
 
 def order_of(gammas: Sequence) -> list[np.ndarray]:
-    """Channels of every unit, most important first, from the gammas that `studies.sp_net.scores` keeps."""
+    """Return the channels of every unit, most important first, by the gammas that `recipes.scores` keeps."""
     return [np.argsort(-np.asarray(layers[0]), kind="stable") for layers in gammas]
 
 
 def kept(order: np.ndarray, count: int) -> np.ndarray:
-    """(C,) bool: the first `count` channels of `order`, in the order that training left them in."""
+    """Mark the first `count` channels of `order`, (C,) bool in the order in which training left them."""
     mask = np.zeros(len(order), dtype=bool)
     mask[order[:count]] = True
     return mask
 
 
 def masks_of(order: Sequence[np.ndarray], counts: Sequence[int]) -> Masks:
-    """The channels that each unit of an unsorted net keeps, as a route that computes all and zeroes the others."""
+    """Return the channels that each unit of an unsorted net keeps, as a route that zeroes the others."""
     return Masks(tuple(torch.from_numpy(kept(*pair)).float()[None] for pair in zip(order, counts, strict=True)))
 
 
 def join_paths(net: SlimmableNet, order: Sequence[np.ndarray], counts: Mapping[str, Sequence[int]],
                name: str) -> tuple[dict[str, np.ndarray], np.ndarray]:
-    """Of the first stream in which paths meet: {"Body": mask, "Shortcut": mask} of subnet `name`, and its order.
+    """Return {"Body": mask, "Shortcut": mask} of subnet `name` in the first stream in which paths meet, and its order.
 
     Body and shortcut are the first two units of the stream; masks and order are of the base's channels.
     """
@@ -88,32 +88,32 @@ def join_paths(net: SlimmableNet, order: Sequence[np.ndarray], counts: Mapping[s
 
 
 def not_nested(thin: Subnet | Sequence[int], wide: Subnet | Sequence[int]) -> list[int]:
-    """Units (from 1) in which the thinner subnet is the wider one."""
+    """Return the units (from 1) in which the thinner subnet is the wider one."""
     thin, wide = (getattr(subnet, "widths", subnet) for subnet in (thin, wide))
     return [unit for unit, (a, b) in enumerate(zip(thin, wide, strict=True), 1) if a > b]
 
 
 def crossings(counts: Mapping[float, Sequence[int]]) -> dict[tuple[float, float], list[int]]:
-    """`not_nested` of every width and the next wider one, by the pair."""
+    """Return `not_nested` of every width and the next wider one, by the pair."""
     return {(thin, wide): not_nested(counts[thin], counts[wide]) for thin, wide in pairwise(sorted(counts))}
 
 
 def errors_of(frame: pd.DataFrame) -> pd.DataFrame:
-    """The frame of `results_frame` with columns name ("0.5×") and error (%), widest first."""
+    """Return the frame of `results_frame` with columns name ("0.5×") and error (%), widest first."""
     rows = frame.sort_values("mult", ascending=False, kind="stable")
     return rows.assign(name=rows["mult"].map(width_name), error=100 - rows["top1"])
 
 
 def macs_by_rule(results: Sequence[Result], num_classes: int) -> pd.DataFrame:
-    """Rows of net, arm, seed, mult, target, union, executed (MACs), more (%), one per subnet of a jointly trained net.
+    """Return rows of net, arm, seed, mult, target, union, executed (MACs), more (%), one per jointly trained subnet.
 
-    `target` is of the uniform width. `union` is SP-Net's count; `executed` has the zeros between channels, too, and
-    is `more` above `union`.
+    `target` is of the uniform width. `union` is SP-Net's count. `executed` has the zeros between channels, too, and is
+    `more` above `union`.
     """
     rows = [(r.recipe.net, r.recipe.arm, r.recipe.seed, row["mult"], _uniform_macs(r.recipe, row["mult"], num_classes),
              union, row["macs"], 100 * (row["macs"] / union - 1))
             for r in results if r.recipe.supernet
-            for row, union in zip(r.rows, r.found["printed_macs"], strict=True)]
+            for row, union in zip(r.rows, r.findings["printed_macs"], strict=True)]
     return pd.DataFrame(rows, columns=["net", "arm", "seed", "mult", "target", "union", "executed", "more"])
 
 
@@ -125,7 +125,7 @@ def _uniform_macs(recipe: PrunedRecipe, mult: float, num_classes: int) -> int:
 
 def paper_errors(path: Path, tables: Sequence[int], net: str, widths: Sequence[float],
                  dataset: str = "ImageNet") -> pd.DataFrame:
-    """The paper's rows of arm, name, error for arms of chapter 02; of two tables the first named counts."""
+    """Return the paper's rows of arm, name, error for arms of chapter 02; of two tables the first counts."""
     rows = pd.read_csv(path).query("table in @tables and dataset == @dataset and net == @net and mult in @widths")
     rows = rows.sort_values("table", key=lambda numbers: numbers.map(list(tables).index), kind="stable")
     rows = rows.assign(arm=rows["method"].map(PAPER_ARMS), name=rows["mult"].map(width_name))

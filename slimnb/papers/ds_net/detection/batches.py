@@ -1,4 +1,4 @@
-"""Batches of scenes that are a pure function of (seed, step): mirrored, if asked cropped as SSD does, normalised."""
+"""Batches of scenes that depend on seed and step alone: mirrored, normalised, and if set cropped as SSD does."""
 
 from __future__ import annotations
 
@@ -20,7 +20,7 @@ ROUNDS = 4  # overlaps that are drawn; torchvision goes on until one succeeds
 
 @dataclass(frozen=True)
 class Targets:
-    """What a batch shows: boxes (B, M, 4), left, top, right, bottom in pixels, and labels (B, M), -1 where none is."""
+    """The objects of a batch: boxes (B, M, 4), left, top, right, bottom in pixels, and labels (B, M), -1 for none."""
 
     boxes: Tensor
     labels: Tensor
@@ -29,9 +29,9 @@ class Targets:
 class SceneBatches:
     """Batches of a split for training: images (B, 3, S, S) normalised, channels_last, and their `Targets`.
 
-    `batch(step)` is a pure function of (seed, step). Scenes are shuffled and a short last batch dropped; each is
-    mirrored with probability one half. With `crop`, first comes SSD's random crop (Liu et al. 2016, section 2.2),
-    of the scene as it is stored. Difficult objects are left out. Raises DataError (no batch in an epoch).
+    `batch(step)` depends on seed and step alone. Scenes are shuffled and a short last batch is dropped; each scene is
+    mirrored with probability one half. With `crop`, SSD's random crop (Liu et al. 2016, section 2.2) of the scene as it
+    is stored comes first. Difficult objects are left out. Raises DataError if an epoch has no batch.
     """
 
     def __init__(self, split: SceneSplit, batch_size: int, *, mean: Sequence[float], std: Sequence[float],
@@ -49,13 +49,13 @@ class SceneBatches:
         return self.steps_per_epoch
 
     def rows(self, step: int) -> Tensor:
-        """Which scenes batch `step` holds, (B,) int64 on the CPU."""
+        """Return the scenes in batch `step`, (B,) int64 on the CPU."""
         epoch, position = divmod(step, self.steps_per_epoch)
         order = keyed_order(self.seed, "order", epoch, torch.arange(len(self.split)))
         return order[position * self.batch_size : (position + 1) * self.batch_size]
 
     def batch(self, step: int) -> tuple[Tensor, Targets]:
-        """Images and targets of batch `step`, counted from the start of training."""
+        """Return images and targets of batch `step`, counted from the start of training."""
         rows, epoch = self.rows(step), step // self.steps_per_epoch
         images, boxes, labels, difficult = self._read(rows)
         labels = labels.masked_fill(difficult, -1)
@@ -66,24 +66,24 @@ class SceneBatches:
         return self._normalise(images), Targets(boxes, labels)
 
     def images(self, count: int) -> Iterator[Tensor]:
-        """Batches of `count` images, plain and normalised: what calibration reads."""
+        """Give batches of `count` images, plain and normalised, for calibration."""
         return plain_images(self.split, min(count, len(self.split)), self.batch_size, self._normalise, self.device)
 
     def _read(self, rows: Tensor) -> list[Tensor]:
         rows = rows.to(self.split.images.device)
         values = (self.split.images, self.split.boxes, self.split.labels, self.split.difficult)
-        return [each[rows].to(self.device, non_blocking=True) for each in values]
+        return [value[rows].to(self.device, non_blocking=True) for value in values]
 
 
 def plain_images(split: SceneSplit, count: int, batch_size: int, normalise: Normalise,
                  device: torch.device | str) -> Iterator[Tensor]:
-    """The first `count` images in batches (B, 3, S, S), as they are but normalised."""
+    """Give the first `count` images in batches (B, 3, S, S), only normalised."""
     for part in split.images[:count].split(batch_size):
         yield normalise(part.to(device))
 
 
 def mirrored(images: Tensor, boxes: Tensor, flip: Tensor) -> tuple[Tensor, Tensor]:
-    """Images (B, 3, S, S) and boxes (B, M, 4) mirrored left to right where `flip` (B,)."""
+    """Mirror images (B, 3, S, S) and boxes (B, M, 4) left to right where `flip` (B,)."""
     side = images.shape[-1]
     turned = torch.stack((side - boxes[..., 2], boxes[..., 1], side - boxes[..., 0], boxes[..., 3]), dim=-1)
     return (torch.where(flip[:, None, None, None], images.flip(-1), images),
@@ -92,7 +92,7 @@ def mirrored(images: Tensor, boxes: Tensor, flip: Tensor) -> tuple[Tensor, Tenso
 
 def random_crops(images: Tensor, boxes: Tensor, labels: Tensor, seed: int, epoch: int,
                  index: Tensor) -> tuple[Tensor, Tensor, Tensor]:
-    """Each image's own random crop, enlarged to the old size, with the boxes whose centres it keeps.
+    """Crop each image at random and enlarge it to the old size, with the boxes whose centres it keeps.
 
     Images become float32, pixels 0..255. `index` (B,) are the scenes' rows, on the images' device.
     """
@@ -106,11 +106,12 @@ def random_crops(images: Tensor, boxes: Tensor, labels: Tensor, seed: int, epoch
 
 
 def draw_windows(boxes: Tensor, there: Tensor, side: int, seed: int, epoch: int, index: Tensor) -> Tensor:
-    """Random windows (B, 4): top, left, height, width in pixels, drawn as SSD and torchvision's RandomIoUCrop do.
+    """Draw random windows (B, 4): top, left, height, width in pixels, as SSD and torchvision's RandomIoUCrop do.
 
-    Of `boxes` (B, M, 4) those count that are `there` (B, M). One of `OVERLAPS` is drawn and then windows, sides .3 to 1
-    of the image's and at most 1 : 2, until one holds the centre of a box and overlaps such a box by that much; after
-    `TRIALS` the overlap is drawn anew, up to `ROUNDS` times. 1 stands for the whole image, as does no success.
+    Of `boxes` (B, M, 4) those count that are `there` (B, M). One of `OVERLAPS` is drawn. Then windows are drawn, with
+    sides .3 to 1 of the image's and at most 1 : 2, until one holds the centre of a box and overlaps such a box by that
+    much. After `TRIALS` the overlap is drawn anew, up to `ROUNDS` times. An overlap of 1 stands for the whole image, as
+    does no success.
     """
     device, n = boxes.device, ROUNDS * TRIALS
     trial = index[:, None] * n + torch.arange(n, device=device)

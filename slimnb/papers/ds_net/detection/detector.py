@@ -1,4 +1,4 @@
-"""A slimmable detector: feature fusion (FSSD) on a net's blocks, torchvision's SSD for boxes, scores and their loss."""
+"""A slimmable detector: feature fusion (FSSD) on a net's blocks, torchvision's SSD for boxes, scores and loss."""
 
 from __future__ import annotations
 
@@ -43,11 +43,11 @@ class Detector(SlimmableNet):
     then scores of the background and the classes. The outputs of the blocks `taps` (0 is the stem), of any width, are
     each projected to `channels` channels, enlarged to the first one's size, put side by side and normalised by the
     backbone's policy. From there a pyramid of depthwise-separable blocks, each but the first at half the resolution,
-    makes one map of `pyramid` channels per level. It has group norms: at its end maps have few pixels. `scales` are
+    makes one map of `pyramid` channels per level. It has group norms, since its last maps have few pixels. `scales` are
     the sides of default boxes per level and one more, as shares of the image, `ratios` their aspect ratios.
 
-    The blocks keep the backbone's weights; what is new starts from `seed`. Raises ParameterError (taps), ParameterError
-    (pyramid).
+    The blocks keep the backbone's weights; what is new starts from `seed`. Raises ParameterError for taps that are no
+    blocks and for a pyramid that does not fit.
     """
 
     def __init__(self, backbone: SlimmableNet, num_classes: int, side: int = 300, *, taps: Sequence[int] = TAPS,
@@ -85,7 +85,10 @@ class Detector(SlimmableNet):
 
     @torch.no_grad()
     def reset_parameters(self, seed: int) -> None:
-        """Of neck and head only: He's start for convolutions of the neck, Xavier's for the head, biases 0."""
+        """Draw the weights of neck and head anew.
+
+        Convolutions of the neck start as He's, those of the head as Xavier's, biases at 0.
+        """
         if next(self.parameters()).is_meta:
             return
         rng = torch.Generator().manual_seed(seed)
@@ -109,17 +112,17 @@ class Detector(SlimmableNet):
         load_first_channels_(blocks, tensors)
 
     def uniform(self, mult: float, resolution: int | None = None) -> Subnet:
-        """Not known here: ParameterError. Ask the backbone, whose subnets are the detector's."""
+        """Raise ParameterError: the backbone knows its subnets, which are the detector's."""
         raise ParameterError(f"width multiplier {mult!r}"[:60], "a detector's subnets are its backbone's",
                              "Ask the backbone for it.")
 
     def extract(self, subnet: Subnet) -> nn.Sequential:
-        """Not made: ParameterError. `bind` gives a module with a plain forward."""
+        """Raise ParameterError: a detector is not extracted. `bind` gives a module with a plain forward."""
         raise ParameterError("extract of a detector", "it is run in place", "Use bind(subnet).")
 
     def select(self, route: Subnet | Masks | Gated, momentum: float | None = None,
                statistics: str = "auto") -> Selection:
-        """As of the backbone."""
+        """Select as the backbone does."""
         if isinstance(route, Gated) and hasattr(self, "gates"):
             return routed_selection(self, route)
         return super().select(route, momentum, statistics)
@@ -127,16 +130,19 @@ class Detector(SlimmableNet):
     def forward(self, x: Tensor, route: Subnet | Masks | Gated | None = None, *, dropout: float = 0.0,
                 generator: torch.Generator | None = None, momentum: float | None = None,
                 statistics: str = "auto") -> Tensor | RoutedLogits:
-        """See the class, and `SlimmableNet.forward` for the keywords; there is no dropout."""
+        """Return offsets and scores, see the class.
+
+        `SlimmableNet.forward` explains the keywords; there is no dropout.
+        """
         route = self.largest if route is None else route
         self._touched = self._touched or torch.is_grad_enabled()
         s = self.select(route, momentum, statistics)
-        found = self.ssd.head(self.maps(resize(x, route.resolution), s))
-        out = torch.cat((found["bbox_regression"], found["cls_logits"]), dim=2).float()
+        outputs = self.ssd.head(self.maps(resize(x, route.resolution), s))
+        out = torch.cat((outputs["bbox_regression"], outputs["cls_logits"]), dim=2).float()
         return out if s.routing is None else RoutedLogits(out, tuple(s.decisions))
 
     def maps(self, x: Tensor, s: Selection) -> list[Tensor]:
-        """The maps that predict, largest first, each (B, C, h, w), in the head's precision."""
+        """Return the maps that predict, largest first, each (B, C, h, w), in the head's precision."""
         tapped = []
         for i, block in enumerate(self.features):
             x = block(x, s)
@@ -147,14 +153,17 @@ class Detector(SlimmableNet):
         return [x := level(x) for level in self.pyramid]
 
     def fused(self, tapped: Sequence[Tensor], s: Selection) -> Tensor:
-        """What the taps give, projected, at the first one's size, side by side: (B, channels * taps, h, w)."""
+        """Project the outputs of the taps, enlarge them to the first one's size and put them side by side.
+
+        The result is (B, channels * taps, h, w).
+        """
         size = tapped[0].shape[-2:]
         projected = [layer(x, s) for layer, x in zip(self.projections, tapped, strict=True)]
         return torch.cat([x if x.shape[-2:] == size else F.interpolate(x, size=size, mode="bilinear")
                           for x in projected], dim=1)
 
     def grids(self, height: int, width: int) -> list[tuple[int, int]]:
-        """Sizes of the maps that predict, for images of a size."""
+        """Return the sizes of the maps that predict, for images of a size."""
         strides = [m.stride for m in self.features[: self.taps[0] + 1].modules() if isinstance(m, SlimmableConv2d)]
         sizes = [(height, width)]
         for stride in (*strides, *(block[0].stride[0] for block in self.pyramid)):
@@ -162,7 +171,7 @@ class Detector(SlimmableNet):
         return sizes[-len(self.pyramid):]
 
     def anchors(self, x: Tensor) -> Tensor:
-        """Default boxes (boxes, 4) for images like x (B, 3, H, W): left, top, right, bottom in pixels."""
+        """Return the default boxes (boxes, 4) for images like x (B, 3, H, W): left, top, right, bottom in pixels."""
         size = tuple(x.shape[-2:])
         if (size, x.device) not in self._anchors:
             maps = [torch.empty(1, 1, *grid, device=x.device) for grid in self.grids(*size)]
@@ -173,15 +182,16 @@ class Detector(SlimmableNet):
 
     @torch.inference_mode()
     def detect(self, x: Tensor, route: Subnet | Masks | Gated) -> list[dict[str, Tensor]]:
-        """What is found in each image of x, after suppression of doubles: boxes (n, 4), scores (n,), labels (n,).
+        """Detect the objects in each image of x: boxes (n, 4), scores (n,), labels (n,), without doubles.
 
         The net's own mode decides which statistics are used: call `eval` first.
         """
         out, anchors = self(x, route), self.anchors(x)
         out = out.logits if isinstance(out, RoutedLogits) else out
         predicted = {"bbox_regression": out[..., :4], "cls_logits": out[..., 4:]}
-        found = self.ssd.postprocess_detections(predicted, [anchors] * len(x), [tuple(x.shape[-2:])] * len(x))
-        return [each | {"labels": each["labels"] - 1} for each in found]  # SSD's label 0 is the background
+        detections = self.ssd.postprocess_detections(predicted, [anchors] * len(x), [tuple(x.shape[-2:])] * len(x))
+        # SSD's label 0 is the background.
+        return [detection | {"labels": detection["labels"] - 1} for detection in detections]
 
 
 def _separable(inputs: int, outputs: int, stride: int) -> nn.Sequential:
@@ -207,7 +217,7 @@ def _check(backbone: SlimmableNet, taps: Sequence[int], channels: int, pyramid: 
 
 
 def detector_macs(net: Detector, subnet: Subnet) -> int:
-    """Multiply-accumulates of convolutions and linear layers (convention A) for one image, traced without computing."""
+    """Count the multiply-accumulates of convolutions and linear layers (convention A) for one image, by a trace."""
     tensors = {name: t.to("meta") for name, t in [*net.named_parameters(), *net.named_buffers()]}
     side = subnet.resolution or net.input_size
     with FlopCounterMode(display=False) as counter, torch.no_grad():
@@ -221,8 +231,8 @@ def detector_macs(net: Detector, subnet: Subnet) -> int:
 class DetectionLoss:
     """SSD's loss (Liu et al. 2016, eq. 1) as torchvision computes it, for a whole batch at once.
 
-    Smooth L1 on the offsets of default boxes that are matched, plus cross-entropy on these and on the `negatives` times
-    as many others of the image that are worst, over the number of matched boxes in the batch. Given per image, so that
+    It is smooth L1 on the offsets of matched default boxes, plus cross-entropy on these and on the worst others of the
+    image, `negatives` times as many, over the number of matched boxes in the batch. It is returned per image, so that
     the mean over the batch is torchvision's sum. The second value is the part of the classes.
     """
 
@@ -233,31 +243,31 @@ class DetectionLoss:
         self._matched: tuple[Targets | None, Tensor | None, Tensor | None] = None, None, None
 
     def begin(self, net: Detector, x: Tensor, passes: Sequence[Pass]) -> None:
-        """Take the default boxes for this batch."""
+        """Compute the default boxes for this batch."""
         self.anchors, self.coder = net.anchors(x), net.ssd.box_coder
 
     def __call__(self, a_pass: Pass, out: Tensor, y: Targets) -> tuple[Tensor, Tensor]:
-        """(loss (B,), its part of the classes (B,), detached)."""
+        """Return the loss (B,) and its part of the classes (B,), detached."""
         if self._matched[0] is not y:  # all passes of a step share it
             self._matched = (y, *match(self.anchors, y, self.coder, self.overlap))
         _, labels, offsets = self._matched
-        found = labels > 0
-        share = len(labels) / found.sum().clamp(min=1)
-        near = F.smooth_l1_loss(out[..., :4], offsets, reduction="none").sum(2).mul(found).sum(1)
+        foreground = labels > 0
+        share = len(labels) / foreground.sum().clamp(min=1)
+        near = F.smooth_l1_loss(out[..., :4], offsets, reduction="none").sum(2).mul(foreground).sum(1)
         ce = F.cross_entropy(out[..., 4:].flatten(0, 1), labels.flatten(), reduction="none").view(labels.shape)
         with torch.no_grad():
-            order = ce.masked_fill(found, -math.inf).argsort(1, descending=True).argsort(1)
-            counted = found | (order < self.negatives * found.sum(1, keepdim=True))
+            order = ce.masked_fill(foreground, -math.inf).argsort(1, descending=True).argsort(1)
+            counted = foreground | (order < self.negatives * foreground.sum(1, keepdim=True))
         classes = ce.mul(counted).sum(1)
         return (near + classes) * share, classes.detach() * share
 
 
 @torch.no_grad()
 def match(anchors: Tensor, y: Targets, coder, overlap: float = 0.5) -> tuple[Tensor, Tensor]:
-    """For each default box the label it shall give, 0 for background, and its offsets: (B, A) int64, (B, A, 4).
+    """Match default boxes to objects: the label of each, 0 for background, and its offsets, (B, A) int64 and (B, A, 4).
 
-    A box gets the object that it overlaps most if that is `overlap` or more, and each object the box that overlaps it
-    most, whatever it overlaps; where two objects ask for the same box, the later has it.
+    A box gets the object that it overlaps most if that is `overlap` or more. Each object gets the box that overlaps it
+    most, whatever the overlap. If two objects claim the same box, the later one has it.
     """
     there = y.labels >= 0  # (B, M)
     batch, most = there.shape
@@ -265,8 +275,8 @@ def match(anchors: Tensor, y: Targets, coder, overlap: float = 0.5) -> tuple[Ten
     value, which = quality.max(1)  # (B, A)
     which = torch.where(value >= overlap, which, -1)
     rank = torch.arange(most, device=anchors.device).where(there, -1)
-    asked = torch.full_like(which, -1).scatter_reduce(1, quality.argmax(2), rank, "amax")
-    which = torch.where(asked >= 0, asked, which)
+    claimants = torch.full_like(which, -1).scatter_reduce(1, quality.argmax(2), rank, "amax")
+    which = torch.where(claimants >= 0, claimants, which)
     chosen = which.clamp(min=0)
     labels = torch.where(which >= 0, y.labels.gather(1, chosen) + 1, 0)
     boxes = y.boxes.gather(1, chosen[..., None].expand(-1, -1, 4))

@@ -1,7 +1,7 @@
-"""Detectors to train (DS-Net, Table 4).
+"""Recipes of detectors (DS-Net, Table 4).
 
-A detector is trained on all paths that its row of the table is about in every step, and is evaluated at each: one net
-serves all of them, as DS-Net means it; the paper does not say how its three were trained.
+A detector is trained on all paths of its row of the table in every step, and is evaluated at each: one net serves all
+of them, as DS-Net means it. The paper does not say how its three were trained.
 """
 
 from __future__ import annotations
@@ -34,7 +34,7 @@ BASELINE, DYNAMIC = "MobileNetV1 + FSSD", "DS-MBNet + FSSD"
 
 @dataclass(frozen=True)
 class DetectionRecipe(Recipe):
-    """A detector on a backbone; `start` names the classification run whose blocks it begins with.
+    """Trains a detector on a backbone; `start` names the classification run whose blocks it begins with.
 
     The subnets are those of any recipe, or of a gated backbone its `paths`.
     """
@@ -56,11 +56,11 @@ class DetectionRecipe(Recipe):
 
     @property
     def largest(self) -> float | tuple[int, ...]:
-        """As of any recipe; of a gated backbone its own."""
+        """The width of any recipe; of a gated backbone its own."""
         return 1.0 if self.paths else super().largest
 
     def named(self, net: SlimmableNet) -> dict[str, Subnet]:
-        """The subnets that are trained and evaluated, by name; they are those of the backbone of `net`."""
+        """Return the subnets to train and evaluate, by name; they are those of the backbone of `net`."""
         if isinstance(net, Detector):
             with torch.device("meta"):  # shapes are enough
                 net = super().build(net.num_classes)
@@ -69,22 +69,22 @@ class DetectionRecipe(Recipe):
         return {name if isinstance(name, str) else f"{name}x": subnet for name, subnet in super().named(net).items()}
 
     def build(self, num_classes: int) -> Detector:
-        """The untrained detector."""
+        """Build the detector, untrained."""
         return Detector(super().build(num_classes), num_classes, self.side, taps=self.taps, channels=self.channels,
                         pyramid=self.pyramid, scales=self.scales, ratios=self.ratios, seed=self.seed,
                         score_thresh=self.threshold)
 
     def load(self, net: Detector, store: RunStore) -> None:
-        """The blocks begin with those of the classification run `start`."""
+        """Load the blocks of the classification run `start`."""
         net.load_backbone_(store.weights_of(self.start))
 
     def sampler_and_objective(self, net: Detector, steps: int,
                               store: RunStore | None = None) -> tuple[Sampler, Objective]:
-        """All subnets in every step, with SSD's loss."""
+        """Return a sampler of all subnets in every step, and SSD's loss."""
         return Switches(self.named(net)), DetectionLoss()
 
     def batches(self, data: Scenes, device: str, group=None) -> SceneBatches:
-        """Shuffled, augmented scenes and their boxes. Raises ParameterError for scenes of another side."""
+        """Make shuffled, augmented scenes and their boxes. Raises ParameterError for scenes of another side."""
         if data.side != self.side:
             raise ParameterError(f"scenes of {data.side} pixels", f"the recipe is for {self.side}",
                                  "Load them at that size.")
@@ -93,7 +93,7 @@ class DetectionRecipe(Recipe):
 
     def measure(self, net: Detector, sampler: Sampler, data: Scenes, *, device: str = "cpu",
                 group=None) -> tuple[list[dict], dict]:
-        """Rows: name, macs (of the whole detector, convention A), what `average_precision` gives, and n."""
+        """Return rows of name, macs (of the whole detector, convention A), the keys of `average_precision`, and n."""
         named = self.named(net)
         subnets = list(named.values())
         if net.bn == CALIBRATED or self.calibrate:
@@ -130,10 +130,10 @@ GENERATED = {"small": {"train": 1_000, "test": 300, "side": 96, "hardest": 0.8},
 
 
 def recipes(scale: str, seed: int = 0, starts: dict[str, str] | None = None) -> list[DetectionRecipe]:
-    """The detectors of Table 4; `starts` names, by arm, the classification runs that they begin with."""
+    """Return the detectors of Table 4; `starts` names, by arm, the classification runs that they begin with."""
     return [replace(recipe, seed=seed, start=(starts or {}).get(recipe.arm)) for recipe in TABLE_4[check_scale(scale)]]
 
 
 def load_scenes(scale: str, root: str | os.PathLike | None = None, download: bool = False) -> Scenes:
-    """The set of a scale: VOC at full, see `load_voc`, else generated scenes."""
+    """Load the set of a scale: VOC at full, see `load_voc`, else generated scenes."""
     return load_voc(root, download=download) if check_scale(scale) == "full" else generated(**GENERATED[scale])

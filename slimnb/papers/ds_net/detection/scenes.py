@@ -31,7 +31,7 @@ _CHUNK = 100  # scenes drawn at a time: 5 MB of pixels at 64 a side, which stays
 class SceneSplit:
     """Scenes of one side S and their objects, padded to M per scene.
 
-    Images (N, 3, S, S) uint8; boxes (N, M, 4) float32, left, top, right, bottom in pixels; labels (N, M) int64, -1
+    Images are (N, 3, S, S) uint8; boxes (N, M, 4) float32, left, top, right, bottom in pixels; labels (N, M) int64, -1
     where there is no object; difficult (N, M) bool: neither trained on nor counted in testing.
     """
 
@@ -45,15 +45,15 @@ class SceneSplit:
 
     @property
     def side(self) -> int:
-        """Pixels."""
+        """The side of a scene, pixels."""
         return self.images.shape[-1]
 
     def map(self, change: Callable[[Tensor], Tensor]) -> SceneSplit:
-        """The split with `change` applied to each of its tensors."""
+        """Return the split with `change` applied to each of its tensors."""
         return SceneSplit(*map(change, (self.images, self.boxes, self.labels, self.difficult)))
 
     def to(self, device: torch.device | str) -> SceneSplit:
-        """The split with its tensors on `device`."""
+        """Return the split with its tensors on `device`."""
         return self.map(lambda values: values.to(device))
 
 
@@ -73,21 +73,21 @@ class Scenes:
     fingerprint: str
 
     def at_least(self, size: int) -> Scenes:
-        """These scenes: a detector's recipe says itself how large they are."""
+        """Return these scenes: a detector's recipe says itself how large they are."""
         return self
 
     @property
     def num_classes(self) -> int:
-        """Number of classes, background not counted."""
+        """The number of classes, without the background."""
         return len(self.class_names)
 
     @property
     def side(self) -> int:
-        """Pixels."""
+        """The side of a scene, pixels."""
         return self.train.side
 
     def to(self, device: torch.device | str) -> Scenes:
-        """The set with its tensors on `device`."""
+        """Return the set with its tensors on `device`."""
         return Scenes(self.name, self.class_names, self.train.to(device), self.test.to(device), self.mean, self.std,
                       self.fingerprint)
 
@@ -97,10 +97,7 @@ class Scenes:
 
 
 def assemble(name: str, class_names: tuple[str, ...], train: SceneSplit, test: SceneSplit) -> Scenes:
-    """A checked set with its fingerprint, on the CPU.
-
-    Raises DataError (labels), DataError (no scenes), DataError (boxes).
-    """
+    """Make a set, checked and with its fingerprint, on the CPU. Raises DataError as `check` does."""
     content = hashlib.sha256(json.dumps(class_names).encode())
     for part, split in (("train", train), ("test", test)):
         check(split, len(class_names), f"{name} {part}")
@@ -111,7 +108,10 @@ def assemble(name: str, class_names: tuple[str, ...], train: SceneSplit, test: S
 
 
 def check(split: SceneSplit, classes: int, where: str) -> None:
-    """Raise DataError if empty, unless labels are -1 to classes - 1, and unless boxes have an area and lie inside."""
+    """Raise DataError for a split without scenes, for labels outside -1 to classes - 1, and for bad boxes.
+
+    A box must have an area and lie inside its image.
+    """
     if not len(split):
         raise DataError(f"0 scenes in {where}", "a set has at least one", "Check its lists.")
     wrong = ((split.labels < -1) | (split.labels >= classes)).nonzero().tolist()
@@ -123,8 +123,8 @@ def check(split: SceneSplit, classes: int, where: str) -> None:
     good = ((low >= 0) & (high <= split.side) & (low < high)).all(2) | (split.labels < 0)
     if not good.all():
         row, column = (~good).nonzero()[0].tolist()
-        seen = ", ".join(f"{value:g}" for value in split.boxes[row, column].tolist())
-        raise DataError(f"box ({seen}) in scene {row} of {where}",
+        box = ", ".join(f"{value:g}" for value in split.boxes[row, column].tolist())
+        raise DataError(f"box ({box}) in scene {row} of {where}",
                         f"left < right and top < bottom, all within 0 to {split.side}", "Mend the box.")
 
 
@@ -132,9 +132,9 @@ def check(split: SceneSplit, classes: int, where: str) -> None:
 
 
 def generated(train: int = 600, test: int = 200, side: int = 64, seed: int = 0, hardest: float = 0.5) -> Scenes:
-    """A generated set of textured shapes in ten classes; `hardest` is the difficulty that no scene exceeds.
+    """Generate a set of textured shapes in ten classes; no scene exceeds the difficulty `hardest`.
 
-    800 scenes of 64 pixels take a second. Raises ParameterError.
+    800 scenes of 64 pixels take a second. Raises ParameterError for numbers out of range.
     """
     if min(train, test) < 1 or side < 32 or side % 2 or not 0 <= hardest <= 1:
         raise ParameterError(f"train = {train}, test = {test}, side = {side}, hardest = {hardest}",
@@ -153,30 +153,30 @@ def _all(count: int, seed: int, part: str, side: int, hardest: float) -> SceneSp
 
 def render(index: Tensor, seed: int = 0, part: str = "train", side: int = 64, hardest: float = 0.5,
            most: int = 3) -> tuple[Tensor, Tensor, Tensor]:
-    """Scenes number `index` (n,) of the endless sequence (seed, part): images, boxes and labels as in `SceneSplit`.
+    """Draw the scenes number `index` (n,) of the endless sequence (seed, part).
 
-    A scene has one to `most` objects, whose circles do not overlap: one that finds no room is left out. A box is that
-    of the pixels of which its object covers half or more. Only correctly rounded operations are used, as in
-    `slimnb.data.synthetic`: the pixels are the same on all machines.
+    Images, boxes and labels are as in `SceneSplit`. A scene has one to `most` objects, whose circles do not overlap; an
+    object that finds no room is left out. A box is that of the pixels of which its object covers half or more. All
+    operations are correctly rounded, as in `slimnb.data.synthetic`, so the pixels are the same on all machines.
     """
     index = torch.as_tensor(index, dtype=torch.int64)
     draw = synthetic._Draws(seed, f"scene {part}", index)
     hard = np.float32(hardest) * draw("difficulty")
     background, images = _background(draw, side)
-    wanted = 1 + draw.choice("objects", most)
+    counts = 1 + draw.choice("objects", most)
     boxes = np.zeros((len(index), most, 4), dtype=np.float32)
     labels = np.full((len(index), most), -1, dtype=np.int64)
     x, y, radius = (np.zeros((len(index), 0), dtype=np.float32) for _ in range(3))
     for k in range(most):
         placed, room = _place(draw, k, side, x, y, radius)
-        kept = np.flatnonzero((k < wanted) & (room > 0))
+        kept = np.flatnonzero((k < counts) & (room > 0))
         x, y, radius = (np.column_stack(pair) for pair in zip((x, y, radius), placed, strict=True))
         absent = np.setdiff1d(np.arange(len(index)), kept)
         radius[absent, k] = -side / UNIT  # takes no room from those after it
         label = draw.choice(f"class {k}", len(CLASS_NAMES))[kept]
-        some = synthetic._Draws(seed, f"scene {part}", index[kept])
+        draws = synthetic._Draws(seed, f"scene {part}", index[kept])
         pieces = images[kept]
-        coverage = _add_object(pieces, some, k, label, x[kept, k], y[kept, k], radius[kept, k], hard[kept],
+        coverage = _add_object(pieces, draws, k, label, x[kept, k], y[kept, k], radius[kept, k], hard[kept],
                                background[kept])
         images[kept], labels[kept, k], boxes[kept, k] = pieces, label, boxes_of(coverage >= 0.5)
     _add_noise(images, seed, part, index, hard)
@@ -185,7 +185,7 @@ def render(index: Tensor, seed: int = 0, part: str = "train", side: int = 64, ha
 
 
 def boxes_of(mask: np.ndarray) -> np.ndarray:
-    """The tight boxes (n, 4) float32 of masks (n, H, W), none of them empty."""
+    """Return the tight boxes (n, 4) float32 of masks (n, H, W), none of them empty."""
     across, down = mask.any(1), mask.any(2)
     low = [line.argmax(1) for line in (across, down)]
     high = [line.shape[1] - line[:, ::-1].argmax(1) for line in (across, down)]

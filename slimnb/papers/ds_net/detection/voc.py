@@ -1,4 +1,4 @@
-"""PASCAL VOC as a detection set: 2007 and 2012 trainval to train on, 2007 test to test on, read by torchvision."""
+"""PASCAL VOC as a detection set: 2007 and 2012 trainval to train on, 2007 test to test on, by torchvision."""
 
 from __future__ import annotations
 
@@ -23,11 +23,11 @@ TEST = (("2007", "test"),)
 
 
 def load_voc(root: str | os.PathLike | None = None, side: int = 300, download: bool = False) -> Scenes:
-    """VOC in images of `side` x `side` pixels, each squeezed as SSD does it, which leaves overlaps as they are.
+    """Load VOC in images of `side` x `side` pixels, squeezed as SSD does it, which leaves overlaps as they are.
 
     `root` (else $SLIMNB_DATA, else "data") holds VOCdevkit/VOC2007 and VOCdevkit/VOC2012; `download` fetches what is
-    missing (3 GB). 6 GB of memory at 300 pixels. Raises DataError (no such folder or list), DataError (unreadable image
-    or annotation), DataError (an unknown class), DataError (a box outside its image), ParameterError.
+    missing (3 GB). It takes 6 GB of memory at 300 pixels. Raises DataError if a folder or list is missing, an image or
+    annotation cannot be read, a class is unknown or a box lies outside its image; ParameterError for a bad side.
     """
     if side < 32:
         raise ParameterError(f"side = {side}", "scenes have 32 pixels a side or more", "Set side=300.")
@@ -48,19 +48,19 @@ def _opened(root: Path, year: str, part: str, download: bool) -> VOCDetection:
 
 
 def _split(sets: list[VOCDetection], side: int) -> SceneSplit:
-    wanted = [(part, row) for part in sets for row in range(len(part))]
-    images = np.empty((len(wanted), 3, side, side), dtype=np.uint8)
+    places = [(part, row) for part in sets for row in range(len(part))]
+    images = np.empty((len(places), 3, side, side), dtype=np.uint8)
 
     def read(place: int) -> list[tuple]:
-        part, row = wanted[place]
+        part, row = places[place]
         name = os.path.basename(part.images[row])
         try:
             image, annotation = part[row]
-            seen = image.resize((side, side), Image.Resampling.BILINEAR)
-            images[place] = np.asarray(seen).transpose(2, 0, 1)
-            found = annotation["annotation"].get("object", [])
-            objects = [(each["name"], [float(each["bndbox"][key]) for key in ("xmin", "ymin", "xmax", "ymax")],
-                        each.get("difficult") == "1") for each in found]
+            pixels = image.resize((side, side), Image.Resampling.BILINEAR)
+            images[place] = np.asarray(pixels).transpose(2, 0, 1)
+            objects = annotation["annotation"].get("object", [])
+            objects = [(entry["name"], [float(entry["bndbox"][key]) for key in ("xmin", "ymin", "xmax", "ymax")],
+                        entry.get("difficult") == "1") for entry in objects]
         except Exception as error:  # readers of images and XML raise many kinds, and each means the same here
             reason = " ".join(str(error).split())[:60]
             raise DataError(name, f"not a readable image with its annotation ({reason})",
@@ -68,7 +68,7 @@ def _split(sets: list[VOCDetection], side: int) -> SceneSplit:
         return [(_label(kind, name), _scaled(box, image.size, side, name), hard) for kind, box, hard in objects]
 
     with ThreadPoolExecutor() as pool:
-        rows = list(pool.map(read, range(len(wanted))))
+        rows = list(pool.map(read, range(len(places))))
     return _padded(torch.from_numpy(images), rows)
 
 

@@ -1,4 +1,4 @@
-"""Looks into a trained net that a chapter draws; they can be taken again from the weights of a finished run."""
+"""Diagnostics of a trained net: what a chapter draws, taken again at any time from the weights of a finished run."""
 
 from __future__ import annotations
 
@@ -23,7 +23,7 @@ Images = Callable[[int], Iterable[Tensor]]
 
 
 def calibration(net: SlimmableNet, named: dict[float, Subnet], first: Images, val: list) -> list[dict]:
-    """Validation accuracy of each width against the number of images its statistics were taken from.
+    """Validate each width with statistics taken from more and more images.
 
     `named` maps multipliers to subnets. Rows: mult, images, top1 (percent).
     """
@@ -31,16 +31,16 @@ def calibration(net: SlimmableNet, named: dict[float, Subnet], first: Images, va
     for images in CALIBRATION_IMAGES:
         if calibrate_bn(net, subnets, first(images)) < images:
             break  # there are no more
-        rows += [{"mult": mult, "images": images, "top1": found.top1}
-                 for mult, found in zip(named, evaluate(net, subnets, val), strict=True)]
+        rows += [{"mult": mult, "images": images, "top1": evaluation.top1}
+                 for mult, evaluation in zip(named, evaluate(net, subnets, val), strict=True)]
     return rows
 
 
 def statistics(net: SlimmableNet, named: dict[float, Subnet], first: Images, val: list) -> list[dict]:
-    """Running mean and variance of the same channels at each width, after the middle convolution that mixes channels.
+    """Read the running mean and variance of the same channels at each width.
 
-    A depthwise convolution hears one channel and would show nothing. The channels are those of the narrowest
-    subnet. Rows: mult, channel, mean, var.
+    They are those after the middle convolution that mixes channels; a depthwise convolution reads one channel and would
+    show nothing. The channels are those of the narrowest subnet. Rows: mult, channel, mean, var.
     """
     mixing = [m for m in net.modules() if isinstance(m, ConvNormAct) and not m.conv.depthwise]
     norm = mixing[len(mixing) // 2].norm
@@ -51,7 +51,7 @@ def statistics(net: SlimmableNet, named: dict[float, Subnet], first: Images, val
 
 
 def borrowed(net: SlimmableNet, named: dict[float, Subnet], first: Images, val: list) -> list[dict]:
-    """Validation accuracy of each width with the statistics of each width: the diagonal is its own.
+    """Validate each width with the statistics of each width; on the diagonal they are its own.
 
     Rows: mult, statistics_mult, top1 (percent).
     """
@@ -59,28 +59,31 @@ def borrowed(net: SlimmableNet, named: dict[float, Subnet], first: Images, val: 
     own = dict(net.slots)
     for giver_mult, giver in named.items():
         net.slots = dict.fromkeys(named.values(), own[giver])
-        rows += [{"mult": mult, "statistics_mult": giver_mult, "top1": found.top1}
-                 for mult, found in zip(named, evaluate(net, list(named.values()), val), strict=True)]
+        rows += [{"mult": mult, "statistics_mult": giver_mult, "top1": evaluation.top1}
+                 for mult, evaluation in zip(named, evaluate(net, list(named.values()), val), strict=True)]
     net.slots = own
     return rows
 
 
-PROBES = {"statistics": statistics, "borrowed": borrowed, "calibration": calibration}
+DIAGNOSTICS = {"statistics": statistics, "borrowed": borrowed, "calibration": calibration}
 """By name; those that leave other statistics behind come last."""
 
 
-def take_probes(net: SlimmableNet, data: ImageData, mults: Sequence[float], *, images: int,
+def take_diagnostics(net: SlimmableNet, data: ImageData, mults: Sequence[float], *, images: int,
                 device: str = "cpu") -> dict:
-    """The rows of every probe by name at the uniform widths `mults`, calibrated on `images`; test is not used."""
+    """Take all `DIAGNOSTICS` at the uniform widths `mults`, calibrated on `images` images: rows by name.
+
+    The test split is not used.
+    """
     named = {mult: net.uniform(mult) for mult in mults}
     first = plain_batches(data, data.train, net.input_size, device).images
     val = list(plain_batches(data, data.val, net.input_size, device))
     calibrate_bn(net, list(named.values()), first(images))
-    return {name: probe(net, named, first, val) for name, probe in PROBES.items()}
+    return {name: measure(net, named, first, val) for name, measure in DIAGNOSTICS.items()}
 
 
-def probe(result: Result, data: ImageData, mults: Sequence[float], store: RunStore, device: str = "cpu") -> dict:
-    """The rows of every probe on a finished run's weights: taken once, then loaded."""
+def diagnose(result: Result, data: ImageData, mults: Sequence[float], store: RunStore, device: str = "cpu") -> dict:
+    """Return the rows of all `DIAGNOSTICS` on a finished run's weights; they are taken once, then loaded."""
     recipe = result.recipe
     settings = {"paper": recipe.paper, "arm": f"{recipe.arm} probes", "scale": recipe.scale, "of": result.run_id,
                 "mults": list(mults), "images": recipe.calibration_images}
@@ -89,6 +92,6 @@ def probe(result: Result, data: ImageData, mults: Sequence[float], store: RunSto
         net = recipe.build(data.num_classes)
         net.reserve([net.uniform(mult) for mult in recipe.mults])
         load_net(net, store.weights_of(result.run_id), net.get_extra_state())
-        return take_probes(net.to(device), data, mults, images=recipe.calibration_images, device=device)
+        return take_diagnostics(net.to(device), data, mults, images=recipe.calibration_images, device=device)
 
-    return once(store, settings, code_fingerprint([take_probes, recipe.net_type()]), take)
+    return once(store, settings, code_fingerprint([take_diagnostics, recipe.net_type()]), take)
