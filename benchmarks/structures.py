@@ -10,7 +10,7 @@ import numpy as np
 from benchmarks.clock import Reading, interleave
 from slimnb.cost.macs import count_macs
 from slimnb.nets.base import SlimmableNet
-from slimnb.papers.pss_net.samplers import ExactDistribution, StructureDistribution, StructureSampler
+from slimnb.papers.pss_net.structure_samplers import ExactDistribution, StructureDistribution, StructureSampler
 from slimnb.papers.pss_net.structures import Buckets, Resource, StructureCosts, structure_space
 
 

@@ -53,7 +53,7 @@ from slimnb.book.claims import overview
 from slimnb.book.parameters import Int
 from slimnb.data.datasets import load_or_absent
 from slimnb.papers.platforms import figures as platforms_figures
-from slimnb.papers.pss_net import claims, figures, recipes, samplers, switcher, tables, timing
+from slimnb.papers.pss_net import claims, figures, recipes, structure_samplers, switcher, tables, timing
 from slimnb.papers.pss_net.method import PrioritizedSubnetSampling
 from slimnb.papers.pss_net.pools import Pool
 from slimnb.papers.pss_net.structures import Buckets, Resource, StructureCosts, structure_space
@@ -166,9 +166,9 @@ chapter.claim(CLAIMS["pss-ends-macs"], counted, list(printed_ends.values()))
 # %%
 macs = StructureCosts.of(space, Resource.macs(paper_net, space))
 buckets, rng = Buckets(110e6, 570e6, 10e6), rng_at(chapter.seed, "structures", 0)
-eq4 = samplers.StructureDistribution.fit(macs, buckets, rng, samples)
-exact = samplers.ExactDistribution(macs, buckets)
-tried = samplers.trials(eq4, exact, rng, proposals)
+eq4 = structure_samplers.StructureDistribution.fit(macs, buckets, rng, samples)
+exact = structure_samplers.ExactDistribution(macs, buckets)
+tried = structure_samplers.trials(eq4, exact, rng, proposals)
 ways = {"naive": "Naive", "eq4": "Eq. 4", "exact": "Exact"}
 long = tried[["target", *ways]].rename(columns=ways).melt("target", var_name="arm", value_name="trials")
 reached = tried[eq4.support]
@@ -547,7 +547,7 @@ print("6. in the toy, first to leave at .1 a step since entry:", *aged.sort_valu
 # - T. Yang et al. *MutualNet: Adaptive ConvNet via mutual learning from network width and resolution*. ECCV 2020.
 # - D. Wang et al. *AttentiveNAS: Improving neural architecture search via attentive sampling*. CVPR 2021: eq. 4.
 # - Z. Guo et al. *Single path one-shot neural architecture search with uniform sampling*. ECCV 2020.
-# - Library: `slimnb/papers/pss_net/structures.py`, `slimnb/papers/pss_net/samplers.py`, `slimnb/papers/pss_net/pools.py`, `slimnb/papers/pss_net/method.py`,
+# - Library: `slimnb/papers/pss_net/structures.py`, `slimnb/papers/pss_net/structure_samplers.py`, `slimnb/papers/pss_net/pools.py`, `slimnb/papers/pss_net/method.py`,
 #   `slimnb/papers/pss_net/switcher.py`, `slimnb/papers/pss_net/tables.py`; tests in `tests/`.
 
 # %%

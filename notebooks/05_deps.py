@@ -54,7 +54,7 @@ from slimnb.book.claims import overview, paired
 from slimnb.book.parameters import Float, Int
 from slimnb.cost.elastic import ElasticTable, sample_structures
 from slimnb.data.datasets import load_or_absent
-from slimnb.papers.deps import claims, deploy, figures, gradients, method, recipes, tables
+from slimnb.papers.deps import claims, deploy, figures, method, probes, recipes, tables
 from slimnb.papers.platforms import figures as platforms_figures
 from slimnb.papers.slimmable import figures as slimmable_figures
 from slimnb.papers.slimmable.method import any_width
@@ -160,8 +160,8 @@ sampler, objective = recipe.sampler_and_objective(net, 80)
 generator = torch.Generator().manual_seed(chapter.seed)
 x, y = torch.randn(16, 3, 32, 32, generator=generator), torch.arange(16) % 10
 for step in (10, 40, 45, 70):  # warm-up, start, ramp, after
-    full, others = gradients.gradients(net, x, y, sampler.sampler.plan(step), objective)
-    wanted, made = gradients.added(full, others, sampler.epsilon(step)), sampler.plan(step)
+    full, others = probes.gradients(net, x, y, sampler.sampler.plan(step), objective)
+    wanted, made = probes.added(full, others, sampler.epsilon(step)), sampler.plan(step)
     objective.begin(net, x, made)
     for part in made:
         (part.weight * objective(part, net(x, part.route), y)[0].mean()).backward()
@@ -574,7 +574,7 @@ print("6. Shrink a warm net with a cold teacher, and a cold net with a warm, fix
 # - H. Cai et al. *Once-for-All: Train One Network and Specialize it for Efficient Deployment*. ICLR 2020.
 # - J. Yu et al. *BigNAS: Scaling Up Neural Architecture Search with Big Single-Stage Models*. ECCV 2020.
 # - M. Sahni et al. *CompOFA: Compound Once-for-All Networks for Faster Multi-Platform Deployment*. ICLR 2021.
-# - Library: `slimnb/papers/deps/method.py`, `slimnb/nets/elastic.py`, `slimnb/papers/deps/gradients.py`, `slimnb/search/pareto.py`,
+# - Library: `slimnb/papers/deps/method.py`, `slimnb/nets/elastic.py`, `slimnb/papers/deps/probes.py`, `slimnb/search/pareto.py`,
 #   `slimnb/search/evolution.py`, `slimnb/papers/deps/tables.py`; tests in `tests/`.
 
 # %%

@@ -20,7 +20,7 @@ from slimnb.papers.ds_net.method import Routed
 from slimnb.papers.platforms.method import PlatformSandwich, SmoothedViterbi, WidthSearch
 from slimnb.papers.pss_net.method import PrioritizedSubnetSampling, ReducedSandwich
 from slimnb.papers.pss_net.pools import Target
-from slimnb.papers.pss_net.samplers import StructureDistribution
+from slimnb.papers.pss_net.structure_samplers import StructureDistribution
 from slimnb.papers.pss_net.structures import Buckets, Resource, StructureCosts, structure_space
 from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich, Switches, Uniform, any_width
 from slimnb.papers.sp_net.method import EmbeddedSwitches

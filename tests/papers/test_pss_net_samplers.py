@@ -14,7 +14,7 @@ from small_nets import tiny
 
 from slimnb.errors import SlimnbError
 from slimnb.nets.mobilenet import MobileNetV1, MobileNetV2
-from slimnb.papers.pss_net.samplers import ExactDistribution, StructureDistribution, trials
+from slimnb.papers.pss_net.structure_samplers import ExactDistribution, StructureDistribution, trials
 from slimnb.papers.pss_net.structures import Buckets, Resource, StructureCosts, structure_space
 
 
@@ -163,7 +163,7 @@ def test_a_sampler_that_never_meets_its_bucket_gives_up(monkeypatch):
     histograms = fitted.marginals * fitted.count[:, None, None]
     histograms[last] = histograms[first] * fitted.count[last] / fitted.count[first]
     lost = StructureDistribution(costs, buckets, fitted.count, histograms)
-    monkeypatch.setattr("slimnb.papers.pss_net.samplers.TRIES", 10_000)
+    monkeypatch.setattr("slimnb.papers.pss_net.structure_samplers.TRIES", 10_000)
     with pytest.raises(SlimnbError, match=rf"SearchError: 0 of 2 structures after \d\d,\d{{3}} tries — next to none .* "
                        rf"bucket {last}, "):
         lost.sample(int(last), np.random.default_rng(0), 2)

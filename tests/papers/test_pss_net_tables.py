@@ -10,7 +10,7 @@ import torch
 from slimnb.cost.macs import count_macs
 from slimnb.cost.table import CostTable
 from slimnb.papers.pss_net import recipes, tables
-from slimnb.papers.pss_net.samplers import StructureDistribution
+from slimnb.papers.pss_net.structure_samplers import StructureDistribution
 from slimnb.papers.pss_net.structures import Buckets, Resource, StructureCosts
 from slimnb.rng import rng_at
 from slimnb.subnet import Subnet
@@ -140,5 +140,6 @@ def test_rivals_are_the_best_at_about_the_same_macs():
 
 
 def test_unknown_targets_are_of_a_latency():
-    assert [tables._resource_of(name) for name in ("9 M", "2.5 ms CPU", "max")] == ["MACs", "CPU latency", ""]
+    assert [tables._resource_of(name, ("MACs", "CPU latency", "energy")) for name in (
+        "9 M", "2.5 ms CPU", "3 mJ energy", "max")] == ["MACs", "CPU latency", "energy", ""]
     assert Subnet.from_json(result("x").rows[0]["subnet"]) == NET.uniform(1.0, 32)

@@ -16,8 +16,8 @@ from slimnb.cost.macs import count_macs
 from slimnb.errors import ParameterError
 from slimnb.nets.base import SlimmableNet
 from slimnb.nets.sorting import embed_, expand_order
-from slimnb.papers.deps.gradients import LayerGradients, NormRatio
 from slimnb.papers.deps.method import DelayedShrinking, Draws, FixedTeacher, compound, delayed, phase
+from slimnb.papers.deps.probes import LayerGradients, NormRatio
 from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich, Switches
 from slimnb.papers.slimmable.recipes import SMALL, SMOKE
 from slimnb.runs.store import RunStore

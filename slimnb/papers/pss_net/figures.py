@@ -152,7 +152,7 @@ def accuracy_by_resource(frame: pd.DataFrame, title: str, paper: pd.DataFrame | 
     alt, arms = [], list(dict.fromkeys(pd.concat(frames)["arm"]))
     panels = [(rows, resource, rows is paper) for rows in frames for resource in resources]
     for ax, (rows, resource, grey) in zip(axes, panels, strict=True):
-        label, unit = RESOURCES[resource]
+        label, unit = RESOURCES.get(resource, (resource, ""))
         rows = rows[rows["resource"] == resource]
         rows = rows.assign(cost=rows["cost"] / (1e6 if resource == "MACs" else 1))
         _, text = lines(ax, rows, "arm", "cost", "top1", _grey if grey else look, (unit, "%"))
@@ -241,7 +241,7 @@ def switching(frame: pd.DataFrame, title: str, resource: str = "MACs") -> np.nda
     Columns batch (its number), budget, cost (MACs or ms), top1_val (%) of the subnet that was picked.
     """
     upper, lower = axes = new_axes(title, rows=2, height=1.2, sharex=True)
-    label, unit = RESOURCES[resource]
+    label, unit = RESOURCES.get(resource, (resource, ""))
     scale = 1e6 if resource == "MACs" else 1
     for column, colour, name in (("budget", GREY, "budget"), ("cost", POOLED, "picked")):
         upper.step(frame["batch"], frame[column] / scale, where="post", color=colour, label=name)

@@ -22,7 +22,7 @@ from slimnb.subnet import Subnet
 class Source(Protocol):
     """Draws random structures of each bucket of a resource.
 
-    A `slimnb.papers.pss_net.samplers.StructureDistribution` is one.
+    A `slimnb.papers.pss_net.structure_samplers.StructureDistribution` is one.
     """
 
     buckets: Buckets

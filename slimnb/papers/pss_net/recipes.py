@@ -15,7 +15,7 @@ from slimnb.errors import SearchError
 from slimnb.nets.base import SlimmableNet
 from slimnb.papers.pss_net.method import PrioritizedSubnetSampling, ReducedSandwich
 from slimnb.papers.pss_net.pools import Listed, Source, Target
-from slimnb.papers.pss_net.samplers import ExactDistribution, StructureDistribution
+from slimnb.papers.pss_net.structure_samplers import ExactDistribution, StructureDistribution
 from slimnb.papers.pss_net.structures import RESOLUTIONS, Buckets, Resource, StructureCosts, Structures, structure_space
 from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich, Switches, any_width
 from slimnb.papers.slimmable.recipes import FULL, SMALL, SMOKE

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Mapping, Sequence
+from collections.abc import Collection, Iterable, Mapping, Sequence
 from dataclasses import replace
 from pathlib import Path
 
@@ -11,7 +11,7 @@ import pandas as pd
 from scipy.stats import spearmanr
 
 from slimnb.errors import SlimnbError
-from slimnb.papers.pss_net.samplers import StructureDistribution
+from slimnb.papers.pss_net.structure_samplers import StructureDistribution
 from slimnb.papers.pss_net.structures import Resource
 from slimnb.runs.results import results_frame
 from slimnb.subnet import Subnet
@@ -74,7 +74,7 @@ def priced(frame: pd.DataFrame, panels: Mapping[str, Sequence[str]], latencies: 
     tables, parts = {resource.name: resource for resource in latencies}, []
     for resource, arms in panels.items():
         rows = frame[frame["arm"].isin(arms)]
-        kind = rows["name"].map(_resource_of)
+        kind = rows["name"].map(lambda name: _resource_of(name, panels))
         held = (kind == resource).groupby(rows["arm"]).transform("any")
         rows = rows[~held | kind.isin(["", resource])]
         cost = rows["macs"] if resource == "MACs" else [_price(tables[resource], subnet) for subnet in rows["subnet"]]
@@ -83,10 +83,11 @@ def priced(frame: pd.DataFrame, panels: Mapping[str, Sequence[str]], latencies: 
     return pd.concat(parts, ignore_index=True)[columns]
 
 
-def _resource_of(target: str) -> str:
-    """"9 M" -> "MACs", "2 ms CPU" -> "CPU latency", "max" -> ""."""
+def _resource_of(target: str, resources: Iterable[str]) -> str:
+    """"9 M" -> "MACs", "2 ms CPU" -> "CPU latency", "max" -> "": the resource that begins with the last word."""
     kind = target.rpartition(" ")[2]
-    return {"M": "MACs", **dict.fromkeys(ENDS, "")}.get(kind, f"{kind} latency")
+    return "" if target in ENDS else "MACs" if kind == "M" else next(
+        (name for name in resources if name.partition(" ")[0] == kind), kind)
 
 
 def _price(resource: Resource, subnet: dict) -> float:

@@ -1,4 +1,7 @@
-"""Probes of a net in training: gradients with and without shrinking (DepS, Figs. 3 and 4)."""
+"""Probes of a net in training: gradients with and without shrinking (DepS, Figs. 3 and 4).
+
+How training mixes the gradients is in method.py, `DelayedShrinking`.
+"""
 
 from __future__ import annotations
 

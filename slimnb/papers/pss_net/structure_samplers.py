@@ -1,4 +1,7 @@
-"""Structures of a given cost: by PSS-Net's eq. 4 and rejection, or exactly, by counting along the chain."""
+"""Structures of a given cost: by PSS-Net's eq. 4 and rejection, or exactly, by counting along the chain.
+
+What plans the training's steps is another thing, `PrioritizedSubnetSampling` in method.py.
+"""
 
 from __future__ import annotations
 

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from small_training import Noise, sandwich, small
 
 from slimnb.nets.mobilenet import MobileNetV3
-from slimnb.papers.deps.gradients import LayerGradients, NormRatio, added, by_layer, gradients, norm
+from slimnb.papers.deps.probes import LayerGradients, NormRatio, added, by_layer, gradients, norm
 from slimnb.papers.slimmable.method import InplaceDistillation
 from slimnb.train.loop import train, train_step
 from slimnb.train.measure import Accuracy, Probes
