@@ -4,13 +4,18 @@ import json
 import shutil
 import types
 from dataclasses import dataclass
+from pathlib import Path
 
 import pytest
 from refusals import refused
 from small_runs import MACHINE, RECIPE, ROWS, begin, finish
 
+from slimnb import plugins
 from slimnb.errors import SlimnbError
+from slimnb.papers.ds_net.detection import recipes as detection
+from slimnb.runs.results import run_ids
 from slimnb.runs.store import RunStore, results_frame
+from slimnb.train.recipe import Recipe
 
 
 @pytest.fixture
@@ -107,3 +112,26 @@ def test_frame_takes_results_too():
     (row,) = results_frame([result]).to_dict("records")
     assert row == {"run_id": "x", "paper": "P", "seed": 3, "recipe_arm": "all", "arm": "one", "top1": 0.5}
     assert list(results_frame([]).columns) == ["run_id"]
+
+
+COMMITTED = [record for record in RunStore(committed=Path(__file__).parents[2] / "data/results").records()
+             if "bn" in record["recipe"]]  # of trainings: others are of what was measured once
+
+
+def recipe_of(record):
+    """The recipe that a committed record is of, as its paper's class reads it."""
+    module = detection if "side" in record["recipe"] else plugins.find("papers", record["recipe"]["paper"])
+    (kind,) = (each for each in vars(module).values() if isinstance(each, type) and issubclass(each, Recipe)
+               and each.__module__ == module.__name__)
+    return kind(**{name: _tuples(value) for name, value in record["recipe"].items()})
+
+
+def _tuples(value):
+    return tuple(map(_tuples, value)) if isinstance(value, list) else value
+
+
+def test_committed_records_are_found_under_their_recipes_ids():
+    assert len(COMMITTED) > 100
+    for record in COMMITTED:
+        recipe = recipe_of(record).to_json()
+        assert run_ids(recipe, record["code"], record["data"])[1] == record["recipe_id"], record["run_id"]
