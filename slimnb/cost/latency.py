@@ -90,9 +90,6 @@ def _cuda_sample(fn: Callable[[], object], calls: int) -> float:
     return start.elapsed_time(end) / calls
 
 
-# -- five ways to run a subnet (DS-Net, Table 1; SP-Net, Table 7) ----------------------------------------
-
-
 # -- tables ----------------------------------------------------------------------------------------------
 
 

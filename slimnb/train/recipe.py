@@ -1,7 +1,8 @@
-"""A recipe says what is trained, gives every value its source, and lets a paper take part in its training.
+"""A recipe says what is trained, and lets a paper take part in its training.
 
 A paper subclasses `Recipe`. It adds fields, and it overrides the methods below where it does something of its own. The
-engine, `slimnb.train.experiment`, calls nothing else of a paper.
+engine, `slimnb.train.experiment`, calls nothing else of a paper. The values, each with its source, are in the
+`recipes.py` of each paper.
 """
 
 from __future__ import annotations

@@ -133,8 +133,3 @@ def training_costs(results: Sequence[Result]) -> pd.DataFrame:
                      "minutes": sum(k.seconds for k in links) / 60,
                      **quality.loc[r.recipe.net, r.recipe.arm, r.recipe.seed]})
     return pd.DataFrame(rows)
-
-
-# -- deployment ------------------------------------------------------------------------------------------
-
-
