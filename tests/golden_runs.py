@@ -59,7 +59,7 @@ FEW = {
     "04_pss_net": ("PSS-F",), "05_deps": ("Full 50%", "Full", "DepS"),
     "06_ds_net": ("IEB", "DS-Net-L"),
 }
-"""Arms that are run in bfloat16 by default: one way through the net and the method each. `-m sweep` runs all."""
+"""Arms that are run by default: one way through the net and the method each. `-m sweep` runs all."""
 
 ONE_OF_MANY = {"Individual": 0.5, "Slim alone": "#2"}
 """Arms that have a net for every width: the width, or the platform, whose net is run."""

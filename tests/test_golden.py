@@ -2,7 +2,7 @@
 
 import pytest
 import torch
-from golden_runs import CHAPTERS, DETECTION, FEW, OTHERS, TRACED, load, machine, recipe_ids, traces
+from golden_runs import CHAPTERS, DETECTION, FEW, OTHERS, load, machine, recipe_ids, traces
 
 from slimnb.train.recipe import training_dtype
 
@@ -50,9 +50,10 @@ def _shown(text: str) -> str:
     return f"{float.fromhex(text)!r} ({text})" if "0x" in text else text
 
 
-CASES = [(chapter, "float32", None) for chapter in TRACED]
-CASES += [(chapter, "bfloat16", arms) for chapter, arms in FEW.items()] + [(DETECTION, "bfloat16", None)]
-CASES += [pytest.param(chapter, "bfloat16", None, marks=pytest.mark.sweep) for chapter in (*FEW, OTHERS)]
+CASES = [(chapter, dtype, arms) for chapter, arms in FEW.items() for dtype in ("float32", "bfloat16")]
+CASES += [(DETECTION, "float32", None), (DETECTION, "bfloat16", None)]
+CASES += [pytest.param(chapter, dtype, None, marks=pytest.mark.sweep)
+          for chapter in (*FEW, OTHERS) for dtype in ("float32", "bfloat16")]
 
 
 @pytest.mark.parametrize(("chapter", "dtype", "arms"), CASES)

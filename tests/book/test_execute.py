@@ -239,7 +239,8 @@ def test_two_executions_into_one_file_do_not_mix(good):
     assert (good / "out.ipynb").read_bytes() == before
 
 
-def test_killed_at_any_moment_the_last_output_survives_and_no_kernel_stays(tmp_path):
+@pytest.mark.parametrize("kills", [1, pytest.param(6, marks=pytest.mark.sweep)])
+def test_killed_at_any_moment_the_last_output_survives_and_no_kernel_stays(tmp_path, kills):
     out, pids = tmp_path / "out.ipynb", tmp_path / "pids"
     middle = f"import os, time\nopen({str(pids)!r}, 'a').write(f'{{os.getpid()}}\\n')\ntime.sleep(0.3)"
     path = write(tmp_path, middle)
@@ -247,7 +248,7 @@ def test_killed_at_any_moment_the_last_output_survives_and_no_kernel_stays(tmp_p
     kept = out.read_bytes()
     program = "import sys; from slimnb.book.execute import execute; execute(sys.argv[1], sys.argv[2], {'seed': 1})"
     moments = random.Random(0)
-    for _ in range(6):
+    for _ in range(kills):
         child = subprocess.Popen([sys.executable, "-c", program, path, out], stdout=subprocess.DEVNULL)
         time.sleep(moments.uniform(1.2, 4.0))
         child.send_signal(signal.SIGKILL)

@@ -19,7 +19,7 @@ from small_training import METHODS
 HERE = Path(__file__).parents[1]
 COMMAND = [sys.executable, str(HERE / "resume_child.py")]
 ENV = os.environ | {"PYTHONPATH": os.pathsep.join((str(HERE.parent), str(HERE))), "OMP_NUM_THREADS": "1"}
-KILLS = 10
+KILLS = 6
 """For each method, in forks of one interpreter; fresh interpreters come on top."""
 
 
@@ -112,10 +112,10 @@ def test_stopped_by_a_signal_it_saves_and_says_try_again(server, reference, tmp_
 
 @pytest.mark.parametrize("reference", ["US-Net"], indirect=True)
 def test_fresh_interpreters(server, reference, tmp_path):
-    """Killed three times, each time in a new process, elsewhere, with another hash seed."""
+    """Killed twice, each time in a new process, elsewhere, with another hash seed."""
     method, files, _ = reference
     root, rng = tmp_path / "runs", random.Random(7)
-    for number in range(3):
+    for number in range(2):
         target = generation(root) + rng.randint(2, 6)
         (place := tmp_path / f"place{number}").mkdir()
         env = ENV | {"PYTHONHASHSEED": str(number), "TZ": "Asia/Tokyo", "LC_ALL": "C"}
