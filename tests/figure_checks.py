@@ -78,13 +78,17 @@ LOOKS = [axes_carry_units, title_and_description, no_text_overlaps]
 
 
 def holds_for(drawings: dict[str, Callable]) -> Callable:
-    """A test that every check passes for every one of the named drawings."""
-    @pytest.mark.parametrize("name", drawings)
-    def test(name, tmp_path):
+    """A test that every check passes for every one of the named drawings; `-m sweep` draws each again."""
+    first, *others = drawings
+    twice = [pytest.param(name, True, marks=pytest.mark.sweep) for name in others]
+
+    @pytest.mark.parametrize(("name", "again"), [(first, True), *((name, False) for name in others), *twice])
+    def test(name, again, tmp_path):
         drawn = drawings[name]()
         for look in LOOKS:  # all at one drawing
             look(lambda: drawn, tmp_path)
-        same_bytes_twice(drawn, drawings[name], tmp_path)
+        if again:
+            same_bytes_twice(drawn, drawings[name], tmp_path)
 
     return test
 

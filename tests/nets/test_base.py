@@ -204,7 +204,7 @@ def test_a_bound_net_is_exported_for_any_batch(kind):
         assert_close(program.module()(batch), net(batch, subnet), rtol=0, atol=0)
 
 
-@pytest.mark.parametrize("mode", (torch.enable_grad, torch.inference_mode))
+@pytest.mark.parametrize("mode", (torch.enable_grad, pytest.param(torch.inference_mode, marks=pytest.mark.sweep)))
 @every_net
 def test_a_bound_net_compiles_to_one_graph(kind, mode):
     net, (_, subnet, *_) = prepared(kind, bn="calibrated")

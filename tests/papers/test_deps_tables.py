@@ -132,6 +132,7 @@ def test_the_table_of_latency_comes_back_as_it_was_measured(shop):
     assert least < deploy.between(table, 0.3) < most
 
 
+@pytest.mark.sweep
 def test_the_full_imagenet_recipe_trains_on_a_folder_of_images(tmp_path):
     data = load_data(str(write_folder(tmp_path / "pets", each=5)), cache=tmp_path / "cache")
     store, ids = RunStore(tmp_path / "runs", tmp_path / "none"), {}

@@ -256,7 +256,8 @@ def test_a_tag_says_where_a_subnet_came_from():
     assert prioritized(small()).plan(0)[1].tag == Drawn(prioritized(small()).plan(0)[1].tag.target, True)
 
 
-@pytest.mark.parametrize("net", ["mobilenet_v1", pytest.param("mobilenet_v2", marks=pytest.mark.sweep)])
+@pytest.mark.sweep
+@pytest.mark.parametrize("net", ["mobilenet_v1", "mobilenet_v2"])
 def test_the_full_imagenet_recipe_trains_on_a_folder_of_images(tmp_path, net):
     data = load_data(str(write_folder(tmp_path / "pets", each=5)), cache=tmp_path / "cache")
     family = next(each for each in recipes.FAMILIES["full"] if each.base.net == net)

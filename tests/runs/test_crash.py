@@ -101,6 +101,7 @@ def test_kill_while_setting_aside(server, reference, tmp_path):
     assert {n: b for n, b in files.items() if not n.endswith(".bad")} == reference["short"][0]
 
 
+@pytest.mark.sweep
 def test_random_kills(server, reference, tmp_path):
     files, seconds = reference["long"]
     rng = random.Random(2026)

@@ -110,6 +110,7 @@ def test_stopped_by_a_signal_it_saves_and_says_try_again(server, reference, tmp_
     assert tree(root) == files
 
 
+@pytest.mark.sweep
 @pytest.mark.parametrize("reference", ["US-Net"], indirect=True)
 def test_fresh_interpreters(server, reference, tmp_path):
     """Killed twice, each time in a new process, elsewhere, with another hash seed."""
