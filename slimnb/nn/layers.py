@@ -124,7 +124,7 @@ class SlimmableConv2d(nn.Module):
         return self.kernel
 
     def check_images(self, x: Tensor) -> None:
-        """Raise DataError unless x is (B, in_channels, H, W) of floats: a slice would take fewer channels in silence."""
+        """Raise DataError unless x is (B, in_channels, H, W) of floats: a slice would take fewer channels unsaid."""
         if x.dim() != 4 or x.shape[1] != self.in_channels or not x.is_floating_point():
             raise DataError(f"images of shape {tuple(x.shape)}, {x.dtype}"[:90],
                             f"this net reads (B, {self.in_channels}, H, W) in a float type",

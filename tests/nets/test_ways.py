@@ -6,7 +6,7 @@ import copy
 import pickle
 import warnings
 from dataclasses import replace
-from itertools import product
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -27,6 +27,7 @@ from slimnb.nn.gate import Gated
 from slimnb.nn.layers import Selection, SlimmableConv2d
 from slimnb.nn.zero_padding import ENDS, PADDINGS
 from slimnb.papers.ds_net.dynamic import DynamicNet
+from slimnb.papers.ds_net.nets import DSMobileNet
 from slimnb.papers.pss_net.switcher import PricedSubnet, SubnetSwitcher
 from slimnb.train.calibrate import calibrate_bn, evaluate
 
@@ -34,19 +35,20 @@ EXACT = {"rtol": 1e-6, "atol": 1e-6}  # computed in float64, handed out as float
 X = images(3, 16)
 
 PLAIN_CASES = [*product(NETS, POLICIES, (None,)), *product(ELASTIC, POLICIES, (None,)),
-               *((kind, bn, padding) for kind in (MobileNetV2, ResNet50) for bn in POLICIES[:3] for padding in PADDINGS)]
+               *product((MobileNetV2, ResNet50), POLICIES[:3], PADDINGS)]
 GATED_CASES = [(kind, None, None) for kind in GATED]
-ALWAYS = {*zip(NETS, POLICIES, (None,) * 4, strict=True), (MobileNetV3, "calibrated", None), *GATED_CASES,
-          *((ResNet50, "shared_affine", padding) for padding in PADDINGS)}
-"""A net of each kind, padding and policy runs always; `-m sweep` runs the others."""
+ALWAYS = {*zip(NETS, POLICIES, (None,) * 4, strict=True), (MobileNetV3, "calibrated", None), (DSMobileNet, None, None),
+          *((ResNet50, "shared_affine", padding) for padding in PADDINGS[:2])}
+"""A net of each sort and policy runs always; `-m sweep` runs the others."""
+FEW = {(ResNet50, "shared_affine", ENDS), (MobileNetV3, "calibrated", None)}  # of what takes long
 
 
 def label(case) -> str:
     return "-".join(part if isinstance(part, str) else part.__name__ for part in case if part)
 
 
-def cases(*which):
-    return pytest.mark.parametrize("case", [pytest.param(case, id=label(case), marks=[] if case in ALWAYS else
+def cases(*which, always=ALWAYS):
+    return pytest.mark.parametrize("case", [pytest.param(case, id=label(case), marks=[] if case in always else
                                                          pytest.mark.sweep) for case in which])
 
 
@@ -58,7 +60,7 @@ def prepared(case):
         return net, [net.path(0), net.path(1), net.widest]
     if kind in ELASTIC:
         net, rng = elastic(kind, bn=bn), np.random.default_rng(0)
-        subnets = [net.elastic(1, 3, 5), net.elastic(2, 4, 3), net.search_space.sample(rng), net.search_space.sample(rng)]
+        subnets = [net.elastic(1, 3, 5), net.elastic(2, 4, 3), *(net.search_space.sample(rng) for _ in range(2))]
     else:
         net = tiny(kind, bn=bn)
         subnets = random_subnets(net, 3, step=8 if bn == "group" else 1)
@@ -70,58 +72,55 @@ def prepared(case):
     return net, subnets
 
 
-def masked(net, subnet):
-    return net(X, net.masks(torch.tensor([subnet.widths] * len(X)), [subnet] * len(X)))
-
-
-def switched(net, subnet):
-    return SubnetSwitcher(net, [PricedSubnet(subnet, 1.0, 50.0)])(X, 2.0)
-
-
-def scripted(net, subnet):
+def scripted(plain):
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # TorchScript is deprecated
-        return torch.jit.script(net.extract(subnet))(X)
+        return torch.jit.script(plain)
+
+
+def pickled(plain):
+    return pickle.loads(pickle.dumps(plain))  # noqa: S301, our own bytes
 
 
 def exported(module):
-    return torch.export.export(module, (X,), dynamic_shapes=({0: torch.export.Dim.AUTO},)).module()(X)
+    return torch.export.export(module, (X,), dynamic_shapes=({0: torch.export.Dim.AUTO},)).module()
 
 
-def grouped(net, subnet, packed):
-    """Logits of X by the net's own choices; what the paths of these give by themselves stands in `expected`."""
-    return DynamicNet(net, packed=packed, overhead=0.0)(X)
-
-
-WAYS = {
-    "mask": masked, "one mask": lambda net, s: execution_modes(net, s, X)["mask"](),
-    "index": lambda net, s: execution_modes(net, s, X)["index"](),
-    "slice": lambda net, s: execution_modes(net, s, X)["slice"](),
-    "ideal": lambda net, s: execution_modes(net, s, X)["ideal"](),
-    "switcher": switched, "bound": lambda net, s: net.bind(s)(X),
-    "extracted": lambda net, s: net.extract(s)(X), "traced": lambda net, s: torch.fx.symbolic_trace(net.extract(s))(X),
-    "scripted": scripted, "copied": lambda net, s: copy.deepcopy(net.extract(s))(X),
-    "pickled": lambda net, s: pickle.loads(pickle.dumps(net.extract(s)))(X),
-}
-EXPORTS = {"exported": lambda net, s: exported(net.extract(s)), "bound, exported": lambda net, s: exported(net.bind(s))}
+def ways_of(net, subnet):
+    """Name -> a call that gives the logits of X."""
+    modes = execution_modes(net, subnet, X)
+    ways = {"index": modes["index"], "slice": modes["slice"], "ideal": modes["ideal"],
+            "bound": lambda: net.bind(subnet)(X), "extracted": lambda: net.extract(subnet)(X),
+            "switcher": lambda: SubnetSwitcher(net, [PricedSubnet(subnet, 1.0, 50.0)])(X, 2.0)}
+    if net.padding == ENDS:
+        refused("ParameterError", modes["mask"], words="masks in a net padded at the ends")
+        return ways
+    rows = net.masks(torch.tensor([subnet.widths] * len(X)), [subnet] * len(X))
+    return ways | {"mask": modes["mask"], "masks": lambda: net(X, rows)}
 
 
 @cases(*PLAIN_CASES, *GATED_CASES)
 @torch.no_grad()
 def test_all_ways_give_the_same_logits(case):
     net, subnets = prepared(case)
-    x, expected = X, [net(X, subnet) for subnet in subnets]
+    x, expected = X.clone(), [net(X, subnet) for subnet in subnets]
     assert all(logits.std(0).max() > 1e-3 for logits in expected)  # the images make a difference, and the subnets
-    assert all((a - b).abs().max() > 1e-3 for a, b in zip(expected, expected[1:], strict=False))
-    for name, way in WAYS.items():
-        for subnet, logits in zip(subnets, expected, strict=True):
-            if net.padding == ENDS and "mask" in name:
-                refused("ParameterError", way, net, subnet, words="masks in a net padded at the ends")
-            else:
-                assert_close(way(net, subnet).float(), logits, **EXACT, msg=lambda text: f"{name}, {subnet}: {text}")
-    for way in EXPORTS.values():
-        assert_close(way(net, subnets[0]).float(), expected[0], **EXACT)
+    assert all((a - b).abs().max() > 1e-3 for a, b in pairwise(expected))
+    for subnet, logits in zip(subnets, expected, strict=True):
+        for name, way in ways_of(net, subnet).items():
+            assert_close(way().float(), logits, **EXACT, msg=lambda text, at=(name, subnet): f"{at}: {text}")
     assert torch.equal(x, X)  # no way writes into its images
+
+
+@cases(*PLAIN_CASES, *GATED_CASES, always=FEW)
+@torch.no_grad()
+def test_tools_take_extracted_and_bound_subnets(case):
+    net, subnets = prepared(case)
+    subnet = subnets[-1]
+    plain, bound, expected = net.extract(subnet), net.bind(subnet), net(X, subnet)
+    for tool in (torch.fx.symbolic_trace, scripted, copy.deepcopy, pickled, exported):
+        assert_close(tool(plain)(X).float(), expected, **EXACT)
+    assert_close(exported(bound)(X), expected, **EXACT)
 
 
 @cases(*GATED_CASES)
@@ -139,12 +138,12 @@ def test_groups_of_images_give_what_their_paths_give(case, packed):
 @cases(*PLAIN_CASES)
 @torch.no_grad()
 def test_only_gates_route_images(case):
-    net, subnets = prepared(case)
+    net, _ = prepared(case)
     refused("ParameterError", DynamicNet, net, words="only gates")
     refused("ParameterError", net, X, Gated(), words="Gated")
     refused("ParameterError", net.bind, Gated(), words="Gated")
     for route in (Gated(), Masks(tuple(torch.ones(1, most) for most in net.largest.widths), 0)):
-        refused("ParameterError", net.extract, route, words="Gated|Masks")
+        refused("ParameterError", net.extract, route, words=type(route).__name__)
 
 
 @torch.no_grad()
@@ -166,8 +165,9 @@ WRONG = {"1 channel": X[:, :1], "2 channels": X[:, :2], "4 channels": torch.cat(
 @cases(*PLAIN_CASES, *GATED_CASES)
 def test_images_that_the_stem_does_not_take_are_refused(case):
     net, (subnet, *_) = prepared(case)
+    y = torch.zeros(len(X), dtype=torch.int64)
     calls = {"slice": lambda x: net(x, subnet), "batch": lambda x: net(x, subnet, statistics="batch"),
-             "bound": net.bind(subnet), "evaluation": lambda x: evaluate(net, [subnet], [(x, torch.zeros(len(x)).long())]),
+             "bound": net.bind(subnet), "evaluation": lambda x: evaluate(net, [subnet], [(x, y)]),
              "switcher": lambda x: SubnetSwitcher(net, [PricedSubnet(subnet, 1.0, 50.0)])(x, 2.0)}
     if net.padding != ENDS:
         masks = net.masks(torch.tensor([subnet.widths] * len(X)), [subnet] * len(X))
@@ -194,9 +194,10 @@ def test_features_of_another_width_are_refused(case):
         narrow = features[:, :-1]
         refused("ParameterError", net.classify, narrow, s, words=f"{narrow.shape[1]} features")
         if features.shape[1] < width:
-            refused("ParameterError", net.classify, features, net.select(net.widest if case[0] in GATED else net.largest))
+            refused("ParameterError", net.classify, features, net.select(net.largest, None, "batch"))
     for rows in (slice(None, width - 1), slice(None, width // 2)):
-        refused("ParameterError", net.classifier, torch.zeros(2, width)[:, rows].double(), net.select(net.largest, None, "batch"))
+        x = torch.zeros(2, width)[:, rows].double()
+        refused("ParameterError", net.classifier, x, net.select(net.largest, None, "batch"))
 
 
 def test_a_stem_takes_its_own_channels_whatever_they_are():
@@ -209,8 +210,11 @@ def test_a_stem_takes_its_own_channels_whatever_they_are():
 
 # -- one value per channel ---------------------------------------------------------------------------------
 
-POINT = images(8, 2, seed=1)
-"""After a stride of 2 these are maps of 1 x 1."""
+def small_images(case, n, seed=0):
+    """Images of which the last maps have one pixel, and the first more."""
+    return images(n, 4 if case[0] is MobileNetV1 else 2, seed)
+
+
 ONE_POINT = [case for case in PLAIN_CASES if case[1] != "group" and not case[2]]
 
 
@@ -218,20 +222,20 @@ ONE_POINT = [case for case in PLAIN_CASES if case[1] != "group" and not case[2]]
 @torch.no_grad()
 def test_an_image_alone_on_a_map_of_one_pixel_calibrates_behind_others(case):
     net, (subnet, *_) = prepared(case)
-    single = images(1, 2, seed=2)
-    calibrate_bn(net, [subnet], [POINT])
+    several, single = small_images(case, 8, 1), small_images(case, 1, 2)
+    calibrate_bn(net, [subnet], [several])
     row = net.slots[subnet]
     before = [norm.running_var[row].clone() for norm in net.norms()]
-    assert calibrate_bn(net, [subnet], [POINT, single]) == 9
+    assert calibrate_bn(net, [subnet], [several, single]) == 9
     kept = [torch.equal(norm.running_var[row], var) for norm, var in zip(net.norms(), before, strict=True)]
     assert any(kept) and not all(kept)  # where the map has one pixel, and before
     net.eval()
     assert net(single, subnet).isfinite().all()
-    assert "channel unit" in refused("NumericsError", calibrate_bn, net, [subnet], [single, POINT], words="1 image")
+    assert "channel unit" in refused("NumericsError", calibrate_bn, net, [subnet], [single, several], words="1 image")
 
 
 @cases(*ONE_POINT)
 def test_training_on_one_value_per_channel_is_refused(case):
     net, (subnet, *_) = prepared(case)
-    refused("NumericsError", net.train(), images(1, 2), subnet, words="1 image on a map of 1 x 1")
-    assert net(images(2, 2), subnet).isfinite().all()
+    refused("NumericsError", net.train(), small_images(case, 1), subnet, words="1 image on a map of 1 x 1")
+    assert net(small_images(case, 2), subnet).isfinite().all()
