@@ -112,7 +112,7 @@ def _place(out: Path, source: Path) -> Path:
         raise refuse("out", str(out), "must be a file that ends in .ipynb", f"Set e.g. out='{source.stem[:40]}.ipynb'.")
     failed, text = path.with_name(f"{path.stem}.failed.ipynb"), path.with_suffix(".py")
     own = [place for place in (path, failed, text) if os.path.exists(place) and os.path.samefile(place, source)]
-    if own not in ([], [text]) or (text.exists() and not own):
+    if own not in ([], [text]) or (os.path.exists(text) and not own):
         raise refuse("out", str(out), "would replace a chapter", "Name another file.")
     make_folder(path.parent)
     sweep(path.parent)
