@@ -133,6 +133,7 @@ def read_command(arguments: list[str]) -> object:
         raise ParameterError(shortened(twice), "is written twice, and one value would be lost", "Write it once.")
     # tyro would name a command by its class.
     kinds = tuple(Annotated[kind, tyro.conf.subcommand(work.__name__)] for kind, work in COMMANDS.items())
+    about = (__doc__ or "").partition("\n")[0]  # there is none under python -OO
     told = io.StringIO()
     try:
         with contextlib.redirect_stderr(told):
@@ -140,7 +141,7 @@ def read_command(arguments: list[str]) -> object:
                 tyro.conf.OmitSubcommandPrefixes[tyro.conf.FlagCreatePairsOff[Union[kinds]]],  # noqa: UP007 - it is not known before
                 args=arguments,
                 prog="slimnb",
-                description=f"{(__doc__ or '').partition(chr(10))[0]} Add --debug for a traceback.",
+                description=f"{about} Add --debug for a traceback.",
             )
     except (SystemExit, AssertionError) as end:
         if isinstance(end, SystemExit) and not end.code:
@@ -253,12 +254,13 @@ def fetch(command: FetchCommand) -> None:
 
 def figures(command: FiguresCommand) -> None:
     """Execute every chapter with training forbidden, which draws its figures. Raises SlimnbError."""
+    sources = chapters()
     from slimnb.book.chapter import find_root
     from slimnb.book.execute import execute
     from slimnb.train import experiment
 
     os.environ[experiment.NO_TRAINING] = "1"
-    for source in chapters():
+    for source in sources:
         execute(source, find_root() / "build" / "figures" / f"{source.stem}.ipynb", {"scale": command.scale})
 
 
