@@ -36,7 +36,7 @@ from slimnb.book.notebook import (
 )
 from slimnb.book.parameters import refuse
 from slimnb.errors import BookError, BusyError, SlimnbError
-from slimnb.runs.files import Failpoint, forget, make_folder, os_error, refuse_strange, sweep, write_file
+from slimnb.runs.files import Failpoint, check_place, sweep, write_file
 
 MAX_TEXT = 200_000  # characters that a cell's output may have
 CUT = f"\n[the rest is left out: a cell's output has at most {MAX_TEXT:,} characters]\n"
@@ -114,17 +114,8 @@ def _place(out: Path, source: Path) -> Path:
     own = [place for place in (path, failed, text) if os.path.exists(place) and os.path.samefile(place, source)]
     if own not in ([], [text]) or (os.path.exists(text) and not own):
         raise refuse("out", str(out), "would replace a chapter", "Name another file.")
-    make_folder(path.parent)
-    sweep(path.parent)
-    probe = path.with_name(f".tmp-{os.getpid()}-{failed.name}")  # the longest name that is written here
-    try:
-        refuse_strange(path)
-        refuse_strange(failed)
-        probe.touch()
-    except OSError as error:
-        raise os_error(error, path) from None
-    finally:
-        forget(probe)
+    for place in (path, failed):
+        check_place(place)
     return path
 
 

@@ -225,6 +225,20 @@ def make_folder(path: Path) -> None:
         raise os_error(error, path) from None
 
 
+def check_place(path: Path) -> None:
+    """Raise StoreError or ResourceError unless a file can be written at `path`; its folder is made and swept."""
+    make_folder(path.parent)
+    sweep(path.parent)
+    probe = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        refuse_strange(path)
+        probe.touch()
+    except OSError as error:
+        raise os_error(error, path) from None
+    finally:
+        forget(probe)
+
+
 def sync_folder(path: Path) -> None:
     """Make renames and new names in a folder durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)

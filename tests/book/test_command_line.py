@@ -224,8 +224,23 @@ FLAGS = """--scale -p --parameters --out --publish --echo --timeout --seed --see
 --smoke --help --debug- -x --scale= --out="""
 VALUES = st.sampled_from([*WORDS.split(), "", LONG, ODD, "9" * 5000]) | st.text(max_size=12)
 NAMES = st.sampled_from(FLAGS.split())
-LINES = st.tuples(st.sampled_from(["run", "run", "train", "fetch", "figures", "runs", "claims", "", "rnu"]),
-                  VALUES, st.lists(NAMES | VALUES, max_size=6)).map(lambda parts: [parts[0], parts[1], *parts[2]])
+COMMANDS = st.sampled_from(["run", "run", "train", "train", "fetch", "figures", "runs", "claims", "", "rnu"])
+SENSIBLE = {  # of each command, an argument and its options, most of them good
+    "run": ("00 00_notation notebooks/01_slimmable_networks.py 9", """--scale=smoke --scale=small --publish --echo
+            --out=x.ipynb --out=x/y.ipynb --out=. --timeout=9 --timeout=0 -p|lr|0.5 -p|lr|-1 -p|seeds|3 -p|scale|full
+            -p|seed|4294967295 -p|widths|[0.5,1.0] -p|widths|[1.0,0.5] -p|out|figures -p|out|pyproject.toml/x"""),
+    "train": ("01 slimmable 04_pss_net 00", """--scale=smoke --seed=5 --seed=4294967295 --seeds=2 --seeds=1001
+              --arm=S-Net --arm=US-Net --arm=x --data=synthetic --data=a/b --device=cpu --device=cuda:9 --commit"""),
+    "fetch": ("cifar10 cifar100 mnist", "--x"),
+    "runs": ("--scale=smoke --scale=full", "--commit=slimmable --commit=x --scale=smoke"),
+}
+STRUCTURED = st.sampled_from([*SENSIBLE]).flatmap(lambda name: st.tuples(
+    st.just([name]), *(st.lists(st.sampled_from(words.split()), min_size=least, max_size=most)
+                       for words, least, most in zip(SENSIBLE[name], (1, 0), (1, 4), strict=True))))
+LINES = st.one_of(
+    st.tuples(COMMANDS, VALUES, st.lists(NAMES | VALUES, max_size=6)).map(lambda parts: [*parts[:2], *parts[2]]),
+    STRUCTURED.map(lambda parts: [word for part in parts for option in part for word in option.split("|")]),
+)
 
 
 @given(LINES)
@@ -277,7 +292,7 @@ def test_an_installed_package_has_no_chapters_and_says_so(tmp_path):
 
 def test_an_ascii_terminal_shows_what_cells_print(book, monkeypatch):
     text = Path("notebooks/00_notation.py").read_text(encoding="utf-8")
-    text = text.replace("= Chapter.begin", "= Chapter('00_notation', {'scale': scale}, 'cpu', None)\nFalse and Chapter.begin")
+    text = text.replace("= Chapter.begin", "= Chapter('00', {'scale': scale}, 'cpu', None)\nFalse and Chapter.begin")
     Path("arrow.py").write_text(text, encoding="utf-8")
     monkeypatch.undo()
     monkeypatch.setattr(slimnb.book.execute, "_run", RUN)

@@ -224,10 +224,10 @@ def test_what_killed_runs_left_is_removed_and_what_the_living_hold_is_not(tmp_pa
     dead.wait()
     for process in (dead.pid, os.getpid(), "mine"):
         (tmp_path / f"temporary/slimnb-{process}-x/kernels").mkdir(parents=True)
-        (tmp_path / f".tmp-{process}-out.ipynb").write_text("half of it")
+        (tmp_path / f".tmp-{process}-x.ipynb").write_text("half of it")
     execute(write(tmp_path), tmp_path / "out.ipynb")
     left = {path.name for folder in (tmp_path, tmp_path / "temporary") for path in folder.glob("*-*-*")}
-    assert left == {f"slimnb-{os.getpid()}-x", "slimnb-mine-x", f".tmp-{os.getpid()}-out.ipynb", ".tmp-mine-out.ipynb"}
+    assert left == {f"slimnb-{os.getpid()}-x", "slimnb-mine-x", f".tmp-{os.getpid()}-x.ipynb", ".tmp-mine-x.ipynb"}
 
 
 @pytest.mark.parametrize(
