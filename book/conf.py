@@ -35,6 +35,7 @@ html_logo = "_static/logo.svg"
 html_favicon = "_static/logo.svg"
 html_show_sourcelink = False
 html_copy_source = True
+html_show_search_summary = False  # search would fetch each page it finds, which a browser refuses for files
 html_theme_options = {
     "logo": {"text": "slimnb", "alt_text": "slimnb: slimmable networks"},
     "navbar_end": [],

@@ -5,7 +5,10 @@ Arguments are checked before anything heavy is imported: a misspelt parameter co
 
 from __future__ import annotations
 
+import contextlib
+import io
 import os
+import re
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -13,7 +16,9 @@ from typing import Annotated, Union
 
 import tyro
 
+from slimnb.book.parameters import COMMON, Choice, Int, shortened
 from slimnb.errors import BookError, ParameterError, SlimnbError, exit_with
+from slimnb.runs.files import os_error
 
 
 @dataclass(frozen=True)
@@ -31,11 +36,13 @@ class RunCommand:
     ] = ()
     """Another parameter and its value; may be repeated: -p seeds 3 -p device cuda."""
     out: Path | None = None
-    """Where the executed notebook goes; without it, build/SCALE/NAME.ipynb."""
+    """Where the executed notebook (.ipynb) goes; without it, build/SCALE/NAME.ipynb."""
     publish: bool = False
     """Put the executed notebook beside its text, as the pair a reader of the repository sees."""
     echo: bool = False
     """Print what the cells print while they run."""
+    timeout: int | None = None
+    """Seconds that one cell may take; without it, an hour at smoke and any time above."""
 
 
 @dataclass(frozen=True)
@@ -98,23 +105,51 @@ def main(arguments: list[str] | None = None) -> None:
     """Parse `arguments` (default: the process's own) and run the command; exit status as in slimnb.errors."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
-    arguments = [a for a in arguments if a != "--debug"]
-    # tyro would name a command by its class.
-    kinds = tuple(Annotated[kind, tyro.conf.subcommand(work.__name__)] for kind, work in COMMANDS.items())
-    command = tyro.cli(
-        tyro.conf.OmitSubcommandPrefixes[tyro.conf.FlagCreatePairsOff[Union[kinds]]],  # noqa: UP007 - it is not known before
-        args=arguments,
-        prog="slimnb",
-        description=f"{__doc__.splitlines()[0]} Add --debug for a traceback.",
-    )
+    for stream in (sys.stdout, sys.stderr):
+        if hasattr(stream, "reconfigure"):
+            stream.reconfigure(errors="backslashreplace")  # an ASCII terminal shows an arrow as \\u2192
     try:
+        command = read_command([a for a in arguments if a != "--debug"])
         COMMANDS[type(command)](command)
-    except SlimnbError as error:
+        sys.stdout.flush()
+    except BrokenPipeError:  # whoever read the output, as `head` does, has gone: leave as other programs do
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
+        raise SystemExit(141) from None
+    except (SlimnbError, OSError) as error:
         if debug:
             raise
-        exit_with(error)
+        exit_with(error if isinstance(error, SlimnbError) else os_error(error, Path(error.filename or "output")))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def read_command(arguments: list[str]) -> object:
+    """Return the command that `arguments` stand for, an object of one class in COMMANDS. Raises ParameterError.
+
+    With --help it prints the help and leaves the process with status 0.
+    """
+    flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
+    if twice := next((f for f in flags if flags.count(f) > 1 and f not in ("--arm", "--parameters")), None):
+        raise ParameterError(shortened(twice), "is written twice, and one value would be lost", "Write it once.")
+    # tyro would name a command by its class.
+    kinds = tuple(Annotated[kind, tyro.conf.subcommand(work.__name__)] for kind, work in COMMANDS.items())
+    about = (__doc__ or "").partition("\n")[0]  # there is none under python -OO
+    told = io.StringIO()
+    try:
+        with contextlib.redirect_stderr(told):
+            return tyro.cli(
+                tyro.conf.OmitSubcommandPrefixes[tyro.conf.FlagCreatePairsOff[Union[kinds]]],  # noqa: UP007 - it is not known before
+                args=arguments,
+                prog="slimnb",
+                description=f"{about} Add --debug for a traceback.",
+            )
+    except (SystemExit, AssertionError) as end:
+        if isinstance(end, SystemExit) and not end.code:
+            raise
+        # tyro draws a box around its reasons; its title says the same again.
+        lines = [line.strip("│ ") for line in told.getvalue().splitlines() if line.startswith("│")]
+        why = re.sub(r"─+| For full helptext.*", "", " ".join(" ".join(lines).split())) or str(end)
+        raise ParameterError("command line", why[:140].strip(". "), "See `slimnb --help`.") from None
 
 
 def run(command: RunCommand) -> None:
@@ -124,31 +159,48 @@ def run(command: RunCommand) -> None:
 
     source = find_chapter(command.notebook)
     declared = declared_by(read_chapter(source))
-    words = dict(command.parameters) | ({"scale": command.scale} if command.scale is not None else {})
+    pairs = [*command.parameters, *([("scale", command.scale)] if command.scale is not None else [])]
+    words = dict(pairs)
+    if twice := next((name for name in words if [key for key, _ in pairs].count(name) > 1), None):
+        how = "-p scale and --scale" if (twice, command.scale is None) == ("scale", False) else f"-p {shortened(twice)}"
+        raise ParameterError(how, "is given twice, and one value would be lost", "Give it once.")
     values = {name: declared.read(name, text) for name, text in words.items()}
     scale = declared.check(values)["scale"]
 
     from slimnb.book.execute import execute
 
+    timeout = 3600 if command.timeout is None and scale == "smoke" else command.timeout
+    if timeout is not None:
+        Int(1, 10**7).check("timeout", timeout)
+    if command.publish and command.out is not None:
+        raise ParameterError("--publish and --out", "both say where the output goes", "Give one of them.")
     out = command.out or find_root(source.parent) / "build" / scale / f"{source.stem}.ipynb"
     if command.publish:
         out = source.with_suffix(".ipynb")
-    execute(source, out, values, echo=command.echo)
+    execute(source, out, values, echo=command.echo, timeout=timeout)
 
 
 def find_chapter(text: str) -> Path:
     """Return the one chapter's file that `text` names, by its path or the start of its name. Raises BookError."""
+    if os.path.isfile(text):  # Path.is_file raises for a name that is too long
+        return Path(text)
+    there = chapters()
+    match = [path for path in there if path.stem.startswith(text) and text]
+    if len(match) != 1:
+        names = f"There are: {', '.join(path.stem for path in there)}."[:130]
+        raise BookError(shortened(text), f"names {len(match)} chapters", names)
+    return match[0]
+
+
+def chapters() -> list[Path]:
+    """Return the book's chapters in their order. Raises BookError where there are none."""
     from slimnb.book.chapter import find_root
 
-    if Path(text).is_file():
-        return Path(text)
-    chapters = sorted((find_root() / "notebooks").glob("[0-9][0-9]_*.py"))
-    match = [path for path in chapters if path.stem.startswith(text) and text]
-    if len(match) != 1:
-        there = ", ".join(path.stem for path in chapters) or "no chapter yet"
-        there = f"There are: {there}."[:140]
-        raise BookError(f"{text[:40]!r}", f"names {len(match)} chapters", there)
-    return match[0]
+    folder = find_root() / "notebooks"
+    if not (there := sorted(folder.glob("[0-9][0-9]_*.py"))):
+        raise BookError("notebooks/", f"there is no chapter in {shortened(str(folder.parent), 60)}",
+                        "Work in a clone of the repository: the chapters are no part of the package.")
+    return there
 
 
 def train(command: TrainCommand) -> None:
@@ -195,23 +247,21 @@ def fetch(command: FetchCommand) -> None:
     from slimnb.data.datasets import load_data
     from slimnb.data.sources import CIFAR
 
-    if command.name not in CIFAR:
-        known = ", ".join(CIFAR)
-        raise ParameterError(f"fetch {command.name[:40]!r}", f"it is one of {known}", "Name one of them.")
+    Choice(tuple(CIFAR)).check("fetch", command.name)
     root = find_root() / "data"
     print(load_data(command.name, os.environ.get("SLIMNB_DATA") or root, cache=root / "cache", download=True))
 
 
 def figures(command: FiguresCommand) -> None:
     """Execute every chapter with training forbidden, which draws its figures. Raises SlimnbError."""
+    sources = chapters()
     from slimnb.book.chapter import find_root
     from slimnb.book.execute import execute
     from slimnb.train import experiment
 
-    root = find_root()
     os.environ[experiment.NO_TRAINING] = "1"
-    for source in sorted((root / "notebooks").glob("[0-9][0-9]_*.py")):
-        execute(source, root / "build" / "figures" / f"{source.stem}.ipynb", {"scale": command.scale})
+    for source in sources:
+        execute(source, find_root() / "build" / "figures" / f"{source.stem}.ipynb", {"scale": command.scale})
 
 
 def runs(command: RunsCommand) -> None:
@@ -219,15 +269,14 @@ def runs(command: RunsCommand) -> None:
     from slimnb.book.chapter import find_root
     from slimnb.runs.store import RunStore
 
+    COMMON["scale"].check("scale", command.scale)
     root = find_root() / "data"
     store = RunStore(root / "runs", root / "results")
-    if command.commit:
+    if command.commit is not None:
         from slimnb import plugins
         from slimnb.train.experiment import commit_all
 
-        if command.commit not in plugins.names("papers"):
-            known = ", ".join(plugins.names("papers"))
-            raise ParameterError(f"commit = {command.commit[:40]!r}", f"it is one of {known}", "Name one.")
+        Choice(tuple(plugins.names("papers"))).check("commit", command.commit)
         for path in commit_all(command.commit, command.scale, store, root / "results" / command.commit):
             print(path.relative_to(root.parent))
         return

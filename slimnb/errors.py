@@ -17,7 +17,9 @@ class SlimnbError(Exception):
 
     def __init__(self, what: str, why: str, fix: str, state: str = ""):
         self.what, self.why, self.fix, self.state = what, why, fix, state
-        super().__init__(f"slimnb: {type(self).__name__}: {what} — {why}. {fix} {state}".strip())
+        line = f"slimnb: {type(self).__name__}: {what} — {why}. {fix} {state}".strip()
+        # A file's name may hold what moves a terminal's cursor, or a line's end.
+        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
 
     def _render_traceback_(self) -> list[str]:
         # IPython asks an exception for its own rendering; a reader needs the line, not our call stack.

@@ -40,7 +40,7 @@ def outdated() -> list[str]:
 
 def main() -> int:
     """Run the workflow from the repository's root; return snakemake's exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--cores", type=int, default=2, help="chapters executed side by side")
     cores = parser.parse_args().cores
     os.chdir(Path(__file__).resolve().parents[1])

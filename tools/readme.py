@@ -77,7 +77,7 @@ TABLES = {"results": widths_table, "markets": markets_table, "gates": gates_tabl
 
 def main() -> int:
     """Rewrite or check README.md; returns the exit status."""
-    parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(description=(__doc__ or "").partition("\n")[0])
     parser.add_argument("--check", action="store_true")
     readme = ROOT / "README.md"
     old = readme.read_text(encoding="utf-8")

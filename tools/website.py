@@ -5,6 +5,8 @@ usage: python tools/website.py build/smoke/00_notation.ipynb ...
 
 from __future__ import annotations
 
+import base64
+import hashlib
 import importlib.metadata
 import os
 import re
@@ -17,6 +19,9 @@ import nbformat
 
 ROOT = Path(__file__).resolve().parents[1]
 LOADING = {("script", "src"), ("img", "src"), ("iframe", "src"), ("source", "src"), ("object", "data")}
+POLICY = ("default-src 'none'; script-src 'self' 'unsafe-hashes' {}; style-src 'self' 'unsafe-inline'; "
+          "img-src 'self' data:; font-src 'self' data:; form-action 'self'; base-uri 'none'")
+PRINT = "window.print()"  # what the theme's print button does, an attribute of it
 LOADED_LINKS = {"stylesheet", "preload", "modulepreload", "icon", "shortcut icon", "prefetch", "manifest"}
 
 
@@ -29,6 +34,7 @@ def main(notebooks: list[str], build: Path = ROOT / "build") -> int:
     done = subprocess.run(command, check=False)
     if done.returncode:
         return done.returncode
+    protect(build / "html")
     outside = external_requests(build / "html")
     for line in outside:
         print(f"slimnb: BookError: {line} - the book must open without a network.", file=sys.stderr)
@@ -97,6 +103,21 @@ def title_and_question(book: nbformat.NotebookNode) -> tuple[str, str]:
     quote = re.search(r"(?:^>.*\n?)+", text, re.M)
     question = " ".join(re.sub(r"^> ?", "", quote[0], flags=re.M).split()) if quote else ""
     return title[1].strip() if title else "", question.strip("*")
+
+
+def protect(folder: Path) -> None:
+    """Give each page under `folder` a content security policy: what comes with the book runs and loads, nothing else.
+
+    Of scripts inside a page only the theme's own run, which stand in its head; one in a chapter's output does not.
+    """
+    for path in folder.glob("*.html"):
+        text = path.read_text(encoding="utf-8")
+        ours = text if path.name == "search.html" else text.partition("<body")[0]
+        scripts = re.findall(r"<script(?![^>]*\ssrc=)[^>]*>(.*?)</script>", ours, re.S)
+        digests = [hashlib.sha256(script.encode()).digest() for script in (*scripts, PRINT)]
+        hashes = " ".join(f"'sha256-{base64.b64encode(digest).decode()}'" for digest in digests)
+        meta = f'<meta http-equiv="Content-Security-Policy" content="{POLICY.format(hashes)}" />'
+        path.write_text(text.replace("<head>", f"<head>\n    {meta}", 1), encoding="utf-8")
 
 
 class _Loads(HTMLParser):

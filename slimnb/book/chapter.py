@@ -19,6 +19,7 @@ from typing import Any
 from slimnb.book.parameters import COMMON, Rule, check_parameters, refuse
 from slimnb.errors import BookError, ParameterError
 from slimnb.runs.definitions import shown
+from slimnb.runs.files import check_place, sweep
 
 END = "slimnb_end"  # key in the metadata of the last cell's output: the chapter ran to its end
 FIRST_REAL_DATA = {"smoke": "synthetic", "small": "cifar100", "full": "cifar100"}
@@ -71,6 +72,10 @@ class Chapter:
         parameters = check_parameters(namespace, rules)
         device, label = _resolve_device(parameters["device"])
         chapter = cls(name, parameters, device, find_root(), begun=True)
+        if parameters["out"]:
+            check_place(chapter.out / "figure.svg")  # before anything is trained
+        for folder in (chapter.out, chapter.ledger.parent):
+            sweep(folder)
         many = "" if chapter.seeds == 1 else f" to {chapter.seed + chapter.seeds - 1}"
         data = chapter.data_name if chapter.parameters["data"] in ("auto", chapter.data_name) else "a folder"
         print(f"scale {chapter.scale} | seed {chapter.seed}{many} | data {data} | {label}")

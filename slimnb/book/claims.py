@@ -18,6 +18,7 @@ import pandas as pd
 from filelock import FileLock
 from scipy import stats
 
+from slimnb.book.parameters import refuse
 from slimnb.errors import ParameterError, StoreError
 from slimnb.runs.files import Failpoint, make_folder, write_file
 
@@ -61,14 +62,12 @@ class Claim:
             ("delta", np.isfinite(self.delta) and self.delta >= 0, "a finite number >= 0"),
             ("seeds", 1 <= self.seeds <= MAX_SEEDS, f"1 to {MAX_SEEDS}"),
         ]
-        for f in fields(self):  # spreadsheets run a cell that starts so, and the ledger is a CSV file
-            formula = str(getattr(self, f.name)).startswith(("=", "+", "-", "@"))
-            rules.append((f.name, not formula or f.name == "paper_value", "no leading = + - @"))
         for name, ok, rule in rules:
             if not ok:
-                text = str(getattr(self, name))[:60]
-                raise ParameterError(f"Claim.{name} = {text!r}", f"must be {rule}", "Correct the claim.")
-
+                raise refuse(f"Claim.{name}", getattr(self, name), f"must be {rule}", "Correct the claim.")
+        for f in fields(self):
+            for value in (self.arms if f.name == "arms" else [getattr(self, f.name)]):
+                _check_cell(f"Claim.{f.name}", value)
 
     @property
     def rule(self) -> str:
@@ -83,6 +82,12 @@ class Claim:
     def cited(self) -> str:
         """Its source, with the paper's value where there is one: "DepS, Table 2 (paper: 2 points)"."""
         return self.source + ("" if self.paper_value is None else f" (paper: {self.paper_value:,.7g} {self.unit})")
+
+
+def _check_cell(name: str, value: Any) -> None:
+    # Spreadsheets run a cell that starts so, and the ledger is a CSV file; a tab or a line's end begins a cell, too.
+    if isinstance(value, str) and (re.match(r"\s*[=+@-]", value) or not value.isprintable()):
+        raise refuse(name, value, "a cell of the ledger has no leading = + - @, tab or line's end", "Correct the text.")
 
 
 def by_id(claims: Iterable[Claim]) -> dict[str, Claim]:
@@ -126,6 +131,10 @@ class Verdict:
     b_mean: float = np.nan
     runs: tuple[str, ...] = ()
     p_holm: float = np.nan
+
+    def __post_init__(self):
+        for text in (self.scale, *self.runs):
+            _check_cell("Verdict", text)
 
     def row(self) -> dict:
         """The ledger row, flat: the fields of the claim and of the verdict."""

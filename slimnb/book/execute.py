@@ -34,8 +34,12 @@ from slimnb.book.notebook import (
     read_chapter,
     with_prose,
 )
+from slimnb.book.parameters import refuse
 from slimnb.errors import BookError, BusyError, SlimnbError
+from slimnb.runs.files import Failpoint, check_place, sweep, write_file
 
+MAX_TEXT = 200_000  # characters that a cell's output may have
+CUT = f"\n[the rest is left out: a cell's output has at most {MAX_TEXT:,} characters]\n"
 KERNEL = "slimnb"  # the name of the temporary kernel specification that starts this very interpreter
 
 
@@ -52,15 +56,16 @@ def execute(
     Parameters are first checked against the chapter's own declaration. One line per section with the time so far goes
     to stdout, and with `echo` all that the cells print. `timeout` (seconds) bounds each cell. Raises ParameterError for
     parameters, BookError for a run that is not whole, BusyError if another process is executing into the same file; the
-    old content of `out_path` is then still there.
+    old content of `out_path` is then still there. A place that cannot be written, or that holds a chapter, raises
+    ParameterError, StoreError or ResourceError before anything runs.
     """
-    notebook, out_path, values = Path(notebook), Path(out_path).resolve(), dict(parameters or {})
+    notebook, values = Path(notebook), dict(parameters or {})
     book = read_chapter(notebook)
     declared_by(book).check(values)
+    out_path = _place(Path(out_path), notebook)
     import papermill  # only now: a misspelt parameter is refused without it
 
     key = content_key(notebook, values)
-    out_path.parent.mkdir(parents=True, exist_ok=True)
     with _only_one(out_path), _own_kernel():
         started = time.monotonic()
         book = papermill.execute_notebook(
@@ -97,13 +102,30 @@ def refresh_prose(notebook: str | Path, executed: str | Path) -> None:
         _write(ran, Path(executed))
 
 
+def _place(out: Path, source: Path) -> Path:
+    """Return the absolute path of an output of `source` that can be written; what killed runs left beside it goes."""
+    try:
+        path = out.expanduser().resolve()
+    except (OSError, RuntimeError, ValueError) as error:  # a name too long, links in a circle, a NUL
+        raise refuse("out", str(out), f"is no path: {str(error)[:60]}", "Name a file.") from None
+    if path.suffix != ".ipynb":
+        raise refuse("out", str(out), "must be a file that ends in .ipynb", f"Set e.g. out='{source.stem[:40]}.ipynb'.")
+    failed, text = path.with_name(f"{path.stem}.failed.ipynb"), path.with_suffix(".py")
+    own = [place for place in (path, failed, text) if os.path.exists(place) and os.path.samefile(place, source)]
+    if own not in ([], [text]) or (os.path.exists(text) and not own):
+        raise refuse("out", str(out), "would replace a chapter", "Name another file.")
+    for place in (path, failed):
+        check_place(place)
+    return path
+
+
 def _run(book: NotebookNode, notebook: Path, echo: bool, timeout: int | None) -> BookError | None:
     """Execute the cells of `book` in place; the error that stopped it short of its last cell, or None."""
     from jupyter_client.kernelspec import NoSuchKernel
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
     place = {"metadata": {"path": str(notebook.resolve().parent)}}
-    client = _client(echo)(book, kernel_name=KERNEL, timeout=timeout, startup_timeout=120, coalesce_streams=True,
+    client = _client(echo)(book, kernel_name=KERNEL, timeout=timeout, startup_timeout=120,
                            raise_on_iopub_timeout=True, resources=place)
     started, number = time.monotonic(), itertools.count(1)
     titles = sum(1 for cell in book.cells if heading(cell))
@@ -130,17 +152,48 @@ def _run(book: NotebookNode, notebook: Path, echo: bool, timeout: int | None) ->
 
 
 def _client(echo: bool):
-    """The class of nbclient's clients, which with `echo` also print what the cells print."""
+    """The class of nbclient's clients, which with `echo` also print what the cells print.
+
+    Each of a cell's two streams is one output, and no text is kept beyond MAX_TEXT characters.
+    """
     from nbclient import NotebookClient
 
     class Client(NotebookClient):
-        def process_message(self, *message, **words):
-            output = super().process_message(*message, **words)
-            if echo and output and output.output_type == "stream" and output.name == "stdout":
-                print(output.text, end="", flush=True)
+        def process_message(self, message, cell, cell_index):
+            output = super().process_message(message, cell, cell_index)
+            if output and output.output_type == "stream":
+                if echo and output.name == "stdout":
+                    print(output.text, end="", flush=True)
+                _merge(cell.outputs)
+            elif output and "text/plain" in output.get("data", {}):
+                output.data["text/plain"] = _capped(output.data["text/plain"])
             return output
 
     return Client
+
+
+def _merge(outputs: list[NotebookNode]) -> None:
+    """Append the last output, text of a stream, to the cell's first output of that stream."""
+    new = outputs.pop()
+    streams = {output.name: output for output in outputs if output.output_type == "stream"}
+    if new.name in streams:
+        kept = streams[new.name]
+        kept.text = kept.text if kept.text.endswith(CUT) else _capped(_overwritten(kept.text + new.text))
+        return
+    # The two arrive in any order; the pages are the same every time.
+    before = new.name == "stdout" and outputs and outputs[-1].get("name") == "stderr"
+    outputs.insert(len(outputs) - bool(before), new)
+    new.text = _capped(_overwritten(new.text))
+
+
+def _overwritten(text: str) -> str:
+    """Return the text without what a carriage return lets later text overwrite, as in a progress bar."""
+    lines = (line[:-1].rpartition("\r")[2] + line[-1:] for line in text.split("\n"))
+    return "\n".join(lines)
+
+
+def _capped(text: str) -> str:
+    return text if len(text) <= MAX_TEXT else text[:MAX_TEXT] + CUT
 
 
 @contextlib.contextmanager
@@ -164,7 +217,8 @@ def _own_kernel() -> Iterator[None]:
     So neither a registered kernel nor a home folder is needed, and a `python3` kernel of another environment,
     registered in the user's home, is not taken by mistake.
     """
-    with tempfile.TemporaryDirectory(prefix="slimnb-") as scratch:
+    sweep(Path(tempfile.gettempdir()), "slimnb-")
+    with tempfile.TemporaryDirectory(prefix=f"slimnb-{os.getpid()}-") as scratch:
         spec = Path(scratch, "kernels", KERNEL)
         spec.mkdir(parents=True)
         argv = [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
@@ -188,12 +242,6 @@ def _own_kernel() -> Iterator[None]:
 
 
 def _write(book: NotebookNode, path: Path) -> None:
-    temporary = path.with_name(f".{path.name}.tmp")
-    with open(temporary, "w", encoding="utf-8") as file:
-        file.write(nbformat.writes(book) + "\n")
-        file.flush()
-        os.fsync(file.fileno())
-    os.replace(temporary, path)
-    folder = os.open(path.parent, os.O_RDONLY)
-    os.fsync(folder)  # the rename itself survives a power cut only after this
-    os.close(folder)
+    text = nbformat.writes(book) + "\n"
+    # Half a character, which UTF-8 cannot write, is an escape of JSON.
+    write_file(path, text.encode("utf-8", "backslashreplace"), Failpoint(), "chapter")

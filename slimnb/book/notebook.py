@@ -35,11 +35,15 @@ def read_chapter(path: str | Path) -> NotebookNode:
     Raises BookError for a missing file, merge markers, or text that is no notebook.
     """
     path = Path(path)
-    if path.suffix not in (".py", ".ipynb") or not path.is_file():
+    if path.suffix not in (".py", ".ipynb") or not os.path.isfile(path):
         raise BookError(
             f"{path.name[:60]}", "is no .py or .ipynb file", "Give e.g. notebooks/00_notation.py."
         )
-    text = path.read_text(encoding="utf-8")
+    try:
+        text = path.read_text(encoding="utf-8-sig")  # without the mark that some editors put at a file's beginning
+    except UnicodeDecodeError as error:
+        line = error.object.count(b"\n", 0, error.start) + 1
+        raise BookError(f"{path.name[:60]}, line {line}", "is not UTF-8", "Save the file as UTF-8.") from None
     marker = re.search(r"^(<{7}|>{7}) ", text, re.M)
     if marker:
         line = text.count("\n", 0, marker.start()) + 1

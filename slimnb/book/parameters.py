@@ -16,26 +16,32 @@ from typing import Annotated, Any, Literal
 
 from annotated_types import Interval, MinLen
 from pydantic import AfterValidator, ConfigDict, FiniteFloat, StringConstraints, TypeAdapter, ValidationError
+from pydantic_core import SchemaError
 
-from slimnb.errors import ParameterError
+from slimnb.errors import BookError, ParameterError
 
 SCALES = ("smoke", "small", "full")
 DATA_NAMES = ("auto", "synthetic", "cifar10", "cifar100")
 NAME = re.compile(r"[a-z_][a-z0-9_]*")
+LAST_SEED = 2**32 - 1
 STRICT = ConfigDict(strict=True)
 SIMPLE = (bool, int, float, complex, str, bytes, list, tuple, dict, set, type(None))
 
 
-def _short(value: Any, limit: int = 32) -> str:
+def shortened(value: Any, limit: int = 32) -> str:
+    """Return the value as Python writes it, cut to `limit` characters, for the line of an error."""
     if isinstance(value, int) and abs(value) > 2**64:
         return f"about 2**{value.bit_length()}"  # Python refuses to write out an integer of 5,000 digits
-    text = repr(value)
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):  # a list with such an integer in it
+        text = f"a {type(value).__name__}"
     return text if len(text) <= limit else text[: limit - 1] + "…"
 
 
 def refuse(name: str, value: Any, why: str, fix: str) -> ParameterError:
     """Make the error for one bad parameter; its value is shortened so that the line stays within 240 characters."""
-    return ParameterError(f"{name[:40]} = {_short(value)}", why, fix)
+    return ParameterError(f"{name[:40]} = {shortened(value)}", why, fix)
 
 
 @dataclass(frozen=True)
@@ -49,7 +55,7 @@ class Rule:
 
     def check(self, name: str, value: Any) -> None:
         """Raise ParameterError, with what mends it, for a value of another type or out of bounds."""
-        why, fix = f"must be {self.words}"[:96], f"Set e.g. {name}={self._near(value)!r}."
+        why, fix = f"must be {self.words}"[:96], f"Set e.g. {name[:40]}={shortened(self._near(value), 60)}."
         try:
             TypeAdapter(self.kind, config=STRICT).validate_python(value)
             plain = all(type(item) in SIMPLE for item in (value if type(value) is list else [value]))
@@ -109,9 +115,10 @@ class Ascending:
     def __call__(self, values: list) -> list:
         """The list itself. Raises ValueError."""
         if values != sorted(set(values)):
-            raise ValueError("must ascend, no value twice", f"Set e.g. {sorted(set(values))}.")
+            raise ValueError("must ascend, no value twice", f"Set e.g. {shortened(sorted(set(values)), 80)}.")
         if self.last is not None and values[-1] != self.last:
-            raise ValueError(f"must end with the largest, {self.last:g}", f"Set e.g. {[*values, self.last]}.")
+            example = shortened([*values, self.last], 80)
+            raise ValueError(f"must end with the largest, {self.last:g}", f"Set e.g. {example}.")
         return values
 
 
@@ -148,7 +155,7 @@ RULES = {rule.__name__: rule for rule in (Int, Float, Bool, Choice, Numbers, Dev
 SPELLINGS = {"true": True, "false": False, "nan": math.nan, "inf": math.inf, "-inf": -math.inf}
 COMMON = {
     "scale": Choice(SCALES),
-    "seed": Int(0, 2**32 - 1),  # the first seed; runs use seed, seed + 1, ...
+    "seed": Int(0, LAST_SEED),  # the first seed; runs use seed, seed + 1, ...
     "seeds": Int(1, 1000),  # how many seeds
     "device": Device(),
     "data": Folder(DATA_NAMES),
@@ -177,6 +184,8 @@ def check_parameters(namespace: Mapping[str, Any], declared: Mapping[str, Rule])
                 f"Add {name[:40]} = ... to it.",
             )
         rule.check(name, values[name])
+    if (last := values["seed"] + values["seeds"] - 1) > LAST_SEED:
+        raise refuse("seed + seeds - 1", last, f"must be at most {LAST_SEED}", "Lower seed or seeds.")
     return {name: values[name] for name in rules}
 
 
@@ -187,7 +196,7 @@ def check_name(name: str, known: Mapping[str, Any]) -> None:
     if not NAME.fullmatch(name):
         rule = "a parameter's name is lower-case letters, digits and _"
         raise ParameterError(
-            f"{_short(name)} is no parameter", rule, "Write it as in the parameters cell."
+            f"{shortened(name)} is no parameter", rule, "Write it as in the parameters cell."
         )
     near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
     fix = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}."[:110]
@@ -226,32 +235,44 @@ class Declaration:
 def declaration(parameters_cell: str, code: str) -> Declaration:
     """Return the defaults in the parameters cell and the rules in `Chapter.begin(...)` of `code`; neither is executed.
 
-    Raises ParameterError if the cell holds anything but `name = literal`, or if a rule's arguments are not literals.
+    Raises ParameterError if the cell holds anything but `name = literal`, or if a rule's arguments are not literals;
+    BookError for what is no Python.
     """
     defaults = {}
-    for node in ast.parse(parameters_cell).body:
+    for node in _tree(parameters_cell, "the parameters cell").body:
         try:
             (target,) = node.targets
             defaults[target.id] = ast.literal_eval(node.value)
-        except (AttributeError, ValueError):
+        except (AttributeError, ValueError, TypeError):
             raise ParameterError(
                 f"the parameters cell, line {node.lineno}",
                 "it holds literals only, one `name = value` per line",
                 "Move the computation below the set-up.",
             ) from None
     rules = {}
-    for call in ast.walk(ast.parse(code)):
+    for call in ast.walk(_tree(code, "the chapter's code")):
         if isinstance(call, ast.Call) and ast.unparse(call.func).endswith("Chapter.begin"):
             rules |= {word.arg: _rule(word) for word in call.keywords if word.arg}
     return Declaration(defaults, rules)
+
+
+def _tree(code: str, place: str) -> ast.Module:
+    try:
+        return ast.parse(code)
+    except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
+        line = shortened((getattr(error, "text", None) or code).strip(), 60)
+        why = getattr(error, "msg", type(error).__name__)
+        raise BookError(f"{place}: {line}", f"is no Python: {why[:60]}", "Correct that line.") from None
 
 
 def _rule(word: ast.keyword) -> Rule:
     try:
         kind = RULES[ast.unparse(word.value.func).split(".")[-1]]
         arguments = [ast.literal_eval(a) for a in word.value.args]
-        return kind(*arguments, **{k.arg: ast.literal_eval(k.value) for k in word.value.keywords})
-    except (AttributeError, KeyError, ValueError, TypeError):
+        rule = kind(*arguments, **{k.arg: ast.literal_eval(k.value) for k in word.value.keywords})
+        TypeAdapter(rule.kind, config=STRICT)
+        return rule
+    except (AttributeError, LookupError, ValueError, TypeError, SchemaError):
         raise ParameterError(
             f"the rule of {word.arg} in Chapter.begin",
             f"must be one of {', '.join(RULES)} with literal arguments",

@@ -8,6 +8,7 @@ import hashlib
 import json
 import math
 import os
+import shutil
 import signal
 import stat
 from collections.abc import Iterable
@@ -224,6 +225,20 @@ def make_folder(path: Path) -> None:
         raise os_error(error, path) from None
 
 
+def check_place(path: Path) -> None:
+    """Raise StoreError or ResourceError unless a file can be written at `path`; its folder is made and swept."""
+    make_folder(path.parent)
+    sweep(path.parent)
+    probe = path.with_name(f".tmp-{os.getpid()}-{path.name}")
+    try:
+        refuse_strange(path)
+        probe.touch()
+    except OSError as error:
+        raise os_error(error, path) from None
+    finally:
+        forget(probe)
+
+
 def sync_folder(path: Path) -> None:
     """Make renames and new names in a folder durable."""
     fd = os.open(path, os.O_RDONLY | os.O_DIRECTORY)
@@ -264,8 +279,8 @@ def os_error(error: OSError, path: Path) -> SlimnbError:
         return ResourceError(label(path), why, fix, state)
     if error.errno == errno.ELOOP:
         return _not_a_file(path, "a link")
-    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST):
-        fix = "Choose another store folder or mend its permissions."
+    if error.errno in (errno.EROFS, errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EEXIST, errno.ENAMETOOLONG):
+        fix = "Choose another place or mend its permissions."
         return StoreError(label(path), f"not accessible: {error.strerror}", fix, state)
     return StoreError(label(path), f"disk error: {error.strerror}", "Run again.", state)
 
@@ -280,3 +295,15 @@ def forget(path: Path) -> None:
     # A left-over does no harm, and whoever holds the lock next sweeps again.
     with contextlib.suppress(OSError):
         path.unlink(missing_ok=True)
+
+
+def sweep(folder: Path, prefix: str = ".tmp-") -> None:
+    """Remove the files and folders PREFIX<process>-... in `folder` that killed processes of this machine have left."""
+    for path in folder.glob(f"{prefix}[0-9]*-*"):
+        try:
+            os.kill(int(path.name[len(prefix):].partition("-")[0]), 0)
+        except ProcessLookupError:
+            forget(path)
+            shutil.rmtree(path, ignore_errors=True)
+        except (ValueError, OverflowError, PermissionError):
+            continue  # no name of ours, or a living process of somebody else

@@ -66,6 +66,18 @@ def test_data_and_folders_mean_the_same_from_lab_and_papermill(tmp_path, monkeyp
     assert chapter(tmp_path).data_root == Path("/elsewhere")
 
 
+def test_a_folder_that_cannot_take_the_figures_is_refused_before_anything_is_trained(tmp_path, monkeypatch):
+    monkeypatch.setattr("slimnb.book.chapter.find_root", lambda *_: tmp_path)
+    (tmp_path / "file").touch()
+    for out in ("file", "file/x", "n" * 200 + "/" + "n" * 300, "/proc/nowhere"):
+        refused("ParameterError|StoreError", Chapter.begin, "01_tiny", GOOD | {"out": out})
+    assert [path.name for path in tmp_path.iterdir()] == ["file"]
+    (tmp_path / "build/figures/01").mkdir(parents=True)
+    (tmp_path / "build/figures/01/.tmp-0001-line.svg").symlink_to("/etc/passwd")
+    Chapter.begin("01_tiny", GOOD | {"out": "mine"})
+    assert list((tmp_path / "mine/01").iterdir()) == []
+
+
 def test_only_results_above_smoke_go_where_they_are_committed(tmp_path):
     smoke, small = chapter(tmp_path), chapter(tmp_path, scale="small")
     assert smoke.out == tmp_path / "build/figures/01" and small.out == tmp_path / "figures/01"

@@ -29,6 +29,18 @@ def refused(call, *texts):
     assert all(text in line for text in texts), line
 
 
+@pytest.mark.parametrize("cell", ["=1+1", "+1", "-1", "@SUM(1)", "\t=1", " =1", "a\t=1", "a\n=1", "a\r=1"])
+def test_no_formula_reaches_the_ledger(tmp_path, cell):
+    for field in ("chapter", "statement", "source", "metric", "unit"):
+        refused(lambda field=field: replace(CLAIM, **{field: cell}), field)
+    for arms in ((cell, "b"), ("a", cell)):
+        refused(lambda arms=arms: replace(CLAIM, arms=arms), "Claim.arms")
+    refused(lambda: judge(CLAIM, BASE, BASE, scale=cell), "leading")
+    refused(lambda: judge(CLAIM, BASE, BASE, scale="small", runs=["a", cell]), "leading")
+    refused(lambda: record(tmp_path / "claims.csv", replace(judge(CLAIM, [], scale="small"), scale=cell)), "leading")
+    assert not (tmp_path / "claims.csv").exists()
+
+
 # ---- the statistics ----
 
 

@@ -57,7 +57,7 @@ def test_a_docstring_or_a_comment_executes_nothing_again(changes, name):
     ("slimnb/papers/pss_net/recipes.py", r"\Z", "\nMORE = 1\n"),
     ("slimnb/papers/slimmable/method.py", r"\Z", "\nMORE = 1\n"),  # the method of recipes that are reached
     ("slimnb/nets/mobilenet.py", r"\Z", "\nMORE = 1\n"),  # nets are named by a text
-    ("slimnb/book/execute.py", "coalesce_streams=True", "coalesce_streams=False"),
+    ("slimnb/book/execute.py", "startup_timeout=120", "startup_timeout=60"),
     (f"{CHAPTER}.py", r"\Z", "\n# %%\nprint(1)\n"),
 ])
 def test_a_statement_that_is_reached_executes_it_again(changes, name, pattern, text):

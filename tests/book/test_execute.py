@@ -3,6 +3,7 @@
 import json
 import os
 import random
+import re
 import signal
 import subprocess
 import sys
@@ -14,8 +15,12 @@ import numpy as np
 import papermill
 import pytest
 from filelock import FileLock
+from hypothesis import given
+from hypothesis import strategies as st
+from nbclient.client import _RGX_CARRIAGERETURN
+from refusals import fails as refuses
 
-from slimnb.book.execute import KERNEL, _own_kernel, execute, refresh_prose
+from slimnb.book.execute import CUT, KERNEL, MAX_TEXT, _merge, _own_kernel, execute, refresh_prose
 from slimnb.book.notebook import check_whole, code_hash, content_key, declared_by, is_current, read_chapter
 from slimnb.errors import SlimnbError
 
@@ -179,8 +184,104 @@ def test_a_cell_that_never_ends_is_stopped(tmp_path):
     assert "longer than 2 s" in fails(tmp_path, "import time\ntime.sleep(60)", "BookError", timeout=2)
 
 
+def test_a_loop_that_prints_is_stopped_at_the_limit(tmp_path):
+    assert "longer than 3 s" in fails(tmp_path, "while True:\n    print('x' * 1000)", "BookError", timeout=3)
+    assert (tmp_path / "out.failed.ipynb").stat().st_size < 3 * MAX_TEXT
+
+
+def test_one_long_line_does_not_stop_a_chapter(tmp_path):
+    """A megabyte in one line took minutes: the time went into a pattern that begins again at every character."""
+    middle = "import sys\nsys.stderr.write('e' * 10)\nprint('start')\nprint('x' * 10**6)\nprint('end')\n'y' * 10**6"
+    began = time.monotonic()
+    execute(write(tmp_path, middle), tmp_path / "out.ipynb", timeout=60)
+    assert time.monotonic() - began < 20
+    (cell,) = [c for c in nbformat.read(tmp_path / "out.ipynb", as_version=4).cells if "start" in c.source]
+    stdout, stderr, shown = cell.outputs
+    assert (stdout.name, stderr.name, stderr.text) == ("stdout", "stderr", "e" * 10)
+    assert stdout.text.startswith("start\nx") and stdout.text.endswith(CUT) and len(stdout.text) == MAX_TEXT + len(CUT)
+    assert shown.data["text/plain"].endswith(CUT) and shown.data["text/plain"].startswith("'yy")
+    assert "after" in text_of(tmp_path / "out.ipynb")
+
+
+TEXTS = st.lists(st.tuples(st.sampled_from(["stdout", "stderr"]), st.text("ab\r\n", max_size=6)), max_size=8)
+
+
+@given(TEXTS)
+def test_streams_are_merged_as_nbclient_does(parts):
+    outputs = []
+    for name, text in parts:
+        outputs.append(nbformat.v4.new_output("stream", name=name, text=text))
+        _merge(outputs)
+    for name in ("stdout", "stderr"):
+        whole = "".join(text for kind, text in parts if kind == name)
+        merged = [output.text for output in outputs if output.name == name]
+        assert merged == [_RGX_CARRIAGERETURN.sub("", whole)] * any(kind == name for kind, _ in parts)
+
+
+def test_what_killed_runs_left_is_removed_and_what_the_living_hold_is_not(tmp_path, monkeypatch):
+    monkeypatch.setattr("tempfile.tempdir", str(tmp_path / "temporary"))
+    dead = subprocess.Popen([sys.executable, "-c", ""])
+    dead.wait()
+    for process in (dead.pid, os.getpid(), "mine"):
+        (tmp_path / f"temporary/slimnb-{process}-x/kernels").mkdir(parents=True)
+        (tmp_path / f".tmp-{process}-x.ipynb").write_text("half of it")
+    execute(write(tmp_path), tmp_path / "out.ipynb")
+    left = {path.name for folder in (tmp_path, tmp_path / "temporary") for path in folder.glob("*-*-*")}
+    assert left == {f"slimnb-{os.getpid()}-x", "slimnb-mine-x", f".tmp-{os.getpid()}-x.ipynb", ".tmp-mine-x.ipynb"}
+
+
 @pytest.mark.parametrize(
-    ("code", "given"),
+    ("place", "words"),
+    [
+        ("", "ends in .ipynb"),
+        ("folder", "ends in .ipynb"),
+        ("x.py", "ends in .ipynb"),
+        ("01_tiny.py", "ends in .ipynb"),
+        ("folder.ipynb", "is a folder"),
+        ("pipe.ipynb", "is a folder, pipe"),
+        ("copy.ipynb", "would replace a chapter"),
+        ("linked.ipynb", "would replace a chapter"),
+        ("hard.ipynb", "would replace a chapter"),
+        ("02_other.ipynb", "would replace a chapter"),
+        ("01_tiny.py/x.ipynb", "not accessible"),
+        ("n" * 300 + ".ipynb", "File name too long"),
+        ("n" * 245 + ".ipynb", "File name too long"),
+        ("n/" * 3000 + ".ipynb", "File name too long"),
+        ("circle.ipynb", "is no path"),
+        ("a\0b.ipynb", "is no path"),
+        ("a\nb\x1b[2J", "ends in .ipynb"),
+        ("/proc/nowhere/x.ipynb", "No such file"),
+    ],
+)
+def test_a_place_that_cannot_take_the_output_is_refused_before_anything_runs(tmp_path, monkeypatch, place, words):
+    monkeypatch.setattr("slimnb.book.execute._run", lambda *_: pytest.fail("it ran"))
+    text = write(tmp_path)
+    (tmp_path / "02_other.py").write_text("x = 1")
+    nbformat.write(read_chapter(text), tmp_path / "copy.ipynb")
+    (tmp_path / "hard.ipynb").hardlink_to(tmp_path / "copy.ipynb")
+    (tmp_path / "linked.ipynb").symlink_to("copy.ipynb")
+    (tmp_path / "circle.ipynb").symlink_to("circle.ipynb")
+    (tmp_path / "folder.ipynb").mkdir()
+    os.mkfifo(tmp_path / "pipe.ipynb")
+    before = {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()}
+    with refuses("ParameterError|StoreError", words):
+        execute(tmp_path / "copy.ipynb", tmp_path / place)
+    assert {path: path.read_bytes() for path in tmp_path.iterdir() if path.is_file()} == before
+
+
+def test_an_unfinished_copy_is_not_written_over_either(tmp_path):
+    nbformat.write(read_chapter(write(tmp_path)), tmp_path / "x.failed.ipynb")
+    with refuses("ParameterError", "would replace a chapter"):  # a whole x.ipynb removes x.failed.ipynb
+        execute(tmp_path / "x.failed.ipynb", tmp_path / "x.ipynb")
+
+
+def test_half_a_character_in_an_output_is_kept(tmp_path):
+    execute(write(tmp_path, r"print('\ud800')"), tmp_path / "out.ipynb")
+    assert "after" in text_of(tmp_path / "out.ipynb")
+
+
+@pytest.mark.parametrize(
+    ("code", "values"),
     [
         ("ParameterError", {"rl": 0.1}),
         ("ParameterError", {"x = 1; import os": 1}),
@@ -193,10 +294,10 @@ def test_a_cell_that_never_ends_is_stopped(tmp_path):
         ("ParameterError", {"seed": -1}),
     ],
 )
-def test_parameters_are_refused_before_a_kernel_starts(tmp_path, code, given):
+def test_parameters_are_refused_before_a_kernel_starts(tmp_path, code, values):
     path, out = write(tmp_path), tmp_path / "out" / "x.ipynb"
     with pytest.raises(SlimnbError) as caught:
-        execute(path, out, given)
+        execute(path, out, values)
     assert type(caught.value).__name__ == code and not out.parent.exists()
 
 
@@ -283,11 +384,22 @@ def _command(pid: int) -> str:
         ("01_a.ipynb", '{"nbformat": 9, "cells": [], "metadata": {}}', "no notebook of format 4"),
         ("01_a.txt", "x", "is no .py or .ipynb file"),
         ("01_a.py", "# %%\nx = 1\n", "0 cells tagged"),
+        ("01_a.py", "# Größe\n# %%\n".encode("latin-1"), "line 1 — is not UTF-8"),
+        ("01_a.ipynb", b"\xff\xfe{}", "line 1 — is not UTF-8"),
+        ("01_a.py", '# %% tags=["parameters"]\nscale = "smoke\n', "'scale = \"smoke' — is no Python"),
+        ("01_a.py", '# %% tags=["parameters"]\nscale = 1\n# %%\nprint(\n', "is no Python"),
+        ("01_a.py", '# %% tags=["parameters"]\nscale = {[]: 1}\n', "literals only"),
     ],
 )
 def test_a_file_that_is_no_chapter_is_named(tmp_path, name, text, words):
     path = tmp_path / name
-    path.write_text(text)
-    with pytest.raises(SlimnbError, match=words) as caught:
+    path.write_bytes(text if isinstance(text, bytes) else text.encode())
+    with refuses("BookError|ParameterError", re.escape(words)):
         declared_by(read_chapter(path))
-    assert type(caught.value).__name__ == "BookError" and len(str(caught.value)) <= 240
+
+
+def test_a_byte_order_mark_changes_nothing(tmp_path):
+    path = write(tmp_path)
+    plain = read_chapter(path)
+    path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
+    assert read_chapter(path) == plain
