@@ -6,7 +6,9 @@ seeds than planned decide nothing, fewer than five never can; a verdict is alway
 
 from __future__ import annotations
 
+import csv
 import html
+import io
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
@@ -19,7 +21,7 @@ from filelock import FileLock
 from scipy import stats
 
 from slimnb.errors import ParameterError, StoreError
-from slimnb.runs.files import Failpoint, make_folder, write_file
+from slimnb.runs.files import Damaged, Failpoint, make_folder, read_file, write_file
 
 KINDS = ("exact", "superiority", "equivalence", "ordering", "quantity")
 ALPHA = 0.05  # a claim holds at p <= ALPHA after Holm; intervals cover 1 - ALPHA, two-sided
@@ -295,15 +297,32 @@ def _differences(claim: Claim, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def ledger_frame(path: str | Path) -> pd.DataFrame:
-    """The ledger at `path` (CSV), one row per claim and scale; empty where there is no file yet."""
+    """Read the ledger at `path` (CSV) as one row per claim and scale; it is empty where there is no file yet.
+
+    Raises StoreError for a file that is not a whole ledger.
+    """
     path = Path(path)
-    frame = pd.DataFrame(columns=TEXT + NUMBERS, dtype=str)
+    columns, rows = TEXT + NUMBERS, []
     if path.exists():
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if list(frame.columns) != TEXT + NUMBERS:
-        raise StoreError(f"{path.name}: columns {str(list(frame.columns))[:60]}",
-                         "must be a ledger of this version", "Move it away and record the claims again.")
-    return frame.assign(**{c: pd.to_numeric(frame[c].mask(frame[c] == "")) for c in NUMBERS})
+        try:
+            head, *rows = csv.reader(io.StringIO(read_file(path).decode(), newline=""), strict=True)
+            wrong = "columns" if head != columns else "rows" if any(len(row) != len(columns) for row in rows) else ""
+            wrong = wrong or "a claim twice" * (len({tuple(row[:2]) for row in rows}) < len(rows))
+            wrong = wrong or "verdicts" * (not {word for row in rows for word in row[2:4]} <= EDGE.keys())
+        except (ValueError, csv.Error, Damaged):
+            wrong = "no CSV text"
+        if wrong:
+            raise _not_a_ledger(path, wrong)
+    frame = pd.DataFrame(rows, columns=columns, dtype=str)
+    try:
+        return frame.assign(**{c: pd.to_numeric(frame[c].mask(frame[c] == "")) for c in NUMBERS})
+    except ValueError:
+        raise _not_a_ledger(path, "numbers") from None
+
+
+def _not_a_ledger(path: Path, what: str) -> StoreError:
+    fix = "Restore it (git checkout), or move it away and record the claims again."
+    return StoreError(f"{path.name[:60]}: {what}", "must be a whole ledger of this version", fix, "Kept as it is.")
 
 
 def record(path: str | Path, verdicts: Verdict | Iterable[Verdict]) -> list[Verdict]:
