@@ -89,12 +89,12 @@ class Claim:
 
 def by_id(claims: Iterable[Claim]) -> dict[str, Claim]:
     """Claims under their ids, in their order. Raises ParameterError for an id that two of them have."""
-    found: dict[str, Claim] = {}
+    table: dict[str, Claim] = {}
     for claim in claims:
-        if claim.id in found:
+        if claim.id in table:
             raise ParameterError(f"Claim.id = {claim.id!r}", "two claims have it", "Rename one.")
-        found[claim.id] = claim
-    return found
+        table[claim.id] = claim
+    return table
 
 
 def overview(claims: Iterable[Claim]) -> Any:
@@ -208,8 +208,8 @@ def detectable(d: np.ndarray) -> float:
     """The smallest true effect that n pairs with this spread show with 80 % power; NaN for one seed."""
     if len(d) < 2:
         return np.nan
-    shown, power = stats.t.ppf([1 - ALPHA / 2, 0.8], len(d) - 1)
-    return float((shown + power) * stats.sem(d))
+    level, power = stats.t.ppf([1 - ALPHA / 2, 0.8], len(d) - 1)
+    return float((level + power) * stats.sem(d))
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -280,7 +280,7 @@ def _checked(claim: Claim, a, b) -> tuple[np.ndarray, np.ndarray]:
     n, free = len(np.atleast_1d(a)), claim.kind == "exact"
     rules = [(np.isfinite(a).all() and np.isfinite(b).all(), "a value is missing or not finite",
               "a diverged seed is a result", "Give the accuracy it reached; without b, a paper_value."),
-             (free or a.ndim == dims, f"shape {a.shape}", f"{dims} axes are wanted, seeds first", "Reshape."),
+             (free or a.ndim == dims, f"shape {a.shape}", f"{dims} axes are needed, seeds first", "Reshape."),
              (free or n <= claim.seeds, f"{n} seeds, {claim.seeds} planned", "none is added after the plan",
               "Give the planned seeds.")]
     for ok, what, why, fix in rules:
@@ -339,9 +339,8 @@ def record(path: str | Path, verdicts: Verdict | Iterable[Verdict]) -> list[Verd
         ledger = settle(pd.DataFrame([rows[key] for key in sorted(rows)], columns=TEXT + NUMBERS))
         text = ledger.to_csv(index=False, float_format="%.6g", lineterminator="\n")
         write_file(path, text.encode(), Failpoint(), "ledger")
-    settled = {(r["claim"], r["scale"]): r for r in ledger.to_dict("records")}
-    mine = [(v, settled[v.claim.id, v.scale]) for v in verdicts]
-    return [replace(v, verdict=row["verdict"], p_holm=row["p_holm"]) for v, row in mine]
+    rows = ledger.set_index(["claim", "scale"])[["verdict", "p_holm"]].to_dict("index")
+    return [replace(v, **rows[v.claim.id, v.scale]) for v in verdicts]
 
 
 def settle(ledger: pd.DataFrame) -> pd.DataFrame:
@@ -350,5 +349,5 @@ def settle(ledger: pd.DataFrame) -> pd.DataFrame:
     ledger["p_holm"] = np.nan
     for _, tested in ledger[ledger["p"].notna()].groupby("scale"):
         ledger.loc[tested.index, "p_holm"] = holm(tested["p"].to_numpy())
-    lost = (ledger["alone"] == "holds") & (ledger["p_holm"] > ALPHA)
-    return ledger.assign(verdict=ledger["alone"].where(~lost, "inconclusive"))
+    fails = (ledger["alone"] == "holds") & (ledger["p_holm"] > ALPHA)
+    return ledger.assign(verdict=ledger["alone"].where(~fails, "inconclusive"))
