@@ -6,6 +6,7 @@ import ast
 import contextlib
 import html
 import io
+import json
 import os
 import re
 from dataclasses import dataclass, field, replace
@@ -155,3 +156,13 @@ def shown(path: Path) -> str:
                for output in cell.outputs]
     texts = (out.get("text") or "".join(out.data.get("text/html") or out.data["text/plain"]) for out in outputs)
     return " ".join(html.unescape("\n".join(texts)).split())
+
+
+def test_chapter_06_quotes_the_benchmark_of_grouping():
+    readings = json.loads((ROOT / "data/benchmarks-dynamic.json").read_text(encoding="utf-8"))["readings"]
+    value = {reading["what"].partition(" x64, ")[2]: f"{reading['value']:.2f}".lstrip("0") for reading in readings}
+    two, many = ([value[f"{paths}: grouped / {rival}"] for rival in ("masks at full width", "the widest path")]
+                 for paths in ("half slimmest, half widest", "all paths alike"))
+    prose = " ".join((ROOT / "notebooks/06_ds_net.py").read_text(encoding="utf-8").replace("\n# ", " ").split())
+    assert f"has grouping at {two[0]} of the time of masks and {two[1]} of the widest path's for 64 images on" in prose
+    assert f"and at {many[0]} and {many[1]} for 64 images on 14 paths" in prose
