@@ -276,9 +276,9 @@ def load(name, like=None, **options):
 
 images = load(chapter.data_name)
 results = study(ds_net.STAGES, chapter.scale, chapter.all_seeds, images, store, device=chapter.device, quiet=True)
-stale = sum(r.stale_code for r in results)
+stale, unlike = (sum(getattr(r, name) for r in results) for name in ("stale_code", "stale_measure"))
 print(f"{len(results)} runs, {sum(r.seconds for r in results) / 60:.1f} minutes of training",
-      f"({stale} by an earlier version of the code)" * (stale > 0))
+      f"({stale} trained, {unlike} measured by an earlier version of the code)" * (stale + unlike > 0))
 print(*tables.collapses(results) or ["no gate has collapsed"], sep="\n")
 frame = tables.accuracies(results)
 mbnet, resnet = (frame[frame["net"] == net] for net in ("ds_mbnet", "ds_resnet"))

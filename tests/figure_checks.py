@@ -74,7 +74,7 @@ def _ticks(axis):
     return [label for label, place in labels if low <= place <= high]
 
 
-LOOKS = [axes_carry_units, title_and_description, no_text_overlaps]
+CHECKS = [axes_carry_units, title_and_description, no_text_overlaps]
 
 
 def holds_for(drawings: dict[str, Callable]) -> Callable:
@@ -85,8 +85,8 @@ def holds_for(drawings: dict[str, Callable]) -> Callable:
     @pytest.mark.parametrize(("name", "again"), [(first, True), *((name, False) for name in others), *twice])
     def test(name, again, tmp_path):
         drawn = drawings[name]()
-        for look in LOOKS:  # all at one drawing
-            look(lambda: drawn, tmp_path)
+        for check in CHECKS:  # all at one drawing
+            check(lambda: drawn, tmp_path)
         if again:
             same_bytes_twice(drawn, drawings[name], tmp_path)
 

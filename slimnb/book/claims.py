@@ -6,7 +6,9 @@ seeds than planned decide nothing, fewer than five never can; a verdict is alway
 
 from __future__ import annotations
 
+import csv
 import html
+import io
 import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
@@ -20,7 +22,7 @@ from scipy import stats
 
 from slimnb.book.parameters import refuse
 from slimnb.errors import ParameterError, StoreError
-from slimnb.runs.files import Failpoint, make_folder, write_file
+from slimnb.runs.files import Damaged, Failpoint, make_folder, read_file, write_file
 
 KINDS = ("exact", "superiority", "equivalence", "ordering", "quantity")
 ALPHA = 0.05  # a claim holds at p <= ALPHA after Holm; intervals cover 1 - ALPHA, two-sided
@@ -92,12 +94,12 @@ def _check_cell(name: str, value: Any) -> None:
 
 def by_id(claims: Iterable[Claim]) -> dict[str, Claim]:
     """Claims under their ids, in their order. Raises ParameterError for an id that two of them have."""
-    found: dict[str, Claim] = {}
+    table: dict[str, Claim] = {}
     for claim in claims:
-        if claim.id in found:
+        if claim.id in table:
             raise ParameterError(f"Claim.id = {claim.id!r}", "two claims have it", "Rename one.")
-        found[claim.id] = claim
-    return found
+        table[claim.id] = claim
+    return table
 
 
 def overview(claims: Iterable[Claim]) -> Any:
@@ -215,8 +217,8 @@ def detectable(d: np.ndarray) -> float:
     """The smallest true effect that n pairs with this spread show with 80 % power; NaN for one seed."""
     if len(d) < 2:
         return np.nan
-    shown, power = stats.t.ppf([1 - ALPHA / 2, 0.8], len(d) - 1)
-    return float((shown + power) * stats.sem(d))
+    level, power = stats.t.ppf([1 - ALPHA / 2, 0.8], len(d) - 1)
+    return float((level + power) * stats.sem(d))
 
 
 def holm(p: np.ndarray) -> np.ndarray:
@@ -287,7 +289,7 @@ def _checked(claim: Claim, a, b) -> tuple[np.ndarray, np.ndarray]:
     n, free = len(np.atleast_1d(a)), claim.kind == "exact"
     rules = [(np.isfinite(a).all() and np.isfinite(b).all(), "a value is missing or not finite",
               "a diverged seed is a result", "Give the accuracy it reached; without b, a paper_value."),
-             (free or a.ndim == dims, f"shape {a.shape}", f"{dims} axes are wanted, seeds first", "Reshape."),
+             (free or a.ndim == dims, f"shape {a.shape}", f"{dims} axes are needed, seeds first", "Reshape."),
              (free or n <= claim.seeds, f"{n} seeds, {claim.seeds} planned", "none is added after the plan",
               "Give the planned seeds.")]
     for ok, what, why, fix in rules:
@@ -304,15 +306,32 @@ def _differences(claim: Claim, a: np.ndarray, b: np.ndarray) -> np.ndarray:
 
 
 def ledger_frame(path: str | Path) -> pd.DataFrame:
-    """The ledger at `path` (CSV), one row per claim and scale; empty where there is no file yet."""
+    """Read the ledger at `path` (CSV) as one row per claim and scale; it is empty where there is no file yet.
+
+    Raises StoreError for a file that is not a whole ledger.
+    """
     path = Path(path)
-    frame = pd.DataFrame(columns=TEXT + NUMBERS, dtype=str)
+    columns, rows = TEXT + NUMBERS, []
     if path.exists():
-        frame = pd.read_csv(path, dtype=str, keep_default_na=False)
-    if list(frame.columns) != TEXT + NUMBERS:
-        raise StoreError(f"{path.name}: columns {str(list(frame.columns))[:60]}",
-                         "must be a ledger of this version", "Move it away and record the claims again.")
-    return frame.assign(**{c: pd.to_numeric(frame[c].mask(frame[c] == "")) for c in NUMBERS})
+        try:
+            head, *rows = csv.reader(io.StringIO(read_file(path).decode(), newline=""), strict=True)
+            wrong = "columns" if head != columns else "rows" if any(len(row) != len(columns) for row in rows) else ""
+            wrong = wrong or "a claim twice" * (len({tuple(row[:2]) for row in rows}) < len(rows))
+            wrong = wrong or "verdicts" * (not {word for row in rows for word in row[2:4]} <= EDGE.keys())
+        except (ValueError, csv.Error, Damaged):
+            wrong = "no CSV text"
+        if wrong:
+            raise _not_a_ledger(path, wrong)
+    frame = pd.DataFrame(rows, columns=columns, dtype=str)
+    try:
+        return frame.assign(**{c: pd.to_numeric(frame[c].mask(frame[c] == "")) for c in NUMBERS})
+    except ValueError:
+        raise _not_a_ledger(path, "numbers") from None
+
+
+def _not_a_ledger(path: Path, what: str) -> StoreError:
+    fix = "Restore it (git checkout), or move it away and record the claims again."
+    return StoreError(f"{path.name[:60]}: {what}", "must be a whole ledger of this version", fix, "Kept as it is.")
 
 
 def record(path: str | Path, verdicts: Verdict | Iterable[Verdict]) -> list[Verdict]:
@@ -329,9 +348,8 @@ def record(path: str | Path, verdicts: Verdict | Iterable[Verdict]) -> list[Verd
         ledger = settle(pd.DataFrame([rows[key] for key in sorted(rows)], columns=TEXT + NUMBERS))
         text = ledger.to_csv(index=False, float_format="%.6g", lineterminator="\n")
         write_file(path, text.encode(), Failpoint(), "ledger")
-    settled = {(r["claim"], r["scale"]): r for r in ledger.to_dict("records")}
-    mine = [(v, settled[v.claim.id, v.scale]) for v in verdicts]
-    return [replace(v, verdict=row["verdict"], p_holm=row["p_holm"]) for v, row in mine]
+    rows = ledger.set_index(["claim", "scale"])[["verdict", "p_holm"]].to_dict("index")
+    return [replace(v, **rows[v.claim.id, v.scale]) for v in verdicts]
 
 
 def settle(ledger: pd.DataFrame) -> pd.DataFrame:
@@ -340,5 +358,5 @@ def settle(ledger: pd.DataFrame) -> pd.DataFrame:
     ledger["p_holm"] = np.nan
     for _, tested in ledger[ledger["p"].notna()].groupby("scale"):
         ledger.loc[tested.index, "p_holm"] = holm(tested["p"].to_numpy())
-    lost = (ledger["alone"] == "holds") & (ledger["p_holm"] > ALPHA)
-    return ledger.assign(verdict=ledger["alone"].where(~lost, "inconclusive"))
+    fails = (ledger["alone"] == "holds") & (ledger["p_holm"] > ALPHA)
+    return ledger.assign(verdict=ledger["alone"].where(~fails, "inconclusive"))

@@ -16,6 +16,7 @@ if TYPE_CHECKING:
     import pandas
 
 SCHEMA = "slimnb.run/1"
+SEAL = b',\n "sha256": "'
 NAMED_BY = ("paper", "arm", "scale")
 """Recipe fields that begin a run's id, for the eye; the hash at its end is what identifies it."""
 
@@ -30,27 +31,44 @@ def run_ids(recipe: dict[str, Any], code: str, data: str) -> tuple[str, str]:
 
 
 def read_record(path: Path) -> dict[str, Any]:
-    """Return the record in a run's result.json. Raises StoreError if it is damaged or of another schema."""
+    """Return the record in a run's result.json. Raises StoreError if it is damaged, another run's or schema's."""
     try:
-        record = from_json(files.read_checked(path), label(path))
+        record = check_record(from_json(files.read_checked(path), label(path)), path)
     except Damaged as error:
         raise damaged(path, str(error)) from None
-    return check_record(record, path)
+    if record["run_id"] != path.parent.name:
+        raise damaged(path, "it is another run's result")
+    return record
+
+
+def seal(data: bytes) -> bytes:
+    """Return the bytes of a committed record (indented JSON) with the SHA-256 of all before it as their last key."""
+    body = data.removesuffix(b"\n}\n")
+    return body + SEAL + digest(body).encode() + b'"\n}\n'
 
 
 def read_committed(folder: Path, mention: str = "") -> list[dict[str, Any]]:
     """Return the records in the JSON files under a folder, by path; other JSON files are passed over.
 
-    Only files that `mention` a text are parsed, so that one run is quickly found among hundreds.
+    Only files that `mention` a text are parsed, so that one run is quickly found among hundreds; the checksum of each
+    record is compared all the same. Raises StoreError for a record whose checksum differs or is missing.
     """
     records = []
     for path in sorted(folder.rglob("*.json")):
-        data = files.read_file(path)
-        if mention.encode() not in data:
-            continue
-        record = from_json(data, label(path))
-        if isinstance(record, dict) and str(record.get("schema")).startswith("slimnb.run/"):
-            records.append(check_record(record, path))
+        try:
+            data = files.read_file(path)
+        except Damaged as error:
+            raise damaged(path, str(error)) from None
+        if b'"slimnb.run/' in data or re.search(r"-[0-9a-f]{16}\.json$", path.name):  # a damaged one has its name left
+            body, mark, _ = data.rpartition(SEAL)
+            if not mark or data != seal(body):
+                raise damaged(path, "its checksum differs" if mark else "it has no checksum")
+            if mention.encode() in data:
+                record = from_json(data, label(path))
+                del record["sha256"]
+                records.append(check_record(record, path))
+        elif mention.encode() in data:
+            from_json(data, label(path))
     return records
 
 
@@ -92,7 +110,7 @@ def _flat(identity: dict[str, Any]) -> dict[str, Any]:
 
 def damaged(path: Path, reason: str) -> SlimnbError:
     """Make the StoreError for a result that cannot be believed."""
-    fix = "Restore it, or move it away to train again."
+    fix = "Restore it (git checkout), or move it away to train again."
     return StoreError(label(path), f"damaged: {reason}", fix, "Kept as it is.")
 
 

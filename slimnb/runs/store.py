@@ -82,7 +82,7 @@ class RunStore:
         path = Path(path) if path is not None else self.committed / f"{run.id}.json"
         files.make_folder(path.parent)
         text = to_json(kept, "record", indent=1) + "\n"
-        files.write_file(path, text.encode(), Failpoint(), "commit")
+        files.write_file(path, results.seal(text.encode()), Failpoint(), "commit")
         return path
 
     def record_of(self, run_id: str) -> dict[str, Any]:

@@ -41,6 +41,7 @@ class Result:
     seconds: float  # of training
     run_id: str
     stale_code: bool = False  # an earlier version of the code has trained it
+    stale_measure: bool = False  # an earlier version has measured it, or one that left no fingerprint
     findings: dict = field(default_factory=dict)  # what the paper's method found beside the rows
 
 
@@ -103,9 +104,11 @@ def run(recipe: Recipe, data: ImageData, store: RunStore | None = None, *, devic
                               allow_drift), group)
     quiet = quiet or rank_of(group) > 0
     result = finished(stored, lambda: _train(recipe, data, store, stored, device, quiet, group))
-    if result.get("stale_code") and not quiet:
-        print(f"{recipe.label}: result of an earlier version of the code, run {result['run_id']}")
-    return as_result(recipe, result)
+    result = as_result(recipe, result)
+    if (result.stale_code or result.stale_measure) and not quiet:
+        work = " and ".join(["trained"] * result.stale_code + ["measured"] * result.stale_measure)
+        print(f"{recipe.label}: {work} by an earlier version of the code, run {result.run_id}")
+    return result
 
 
 def finished(stored: Run, work: Callable[[], None], wait: float = 0.0) -> dict:
@@ -130,7 +133,8 @@ def as_result(recipe: Recipe, stored: dict) -> Result:
     """Make a `Result` of a stored result."""
     plain = {"rows", "history", "seconds", "run_id", "measured_by", "stale_code", "resumed_with_drift"}
     return Result(recipe, stored["rows"], stored["history"], stored["seconds"], stored["run_id"],
-                  stored.get("stale_code", False), {k: v for k, v in stored.items() if k not in plain})
+                  stored.get("stale_code", False), stored.get("measured_by") != measuring_code_of(recipe),
+                  {k: v for k, v in stored.items() if k not in plain})
 
 
 def _is_finished(recipe: Recipe, data: ImageData, store: RunStore, group) -> bool:

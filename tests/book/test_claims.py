@@ -267,3 +267,21 @@ def test_a_file_that_is_no_ledger_is_left_alone(tmp_path):
     path.write_text("a,b\n1,2\n")
     refused(lambda: record(path, judge(CLAIM, [], scale="full")), "StoreError", "claims.csv")
     assert path.read_text() == "a,b\n1,2\n"
+
+
+@pytest.mark.parametrize("change", [
+    lambda text: b"", lambda text: b"\n", lambda text: b"\xff\xfe\x00" * 99,
+    lambda text: text.replace(b"claim,", b"c,", 1),
+    lambda text: text + b"x,small,holds\n", lambda text: text[:-9], lambda text: text + text[text.index(b"\n") + 1:],
+    lambda text: text.replace(b"holds,holds", b"hold,holds"), lambda text: text.replace(b",5,5,", b",5,five,"),
+    lambda text: text + b'"', lambda text: text.replace(b"01.us", b"\x00", 1)[:200]])
+def test_a_damaged_ledger_is_one_line_and_is_left_alone(tmp_path, change):
+    path = tmp_path / "claims.csv"
+    record(path, judge(CLAIM, BASE + 1 + SPREAD, BASE, scale="small"))
+    path.write_bytes(damage := change(path.read_bytes()))
+    for call in (lambda: ledger_frame(path), lambda: record(path, judge(CLAIM, [], scale="full"))):
+        refused(call, "StoreError", "claims.csv", "Restore it")
+    assert path.read_bytes() == damage
+    path.unlink()
+    path.mkdir()
+    refused(lambda: ledger_frame(path), "StoreError", "claims.csv")

@@ -1,6 +1,7 @@
 """Committed results are found, checked and tabled."""
 
 import json
+import random
 import shutil
 import types
 from dataclasses import dataclass
@@ -13,7 +14,7 @@ from small_runs import MACHINE, RECIPE, ROWS, begin, finish
 from slimnb import plugins
 from slimnb.errors import SlimnbError
 from slimnb.papers.ds_net.detection import recipes as detection
-from slimnb.runs.results import run_ids
+from slimnb.runs.results import SEAL, read_committed, run_ids, seal
 from slimnb.runs.store import RunStore, results_frame
 from slimnb.train.recipe import Recipe
 
@@ -73,9 +74,50 @@ def test_edited_committed_record_is_refused(store, change, code):
     path = store.commit(finish(store))
     record = json.loads(path.read_text())
     change(record)
-    path.write_text(json.dumps(record))
-    with pytest.raises(SlimnbError, match=f"{code}"):
-        store.records()
+    del record["sha256"]
+    for text in (json.dumps(record).encode(), seal((json.dumps(record, indent=1) + "\n").encode())):  # one signs anew
+        path.write_bytes(text)
+        refused(code, store.records, words=path.name[:40])
+
+
+RESULTS = Path(__file__).parents[2] / "data/results"
+
+
+def test_a_flipped_bit_of_a_committed_record_is_one_line_that_names_the_file(tmp_path):
+    rng, paths = random.Random(0), sorted(RESULTS.rglob("*.json"))
+    seen = 0
+    for path in rng.sample(paths, 20):
+        data, copy = path.read_bytes(), tmp_path / path.name
+        for _ in range(10):
+            bit = rng.randrange(8 * len(data))
+            copy.write_bytes(data[:bit // 8] + bytes([data[bit // 8] ^ 1 << bit % 8]) + data[bit // 8 + 1:])
+            line = refused("StoreError", read_committed, tmp_path, words="checksum")
+            refused("StoreError", read_committed, tmp_path, "another run")  # whatever one looks for
+            seen += path.name[:40] in line and "Restore it" in line
+        copy.unlink()
+    assert seen == 20 * 10
+
+
+@pytest.mark.parametrize("change", [
+    lambda data: b"", lambda data: data[:-1], lambda data: data + b"\n", lambda data: data[: len(data) // 2],
+    lambda data: data.replace(b"slimnb.run", b"slimmb.run"), lambda data: b"\xff\x00" * 40,
+    lambda data: data.replace(b"\n", b"\r\n"), lambda data: data[: data.rindex(SEAL)] + b"\n}\n"])
+def test_a_record_without_its_checksum_is_no_result(store, change):
+    run = finish(store)
+    path = store.commit(run)
+    path.write_bytes(change(path.read_bytes()))
+    shutil.rmtree(store.root)
+    for call in (store.records, store.open(RECIPE, "code", "data").result, store.open(RECIPE, "other", "data").result):
+        refused("StoreError", call, words="checksum")
+
+
+def test_a_local_result_counts_with_its_checksum_and_in_its_own_folder(store):
+    one, two = finish(store), store.open(RECIPE | {"seed": 1}, "code", "data")
+    shutil.copytree(one.path, two.path)  # another run's result, checksum and all
+    refused("StoreError", two.result, words="another run's")
+    shutil.rmtree(two.path)
+    (one.path / "result.json.sha256").unlink()
+    refused("StoreError", one.result, words=".sha256 file is missing")
 
 
 def test_other_json_beside_the_results_is_passed_over(store):
@@ -114,7 +156,7 @@ def test_frame_takes_results_too():
     assert list(results_frame([]).columns) == ["run_id"]
 
 
-COMMITTED = [record for record in RunStore(committed=Path(__file__).parents[2] / "data/results").records()
+COMMITTED = [record for record in RunStore(committed=RESULTS).records()
              if "bn" in record["recipe"]]  # of trainings: others are of what was measured once
 
 

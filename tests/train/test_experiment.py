@@ -131,7 +131,10 @@ def test_a_result_of_older_code_says_so(us_net, data, store, tmp_path, monkeypat
     experiment.commit([US_NET], data, store, tmp_path / "results")
     monkeypatch.setattr(experiment, "code_of", lambda recipe: "0" * 64)
     found = experiment.run(US_NET, data, RunStore(tmp_path / "runs", tmp_path / "results"))
-    assert found.stale_code and "earlier version of the code" in capsys.readouterr().out
+    assert found.stale_code and ": trained by an earlier version of the code" in capsys.readouterr().out
+    monkeypatch.setattr(experiment, "measuring_code_of", lambda recipe: "1" * 64)
+    found = experiment.run(US_NET, data, RunStore(tmp_path / "runs", tmp_path / "results"))
+    assert found.stale_measure and ": trained and measured by an earlier version" in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("wrong", [{"net": "alexnet"}, {"method": "wish"}, {"bn": "batch"}])
