@@ -14,6 +14,7 @@ from typing import Annotated, Union
 import tyro
 
 from slimnb.errors import BookError, ParameterError, SlimnbError, exit_with
+from slimnb.runs.lock import stopping
 
 
 @dataclass(frozen=True)
@@ -36,11 +37,16 @@ class RunCommand:
     """Put the executed notebook beside its text, as the pair a reader of the repository sees."""
     echo: bool = False
     """Print what the cells print while they run."""
+    allow_drift: bool = False
+    """Go on with a run that was begun on another machine or with other threads; its result says so."""
 
 
 @dataclass(frozen=True)
 class TrainCommand:
-    """Train the runs of a chapter, or of a paper without one, which its notebook then finds; also under torchrun."""
+    """Train the runs of a chapter, or of a paper without one, which its notebook then finds; also under torchrun.
+
+    Ranks that normalise by their own rows make runs of their own: SLIMNB_RANKS=2 lets a notebook find those of two.
+    """
 
     notebook: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHAPTER")]
     """A chapter's file, or the start of its name: 01. Or a paper's name: pss_net, or one of another package."""
@@ -58,6 +64,8 @@ class TrainCommand:
     """auto, cpu or cuda."""
     commit: bool = False
     """Also write the small records that the repository keeps, under data/results."""
+    allow_drift: bool = False
+    """Go on with a run that was begun on another machine or with other threads; its result says so."""
 
 
 @dataclass(frozen=True)
@@ -108,7 +116,8 @@ def main(arguments: list[str] | None = None) -> None:
         description=f"{__doc__.splitlines()[0]} Add --debug for a traceback.",
     )
     try:
-        COMMANDS[type(command)](command)
+        with stopping:
+            COMMANDS[type(command)](command)
     except SlimnbError as error:
         if debug:
             raise
@@ -130,6 +139,8 @@ def run(command: RunCommand) -> None:
 
     from slimnb.book.execute import execute
 
+    if command.allow_drift:
+        os.environ["SLIMNB_ALLOW_DRIFT"] = "1"  # for the kernel, where slimnb.train.experiment reads it
     out = command.out or find_root(source.parent) / "build" / scale / f"{source.stem}.ipynb"
     if command.publish:
         out = source.with_suffix(".ipynb")
@@ -171,7 +182,7 @@ def train(command: TrainCommand) -> None:
     images = load_data(chapter.data_name, chapter.data_root, chapter.device, cache=root / "cache")
     store = RunStore(root / "runs", root / "results")
     results = experiment.study(stages, chapter.scale, chapter.all_seeds, images, store, arms=command.arm,
-                               device=chapter.device, group=group)
+                               device=chapter.device, group=group, allow_drift=command.allow_drift)
     if distributed.rank_of(group) == 0:
         for result in results:
             rows = (f"{row['name'] if 'name' in row else format(row['mult'], 'g') + 'x'} {row['top1']:.1f} %"
