@@ -19,6 +19,7 @@ import tyro
 from slimnb.book.parameters import COMMON, Choice, Int, shortened
 from slimnb.errors import BookError, ParameterError, SlimnbError, exit_with
 from slimnb.runs.files import os_error
+from slimnb.runs.lock import stopping
 
 
 @dataclass(frozen=True)
@@ -43,11 +44,16 @@ class RunCommand:
     """Print what the cells print while they run."""
     timeout: int | None = None
     """Seconds that one cell may take; without it, an hour at smoke and any time above."""
+    allow_drift: bool = False
+    """Go on with a run that was begun on another machine or with other threads; its result says so."""
 
 
 @dataclass(frozen=True)
 class TrainCommand:
-    """Train the runs of a chapter, or of a paper without one, which its notebook then finds; also under torchrun."""
+    """Train the runs of a chapter, or of a paper without one, which its notebook then finds; also under torchrun.
+
+    Ranks that normalise by their own rows make runs of their own: SLIMNB_RANKS=2 lets a notebook find those of two.
+    """
 
     notebook: Annotated[str, tyro.conf.Positional, tyro.conf.arg(metavar="CHAPTER")]
     """A chapter's file, or the start of its name: 01. Or a paper's name: pss_net, or one of another package."""
@@ -65,6 +71,8 @@ class TrainCommand:
     """auto, cpu or cuda."""
     commit: bool = False
     """Also write the small records that the repository keeps, under data/results."""
+    allow_drift: bool = False
+    """Go on with a run that was begun on another machine or with other threads; its result says so."""
 
 
 @dataclass(frozen=True)
@@ -110,7 +118,8 @@ def main(arguments: list[str] | None = None) -> None:
             stream.reconfigure(errors="backslashreplace")  # an ASCII terminal shows an arrow as \\u2192
     try:
         command = read_command([a for a in arguments if a != "--debug"])
-        COMMANDS[type(command)](command)
+        with stopping:
+            COMMANDS[type(command)](command)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read the output, as `head` does, has gone: leave as other programs do
         os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
@@ -174,6 +183,8 @@ def run(command: RunCommand) -> None:
         Int(1, 10**7).check("timeout", timeout)
     if command.publish and command.out is not None:
         raise ParameterError("--publish and --out", "both say where the output goes", "Give one of them.")
+    if command.allow_drift:
+        os.environ["SLIMNB_ALLOW_DRIFT"] = "1"  # for the kernel, where slimnb.train.experiment reads it
     out = command.out or find_root(source.parent) / "build" / scale / f"{source.stem}.ipynb"
     if command.publish:
         out = source.with_suffix(".ipynb")
@@ -223,7 +234,7 @@ def train(command: TrainCommand) -> None:
     images = load_data(chapter.data_name, chapter.data_root, chapter.device, cache=root / "cache")
     store = RunStore(root / "runs", root / "results")
     results = experiment.study(stages, chapter.scale, chapter.all_seeds, images, store, arms=command.arm,
-                               device=chapter.device, group=group)
+                               device=chapter.device, group=group, allow_drift=command.allow_drift)
     if distributed.rank_of(group) == 0:
         for result in results:
             rows = (f"{row['name'] if 'name' in row else format(row['mult'], 'g') + 'x'} {row['top1']:.1f} %"

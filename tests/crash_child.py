@@ -16,6 +16,7 @@ import traceback
 import torch
 
 from slimnb.errors import BusyError, SlimnbError
+from slimnb.runs.lock import stopping
 from slimnb.runs.store import RunStore, check_like, machine_fingerprint
 
 RECIPE = {"paper": "crash test", "seed": 0, "lr": 0.05}
@@ -30,7 +31,7 @@ def train(root, steps, every, terminate_at=None):
     """Momentum SGD with an average of the weights and a best-so-far: four kinds of state."""
     torch.set_num_threads(1)
     run = RunStore(root, f"{root}-committed").open(RECIPE, "c0de", "da7a", machine_fingerprint())
-    with run.lock():
+    with run.lock(), stopping.later():
         if run.result() is not None:
             return
         state = {"weight": draw(0, (64, 32), 1)}

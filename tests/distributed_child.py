@@ -25,6 +25,7 @@ from slimnb.nn.layers import Selection
 from slimnb.nn.norm import SwitchableBatchNorm2d
 from slimnb.papers.slimmable import recipes
 from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich, Switches, Uniform, any_width
+from slimnb.runs.lock import stopping
 from slimnb.runs.store import RunStore
 from slimnb.train import distributed, experiment
 from slimnb.train.calibrate import calibrate_bn, evaluate
@@ -168,7 +169,7 @@ def run_to_end(root: Path, group, **trouble) -> dict[str, torch.Tensor] | Slimnb
     run = distributed.share(RunStore(root, root / "none").open({"seed": 0}, "c", "d"), group)
     rank, world = distributed.rank_of(group), distributed.world_of(group)
     try:
-        with run.lock():
+        with run.lock(), stopping.later():
             if run.result() is None:
                 net, sampler, objective = build("switches")
                 distributed.synchronise_batch_norm(net, group)
@@ -224,13 +225,23 @@ def folder_run(folder: Path, name: str, group=None) -> list[dict]:
     return experiment.run(recipe, data, store, quiet=True, group=group).rows
 
 
+OWN = replace(recipes.SMOKE, arm="S-Net", mults=(0.5, 1.0), layout=((8, 1), (16, 1)), epochs=2, batch_size=16,
+              dtype="float32", calibration_images=16)
+
+
+def own_run(folder: Path, group=None, recipe=OWN) -> experiment.Result:
+    """The result of a net each of whose ranks normalises by its own rows."""
+    store = RunStore(folder / "own", folder / "own committed")
+    return experiment.run(recipe, load_data("synthetic", train=60, test=20), store, quiet=True, group=group)
+
+
 def main(folder: Path) -> None:
     torch.set_num_threads(1)
     warnings.simplefilter("error", FutureWarning)
     group = distributed.start()
     rank = distributed.rank_of(group)
     rows = slice(rank, None, 2)
-    tensors, facts = {}, {"plans": plans(), "world": distributed.world_of(group)}
+    tensors, facts = {}, {"plans": plans(), "world": distributed.world_of(group), "folder at": str(folder)}
     for method in METHODS:
         for synchronised in (True, False):
             found = step_once(method, rows, group, synchronised)
@@ -262,7 +273,16 @@ def main(folder: Path) -> None:
     save_file(
         {name: value.contiguous() for name, value in tensors.items()}, folder / f"rank{rank}.safetensors"
     )
+    own = own_run(folder, group)
+    facts["own"] = [own.run_id, own.recipe.ranks, own.rows]
+    if rank == 0:
+        try:
+            own_run(folder, group, replace(OWN, seed=1))
+        except SlimnbError as error:
+            facts["alone"] = str(error)
     (folder / f"rank{rank}.json").write_text(json.dumps(facts))
+    if rank == 1:
+        os._exit(0)  # in the middle of what rank 0 wants to do with it
     distributed.finish()
 
 

@@ -19,6 +19,7 @@ import torch
 from small_training import METHODS, MULTS, Curious, Noise, everything
 
 from slimnb.errors import SlimnbError
+from slimnb.runs.lock import stopping
 from slimnb.runs.store import RunStore, machine_fingerprint
 from slimnb.train.calibrate import calibrate_bn, evaluate
 from slimnb.train.loop import train
@@ -32,7 +33,7 @@ def fit(root: str, method: str) -> None:
     """A checkpoint after every step; the result is the whole state, the history and an evaluation."""
     torch.set_num_threads(1)
     run = RunStore(root, f"{root}-none").open({"method": method}, "c0de", "da7a", machine_fingerprint())
-    with run.lock():
+    with run.lock(), stopping.later():
         if run.result() is not None:
             return
         net, sampler, objective = METHODS[method]()

@@ -11,6 +11,7 @@ import contextlib
 import itertools
 import json
 import os
+import signal
 import sys
 import tempfile
 import time
@@ -37,6 +38,7 @@ from slimnb.book.notebook import (
 from slimnb.book.parameters import refuse
 from slimnb.errors import BookError, BusyError, SlimnbError
 from slimnb.runs.files import Failpoint, check_place, sweep, write_file
+from slimnb.runs.lock import stopping
 
 MAX_TEXT = 200_000  # characters that a cell's output may have
 CUT = f"\n[the rest is left out: a cell's output has at most {MAX_TEXT:,} characters]\n"
@@ -78,7 +80,8 @@ def execute(
         except SlimnbError as error:
             failure = failure or error  # what stopped it says more than what it left undone
         if failure:
-            _write(done, failed)
+            if not isinstance(failure, BusyError):  # that is no fault of the chapter
+                _write(done, failed)
             raise failure
         seconds = time.monotonic() - started
         done.metadata["slimnb"] = {
@@ -129,12 +132,21 @@ def _run(book: NotebookNode, notebook: Path, echo: bool, timeout: int | None) ->
                            raise_on_iopub_timeout=True, resources=place)
     started, number = time.monotonic(), itertools.count(1)
     titles = sum(1 for cell in book.cells if heading(cell))
+
+    def ask_kernel() -> None:
+        process = getattr(getattr(client.km, "provisioner", None), "process", None)  # not before it has started
+        if process is not None:
+            process.send_signal(signal.SIGTERM)
+
     try:
-        with client.setup_kernel():
+        # A signal is for the kernel, which ends at its next safe point and says so in the cell's error.
+        with stopping.later(ask_kernel), client.setup_kernel():
             for index, cell in enumerate(book.cells):
                 if title := heading(cell):
                     at = f"{next(number)}/{titles}"
                     print(f"[{notebook.stem}] {time.monotonic() - started:4.0f} s  {at} {title}", flush=True)
+                if stopping.requested:
+                    return None
                 client.execute_cell(cell, index)
             about = client.wait_for_reply(client.kc.kernel_info())
             book.metadata["language_info"] = about["content"]["language_info"]
@@ -143,9 +155,11 @@ def _run(book: NotebookNode, notebook: Path, echo: bool, timeout: int | None) ->
     except CellTimeoutError:
         return BookError(notebook.stem, f"a cell ran longer than {timeout} s", "Raise the timeout.")
     except DeadKernelError:
+        stopping.check()
         return BookError(notebook.stem, "its kernel died in the middle of a cell (out of memory?)",
                          "Free memory or lower the batch size, then run again.", KEPT)
     except (NoSuchKernel, RuntimeError) as error:
+        stopping.check()
         return BookError(f"{sys.executable[-60:]} -m ipykernel", f"no kernel: {str(error)[:60]}", "Run `make setup`.",
                          KEPT)
     return None

@@ -15,6 +15,7 @@ from slimnb.runs.files import Damaged, Failpoint, digest, from_json, label, to_j
 if TYPE_CHECKING:
     from torch import Tensor
 
+EVENTS = "events.jsonl"
 KEY = "slimnb"
 """The one entry of the safetensors metadata, so that its order cannot vary."""
 
@@ -162,17 +163,26 @@ class Generations:
         files.write_checked(path, data, self._fail, "checkpoint")
 
     def newest(self, identity: dict[str, Any]) -> tuple[Any, list[tuple[Path, str]]]:
-        """Return (tensors, header) of the newest good one or None, and the damaged ones after it with reasons.
+        """Return (tensors, header) of the newest good one or None, and the damaged files after it with reasons.
 
+        If all that is wrong with every one is its events, the newest is good and the events are the damaged file.
         The header must have the schema, run_id, recipe, code and data of `identity`. Raises StoreError if it has others
         or if all generations are damaged, NumericsError for a NaN.
         """
-        bad = []
+        bad, without_events = [], None
         for path in reversed(self._paths()):
             try:
-                return self._read(path, identity), bad
+                tensors, header = self._read(path, identity)
+                if self._has_events(header):
+                    return (tensors, header), bad
+                # One bit of a report must not cost the state, but an older state may have its events.
+                lost = [*bad, (self._folder / EVENTS, "cut or changed")]
+                without_events = without_events or ((tensors, header | {"events": mark(b"")}), lost)
+                bad.append((path, f"its {EVENTS} is cut or changed"))
             except Damaged as error:
                 bad.append((path, str(error)))
+        if without_events:
+            return without_events
         if bad:
             reasons = "; ".join(f"{path.stem} {reason}" for path, reason in bad)[:80]
             what, why = self._folder.name, f"no good checkpoint ({reasons})"
@@ -214,11 +224,8 @@ class Generations:
     def _read(self, path: Path, identity: dict[str, Any]) -> tuple[dict[str, Tensor], dict[str, Any]]:
         tensors, header = unpack(files.read_checked(path))
         results.refuse_foreign(header, identity, path)
-        events = self._folder / "events.jsonl"
-        known = files.read_file(events) if os.path.lexists(events) else b""
         try:
-            if mark(known[: header["events"]["bytes"]]) != header["events"]:
-                raise Damaged("its events.jsonl is cut or changed")
+            self._has_events(header)
             if path.name != f"ck-{header['generation']:06d}.safetensors":
                 raise Damaged("it was renamed")
             dict(header["meta"], step=header["step"], also=(header["machine"], header["drifted"]))
@@ -226,3 +233,8 @@ class Generations:
             raise Damaged("its header is incomplete") from None
         refuse_nan(tensors, label(path))
         return tensors, header
+
+    def _has_events(self, header: dict[str, Any]) -> bool:
+        path = self._folder / EVENTS
+        known = files.read_file(path) if os.path.lexists(path) else b""
+        return mark(known[: header["events"]["bytes"]]) == header["events"]

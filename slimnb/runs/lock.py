@@ -1,4 +1,4 @@
-"""One writer per folder, and signals that ask it to stop."""
+"""One writer per folder, and signals that ask the process to stop."""
 
 from __future__ import annotations
 
@@ -6,11 +6,11 @@ import os
 import signal
 import socket
 import threading
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import ContextDecorator, contextmanager
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, ClassVar
 
 import filelock
 
@@ -82,28 +82,72 @@ def _busy(folder: Path) -> SlimnbError:
     return BusyError(f"run {folder.name[:60]}", why, "Wait for it, then run again.")
 
 
-class Preemption:
-    """Within `with`, SIGTERM and SIGUSR1 only set `requested`, which a training loop reads at the end of a step.
+class Stopping(ContextDecorator):
+    """Within `with stopping:` SIGTERM, SIGUSR1 and SIGINT ask this process to stop: they raise BusyError (status 75).
 
-    Python lets only the main thread install handlers; elsewhere this does nothing. A second signal changes nothing, so
-    a save under way completes.
+    What must not be cut in two stands within `with stopping.later():`. There a signal, and any after it, only sets
+    `requested`, which a training loop reads at the end of a step; the error comes when the block is left. Python lets
+    only the main thread install handlers; elsewhere nothing happens. Blocks may be nested.
     """
+
+    SIGNALS: ClassVar = (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT)
 
     def __init__(self):
         self.requested = False
+        self._depth = self._held = 0  # blocks that the main thread is in, and those of `later` among them
+        self._pass_on: Callable[[], None] | None = None
         self._before: dict[int, Any] = {}
 
-    def __enter__(self) -> Preemption:
-        self.requested = False
-        if threading.current_thread() is threading.main_thread():
-            for number in (signal.SIGTERM, signal.SIGUSR1):
-                self._before[number] = signal.signal(number, self._request)
+    def __enter__(self) -> Stopping:
+        if _in_main_thread():
+            if self._depth:
+                self.check()
+            else:
+                self.requested, before = False, {number: signal.getsignal(number) for number in self.SIGNALS}
+                # A shell starts a job in the background with SIGINT ignored; that is left so.
+                self._before = {number: handler for number, handler in before.items() if handler != signal.SIG_IGN}
+                for number in self._before:
+                    signal.signal(number, self._request)
+            self._depth += 1
         return self
 
-    def __exit__(self, *exc: object) -> None:
-        for number, handler in self._before.items():
-            signal.signal(number, handler)
-        self._before = {}
+    def __exit__(self, kind: type | None, *exc: object) -> None:
+        if _in_main_thread():
+            self._depth -= 1
+            if not self._depth:
+                for number, handler in self._before.items():
+                    signal.signal(number, handler)
+            if kind is None:
+                self.check()
+
+    @contextmanager
+    def later(self, pass_on: Callable[[], None] | None = None) -> Iterator[None]:
+        """Put a stop off until the block is left, which then raises BusyError; a signal calls `pass_on` at once."""
+        with self:
+            held, before = _in_main_thread(), self._pass_on
+            self._held, self._pass_on = self._held + held, pass_on or before
+            try:
+                yield
+            finally:
+                self._held, self._pass_on = self._held - held, before
+
+    def check(self) -> None:
+        """Raise BusyError if a stop was requested and nothing puts it off."""
+        # Asked again and again: code that catches any error may have swallowed the one of the handler.
+        if self.requested and not self._held:
+            raise BusyError("stopped", "the process was asked to end", "Run the same command again to go on.",
+                            "What was finished is kept.")
 
     def _request(self, number: int, frame: object) -> None:
         self.requested = True
+        if self._pass_on is not None:
+            self._pass_on()
+        self.check()
+
+
+stopping = Stopping()
+"""The one of this process: signals reach the process as a whole."""
+
+
+def _in_main_thread() -> bool:
+    return threading.current_thread() is threading.main_thread()

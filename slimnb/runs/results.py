@@ -54,7 +54,7 @@ def read_committed(folder: Path, mention: str = "") -> list[dict[str, Any]]:
     record is compared all the same. Raises StoreError for a record whose checksum differs or is missing.
     """
     records = []
-    for path in sorted(folder.rglob("*.json")):
+    for path in sorted(folder.rglob("[!.]*.json")):  # a hidden one is what a killed writer left
         try:
             data = files.read_file(path)
         except Damaged as error:
@@ -115,11 +115,8 @@ def damaged(path: Path, reason: str) -> SlimnbError:
 
 
 def payload(record: dict[str, Any]) -> dict[str, Any]:
-    """Return what `finish` stored, with the run's id and, if so, that it resumed with drift."""
-    extra = {"run_id": record["run_id"]}
-    if record.get("resumed_with_drift"):
-        extra["resumed_with_drift"] = True
-    return record["result"] | extra
+    """Return what `finish` stored, with the run's id and, if it resumed with drift, what had changed."""
+    return record["result"] | {key: record[key] for key in ("run_id", "resumed_with_drift") if key in record}
 
 
 def thin(events: list[dict[str, Any]], points: int) -> list[dict[str, Any]]:

@@ -23,7 +23,7 @@ from slimnb.runs import checkpoint, files, lock, results
 from slimnb.runs.checkpoint import check_like
 from slimnb.runs.files import STAGES, Damaged, Failpoint, from_json, label, plain, to_json
 from slimnb.runs.fingerprint import code_fingerprint, machine_fingerprint
-from slimnb.runs.lock import Preemption
+from slimnb.runs.lock import stopping
 from slimnb.runs.results import SCHEMA, results_frame
 
 if TYPE_CHECKING:
@@ -128,10 +128,9 @@ class Run:
         self.recipe, self.machine = plain(recipe, "recipe"), plain(machine, "machine")
         self.id, self.recipe_id = results.run_ids(self.recipe, code, data)
         self.path = store.root / self.id
-        self.allow_drift, self.drifted = allow_drift, False
+        self.allow_drift, self.drifted = allow_drift, ""
         self._fail = Failpoint()
         self._generations = checkpoint.Generations(self.path, self._fail)
-        self._preemption = Preemption()
         self._owner: bytes | None = None  # what we wrote into owner.json; None without the lock
         self._events: checkpoint.Events | None = None  # open from load() to the end of the lock
 
@@ -184,7 +183,7 @@ class Run:
         record = self.record()
         if record is not None and "history" in record:
             return record["history"]
-        path = self.path / "events.jsonl"
+        path = self.path / checkpoint.EVENTS
         data = files.read_file(path) if os.path.lexists(path) else b""
         if record is not None and record["events"] != checkpoint.mark(data):
             raise results.damaged(path, "its SHA-256 differs")
@@ -197,15 +196,16 @@ class Run:
     def lock(self, wait: float = 0.0) -> Iterator[Run]:
         """Be the only writer within `with`. If another process is, after `wait` seconds, raise BusyError.
 
-        Within it SIGTERM and SIGUSR1 only set `preempted` (if entered in the main thread).
+        A signal to stop raises BusyError within it; a loop that polls `preempted` stands in `stopping.later()` (see
+        `slimnb.runs.lock`). What a killed owner left half done is removed first.
         """
         files.refuse_link(self.path)
         files.make_folder(self.path)
-        with lock.hold(self.path, wait, self._fail) as self._owner, self._preemption:
+        with stopping, lock.hold(self.path, wait, self._fail) as self._owner:
             try:
+                self._generations.sweep()
                 if os.path.lexists(self.path / "result.json"):
                     # Killed between its commit and this, a finished run still has its checkpoints.
-                    self._generations.sweep()
                     self._generations.prune(0)
                 yield self
             finally:
@@ -216,29 +216,33 @@ class Run:
     @property
     def preempted(self) -> bool:
         """Whether a signal asked to stop: then save at the end of the step and exit with 75."""
-        return self._preemption.requested
+        return stopping.requested
 
     # ---- its state ----
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """Return the newest good generation: its tensors (CPU), and meta with `step`; None for a new run.
 
-        Events that were logged after it are dropped. A damaged generation is kept as `.bad`, and a line says so. Raises
-        StoreError if none is good.
+        Events that were logged after it are dropped. A damaged generation is kept as `.bad`, and a line says so. So are
+        events in which no generation finds its own; then the first new one says how many steps they lack. Raises
+        StoreError if no generation is good.
         """
         self._need(loaded=False)
-        self._generations.sweep()
         state, bad = self._generations.newest(self._identity())
-        tensors, header = state or ({}, {"events": checkpoint.mark(b""), "drifted": False})
+        tensors, header = state or ({}, {"events": checkpoint.mark(b""), "drifted": ""})
         self._check_machine(header)
         for path, reason in bad:
             print(f"slimnb: {label(path)}: {reason}. Kept as .bad; going on from step {header['step']}.")
             self._generations.set_aside(path)
         if self._events is not None:
             self._events.close()
-        self._events = checkpoint.Events(self.path / "events.jsonl", header["events"], self._fail)
+        self._events = checkpoint.Events(self.path / checkpoint.EVENTS, header["events"], self._fail)
+        if any(path.name == checkpoint.EVENTS for path, _ in bad):
+            self.log({"lost": "events", "until": header["step"]})
+            self.save(header["step"], tensors, header["meta"])  # with the mark of the new events
         return (tensors, header["meta"] | {"step": header["step"]}) if state else None
 
+    @stopping.later()
     def save(self, step: int, tensors: dict[str, Tensor], meta: dict[str, Any]) -> None:
         """Store the state after `step` as a new generation; the newest two are kept.
 
@@ -256,6 +260,7 @@ class Run:
         self._need()
         self._events.append((to_json(event, "event") + "\n").encode())
 
+    @stopping.later()
     def finish(self, result: dict[str, Any], tensors: dict[str, Tensor] | None = None) -> None:
         """Commit the result for good, with final weights if `tensors` are passed; checkpoints are then removed."""
         self._need()
@@ -265,7 +270,7 @@ class Run:
         record = self._identity() | {"machine": self.machine, "result": result, "weights": None}
         record["events"] = self._events.sync()
         if self.drifted:
-            record["resumed_with_drift"] = True
+            record["resumed_with_drift"] = self.drifted
         if tensors is not None:
             data = checkpoint.pack(tensors, self._identity())
             path = self.path / "weights.safetensors"
@@ -295,14 +300,14 @@ class Run:
             raise BusyError(f"run {self.id}", why, "Leave it to the other one.")
 
     def _check_machine(self, header: dict[str, Any]) -> None:
-        self.drifted = header["drifted"]
+        self.drifted = header["drifted"] or ""
         before = header.get("machine")
         if None in (before, self.machine) or before == self.machine:
             return
         changed = results.changes(before, self.machine)[:80]
         if not self.allow_drift:
             why = f"begun on another machine, so not bit for bit: {changed}"
-            fix = "Go on there, or with allow_drift=True."
+            fix = "Go on there, or with --allow-drift (in Python allow_drift=True)."
             raise StoreError(self.id, why, fix, "All is kept.")
         print(f"slimnb: {self.id} goes on with drift ({changed}); its result will say so.")
-        self.drifted = True
+        self.drifted = f"{self.drifted}; {changed}" if self.drifted else changed

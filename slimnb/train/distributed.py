@@ -7,6 +7,7 @@ gradients; `calibrate_bn` and `evaluate` reduce over the ranks. Only rank 0 uses
 from __future__ import annotations
 
 import os
+import re
 from collections.abc import Callable, Iterator
 from contextlib import ExitStack, contextmanager
 from datetime import timedelta
@@ -21,7 +22,7 @@ from slimnb.errors import ResourceError, SlimnbError
 from slimnb.nets.base import SlimmableNet
 from slimnb.runs.checkpoint import pack, unpack
 from slimnb.runs.files import from_json, to_json
-from slimnb.runs.lock import Preemption
+from slimnb.runs.lock import stopping
 from slimnb.runs.store import Run
 
 VARIABLES = ("RANK", "WORLD_SIZE", "LOCAL_RANK", "MASTER_ADDR", "MASTER_PORT")
@@ -72,6 +73,21 @@ def rank_of(group) -> int:
 def world_of(group) -> int:
     """Return the number of processes in `group`; without a group 1."""
     return 1 if group is None else dist.get_world_size(group)
+
+
+@contextmanager
+def together(group) -> Iterator[None]:
+    """Within it, that another rank of `group` has ended is one line: ResourceError."""
+    try:
+        yield
+    except RuntimeError as error:
+        lost = isinstance(error, dist.DistError) or re.search("gloo|onnection (closed|reset)", str(error))
+        if group is None or not lost:
+            raise
+        stopping.check()  # as the others we were asked to stop, and were only slower
+        what, why = f"rank {rank_of(group)} of {world_of(group)}", "another rank has ended (out of memory?)"
+        raise ResourceError(what, why, "See its message, then run the same command again.",
+                            "The last checkpoint is kept.") from None
 
 
 # -- the net ---------------------------------------------------------------------------------------------
@@ -164,7 +180,6 @@ class SharedRun:
         self.run, self.group = run, group
         self.id, self.recipe_id, self.recipe = run.id, run.recipe_id, run.recipe
         self.first = rank_of(group) == 0
-        self._preemption = Preemption()
 
     def _from_first(self, act: Callable[[], bytes]) -> bytes:
         """What `act` gives on rank 0, on every rank; its error likewise."""
@@ -188,10 +203,10 @@ class SharedRun:
 
     @contextmanager
     def lock(self, wait: float = 0.0) -> Iterator[SharedRun]:
-        """As `Run.lock`, held by rank 0; on every rank a signal only sets `preempted`."""
+        """As `Run.lock`, held by rank 0; a signal to stop counts on every rank."""
         with ExitStack() as held:
             def enter() -> bytes:
-                held.enter_context(self.run.lock(wait) if self.first else self._preemption)
+                held.enter_context(self.run.lock(wait) if self.first else stopping)
                 return b""
 
             if not self.first:
@@ -202,8 +217,7 @@ class SharedRun:
     @property
     def preempted(self) -> bool:
         """Whether a signal asked any rank to stop; every rank must ask."""
-        own = self.run.preempted if self.first else self._preemption.requested
-        return any_rank(own, self.group)
+        return any_rank(stopping.requested, self.group)
 
     def load(self) -> tuple[dict[str, Tensor], dict[str, Any]] | None:
         """As `Run.load`, on every rank."""

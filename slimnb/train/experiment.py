@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import re
 import time
 from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
@@ -16,19 +17,23 @@ from slimnb.data.datasets import Absent, ImageData
 from slimnb.errors import ParameterError, StoreError
 from slimnb.nets.base import SlimmableNet
 from slimnb.runs.fingerprint import code_fingerprint, machine_fingerprint
+from slimnb.runs.lock import stopping
 from slimnb.runs.store import Run, RunStore
 from slimnb.subnet import Subnet
-from slimnb.train.distributed import broadcast_weights, rank_of, share, synchronise_batch_norm
+from slimnb.train.distributed import broadcast_weights, rank_of, share, synchronise_batch_norm, together, world_of
+from slimnb.train.history import History
 from slimnb.train.loop import train
 from slimnb.train.measure import plain_batches
 from slimnb.train.optim import Schedule, make_optimizer
 from slimnb.train.protocols import Probe
 from slimnb.train.recipe import Recipe, training_dtype
-from slimnb.train.state import load_net, net_state
+from slimnb.train.state import collect, load_net, net_state
 
 NO_DATA = "none"  # data fingerprint of what was measured once, not trained
 PATIENCE = 600.0  # seconds that a process waits for what another one measures
 NO_TRAINING = "SLIMNB_NO_TRAINING"  # in the environment: an unfinished run is an error, not a reason to train
+ALLOW_DRIFT = "SLIMNB_ALLOW_DRIFT"  # in the environment: a run that was begun on another machine goes on here
+RANKS = "SLIMNB_RANKS"  # in the environment of one process: the number of ranks whose finished runs it looks for
 
 
 @dataclass(frozen=True)
@@ -42,6 +47,7 @@ class Result:
     run_id: str
     stale_code: bool = False  # an earlier version of the code has trained it
     stale_measure: bool = False  # an earlier version has measured it, or one that left no fingerprint
+    resumed_with_drift: str = ""  # what had changed of the machine when it was resumed: then its bits are no others'
     findings: dict = field(default_factory=dict)  # what the paper's method found beside the rows
 
 
@@ -96,19 +102,31 @@ def run(recipe: Recipe, data: ImageData, store: RunStore | None = None, *, devic
     """Return the result of `recipe` on `data`: a finished run is loaded, an interrupted one resumed, a new one trained.
 
     A committed result of an earlier version of the code counts as finished, and one line says so; delete its file to
-    train anew. If SLIMNB_NO_TRAINING is set in the environment, an unfinished run raises StoreError. With a process
-    `group` (see `slimnb.train.distributed`) all its ranks call this and train together.
+    train anew. If SLIMNB_NO_TRAINING is set in the environment, an unfinished run raises StoreError. On another machine
+    so does an interrupted one, without `allow_drift` or SLIMNB_ALLOW_DRIFT; the result says what differed. With a
+    process `group` (see `slimnb.train.distributed`) all its ranks call this and train together; if that changes the
+    arithmetic (see `Recipe.on_ranks`), it is a run of its own. A signal to stop raises BusyError; nothing is lost.
     """
-    store = store or RunStore()
+    store, recipe = store or RunStore(), _on_ranks(recipe, group)
     stored = share(store.open(recipe.to_json(), code_of(recipe), data.fingerprint, machine_fingerprint(device),
-                              allow_drift), group)
+                              allow_drift or bool(os.environ.get(ALLOW_DRIFT))), group)
     quiet = quiet or rank_of(group) > 0
-    result = finished(stored, lambda: _train(recipe, data, store, stored, device, quiet, group))
+    with together(group):
+        result = finished(stored, lambda: _train(recipe, data, store, stored, device, quiet, group))
     result = as_result(recipe, result)
     if (result.stale_code or result.stale_measure) and not quiet:
         work = " and ".join(["trained"] * result.stale_code + ["measured"] * result.stale_measure)
         print(f"{recipe.label}: {work} by an earlier version of the code, run {result.run_id}")
+    if result.resumed_with_drift and not quiet:
+        print(f"{recipe.label}: resumed on another machine ({result.resumed_with_drift}), so not bit for bit")
     return result
+
+
+def _on_ranks(recipe: Recipe, group) -> Recipe:
+    named = os.environ.get(RANKS, "1")
+    if not re.fullmatch("[1-9][0-9]{0,4}", named):
+        raise ParameterError(f"{RANKS} = {named[:20]!r}", "it is a number of ranks", f"Set {RANKS}=1.")
+    return recipe.on_ranks(int(named) if group is None else world_of(group))
 
 
 def finished(stored: Run, work: Callable[[], None], wait: float = 0.0) -> dict:
@@ -134,10 +152,12 @@ def as_result(recipe: Recipe, stored: dict) -> Result:
     plain = {"rows", "history", "seconds", "run_id", "measured_by", "stale_code", "resumed_with_drift"}
     return Result(recipe, stored["rows"], stored["history"], stored["seconds"], stored["run_id"],
                   stored.get("stale_code", False), stored.get("measured_by") != measuring_code_of(recipe),
+                  str(stored.get("resumed_with_drift", "")),
                   {k: v for k, v in stored.items() if k not in plain})
 
 
 def _is_finished(recipe: Recipe, data: ImageData, store: RunStore, group) -> bool:
+    recipe = _on_ranks(recipe, group)
     opened = share(store.open(recipe.to_json(), code_of(recipe), data.fingerprint), group)
     return opened.result() is not None
 
@@ -155,6 +175,7 @@ def paper_of(chapter: str) -> ModuleType:
                          "Run its notebook.")
 
 
+@stopping
 def study(stages: Sequence[Stage], scale: str, seeds: Iterable[int], data: ImageData, store: RunStore | None = None, *,
           arms: Collection[str] = (), **settings) -> list[Result]:
     """Return the results of all stages of a chapter (see `Stage`), seed by seed; `settings` go to `run`.
@@ -181,6 +202,9 @@ def study(stages: Sequence[Stage], scale: str, seeds: Iterable[int], data: Image
 
 
 def _train(recipe: Recipe, data: ImageData, store: RunStore, run: Run, device: str, quiet: bool, group) -> None:
+    if recipe.ranks not in (None, world_of(group)):
+        raise ParameterError(f"ranks = {recipe.ranks}", f"there are {world_of(group)} to train it",
+                             f"Start it with torchrun --nproc-per-node {recipe.ranks}.", "Nothing was written.")
     net = recipe.begin(data.num_classes, store).to(device)
     broadcast_weights(net, group)
     if recipe.sync_bn:
@@ -193,10 +217,13 @@ def _train(recipe: Recipe, data: ImageData, store: RunStore, run: Run, device: s
     probe = _probe(recipe, net, images, feed.steps_per_epoch, device)
     span = tuple(round(at * feed.steps_per_epoch) for at in recipe.span) if recipe.span else None
     began = time.perf_counter()
-    history = train(net, feed, sampler, objective, rates, optimizer, seed=recipe.seed, label=recipe.label, run=run,
-                    stop=lambda: run.preempted, quiet=quiet, group=group, penalty=recipe.penalty(), probe=probe,
-                    span=span)
-    seconds = time.perf_counter() - began
+    with stopping.later():  # the loop saves when it is asked to stop
+        history = train(net, feed, sampler, objective, rates, optimizer, seed=recipe.seed, label=recipe.label, run=run,
+                        stop=lambda: run.preempted, quiet=quiet, group=group, penalty=recipe.penalty(), probe=probe,
+                        span=span)
+        seconds, last = time.perf_counter() - began, span[1] if span else rates.steps
+        so_far = History(history, [] if probe is None else probe.rows)
+        run.save(last, *collect(net, optimizer, sampler, so_far, last, objective))  # measuring takes its time, too
     synchronise_batch_norm(net, None)
     broadcast_weights(net, group)
     rows, beside = recipe.measure(net, sampler, images, device=device, group=group)

@@ -8,7 +8,7 @@ engine, `slimnb.train.experiment`, calls nothing else of a paper. The values, ea
 from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
-from dataclasses import asdict, dataclass, fields
+from dataclasses import asdict, dataclass, fields, replace
 from typing import Any, ClassVar, TypeVar
 
 import torch
@@ -70,6 +70,7 @@ class Recipe:
     floor: float | None = None  # of the learning rate
     span: tuple[float, float] | None = None  # epochs of the schedule that this run makes, from and to; None: all
     sync_bn: bool = False  # normalise over the joined batch of all ranks
+    ranks: int | None = None  # that each normalise, or draw dropout, for their own rows: see `on_ranks`; None: one
     # -- net and subnets
     input_size: int = 32
     layout: tuple[tuple[int, ...], ...] | None = None  # None: the paper's
@@ -101,6 +102,11 @@ class Recipe:
     def into(self, kind: type[R], **changes: Any) -> R:
         """Return a recipe of another class with the values of this one, apart from `changes`."""
         return kind(**{a_field.name: getattr(self, a_field.name) for a_field in fields(self)} | changes)
+
+    def on_ranks(self, world: int) -> Recipe:
+        """Return the recipe as `world` ranks train it; where they change its arithmetic, that is another recipe."""
+        same = world == 1 or ((self.sync_bn or self.bn == "group") and not self.dropout)
+        return self if same else replace(self, ranks=world)
 
     # -- the net ---------------------------------------------------------------------------------------------
 

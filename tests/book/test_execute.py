@@ -403,3 +403,51 @@ def test_a_byte_order_mark_changes_nothing(tmp_path):
     plain = read_chapter(path)
     path.write_bytes(b"\xef\xbb\xbf" + path.read_bytes())
     assert read_chapter(path) == plain
+
+
+TRAINS = """
+import os, sys, time
+from dataclasses import replace
+import torch
+torch.set_num_threads(1)
+from slimnb.data.datasets import load_data
+from slimnb.papers.slimmable import recipes
+from slimnb.runs.store import RunStore
+from slimnb.train import experiment
+recipe = replace(recipes.SMOKE, epochs=30, mults=(0.5, 1.0), layout=((8, 1), (16, 1)), batch_size=16, dtype="float32")
+images = load_data("synthetic", train=60, test=20)
+first, second = (RunStore(f"{FOLDER}/{name}", f"{FOLDER}/none") for name in ("first", "second"))
+stopped = experiment.run(recipe, images, first)
+straight = experiment.run(recipe, images, second, quiet=True)
+weights = [store.weights_of(stopped.run_id) for store in (first, second)]
+print("same:", stopped.rows == straight.rows, stopped.history == straight.history,
+      all(torch.equal(weights[0][name], value) for name, value in weights[1].items()))
+"""
+
+
+@pytest.mark.parametrize(("moment", "number"), [
+    ("training", signal.SIGTERM), ("drawing", signal.SIGINT),
+    pytest.param("drawing", signal.SIGTERM, marks=pytest.mark.sweep),
+    pytest.param("start", signal.SIGTERM, marks=pytest.mark.sweep)])
+def test_asked_to_stop_the_command_tells_its_kernel_and_ends_with_75(tmp_path, moment, number):
+    middle = f"FOLDER = {str(tmp_path)!r}\n" + (
+        TRAINS if moment == "training" else "import time\nopen(f'{FOLDER}/begun', 'w').close()\ntime.sleep(60)")
+    path, out = write(tmp_path, middle), tmp_path / "out.ipynb"
+    out.write_text("the last good one")
+    command = [sys.executable, "-m", "slimnb", "run", path, "--out", out]
+    env = os.environ | {"OMP_NUM_THREADS": "1"}
+    with subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True, env=env) as process:
+        if moment == "start":
+            process.stdout.readline()  # the first title: its kernel has just started
+        begun = "first/*/events.jsonl" if moment == "training" else "begun"
+        while moment != "start" and not list(tmp_path.glob(begun)) and process.poll() is None:
+            time.sleep(0.02)
+        process.send_signal(number)
+        said = process.communicate(timeout=60)[1]
+    assert process.returncode == 75, said
+    assert re.fullmatch(r"slimnb: BusyError: stopped[^\n]{,200}\n", said)
+    assert out.read_text() == "the last good one" and not list(tmp_path.glob("*.failed.ipynb"))
+    if moment == "training":
+        assert "Progress is kept" in said and list(tmp_path.glob("first/*/ck-*"))
+        execute(path, out)
+        assert "same: True True True" in text_of(out)

@@ -102,11 +102,12 @@ def test_kill_while_setting_aside(server, reference, tmp_path):
 
 
 @pytest.mark.sweep
-def test_random_kills(server, reference, tmp_path):
+@pytest.mark.parametrize("wanted", [24, 200])
+def test_random_kills(server, reference, tmp_path, wanted):
     files, seconds = reference["long"]
-    rng = random.Random(2026)
+    rng = random.Random(2026 + wanted)
     kills = finished = 0
-    while kills < 24:
+    while kills < wanted:
         root, tries, status = tmp_path / f"runs{finished}", 0, -9
         while status == -9:
             # On a busy machine the reference may have been slow and these fast, or the reverse.

@@ -1,11 +1,13 @@
 """Damaged, foreign and strange files in a run's folder: a step back or a refusal, never a loss."""
 
+import collections
 import os
+import random
 import shutil
 
 import pytest
 import torch
-from small_runs import RECIPE, begin, finish, refused, snapshot, tensors
+from small_runs import RECIPE, ROWS, begin, finish, refused, snapshot, tensors
 
 from slimnb.errors import SlimnbError
 from slimnb.runs import checkpoint, files
@@ -102,8 +104,108 @@ def test_lost_events_damage_the_generations_that_hold_them(store, capsys):
     with run.lock():
         assert run.load()[1]["step"] == 2
     assert "events.jsonl is cut or changed" in capsys.readouterr().out
-    path.unlink()
-    assert "events.jsonl" in refused(run, "StoreError")
+
+
+@pytest.mark.parametrize("how", ["first bit", "middle bit", "empty", "gone", "pickle"])
+def test_damaged_events_cost_no_state_and_leave_a_gap_that_is_said(store, capsys, how):
+    run = begin(store, 3)
+    path = run.path / "events.jsonl"
+    if how == "gone":
+        path.unlink()
+    else:
+        {"middle bit": lambda p: flip(p, 4), "pickle": lambda p: p.write_bytes(b"\x80\x04}\x94.")}.get(
+            how, DAMAGES.get(how))(path)
+    bad = path.read_bytes() if path.exists() else None
+    for _ in range(2):  # and again, as if it had been killed before the next checkpoint
+        with run.lock():
+            found, meta = run.load()
+            assert meta == {"step": 3, "best": 1.5} and torch.equal(found["w"], tensors(3)["w"])
+    said = capsys.readouterr().out
+    assert said.count("\n") == 1 and "events.jsonl: cut or changed" in said and "step 3" in said
+    kept = path.with_name("events.jsonl.bad")
+    assert (kept.read_bytes() if kept.exists() else None) == bad
+    with run.lock():
+        run.load()
+        run.log({"step": 4})
+        run.finish({"rows": ROWS}, tensors(4))
+    assert run.events() == [{"lost": "events", "until": 3}, {"step": 4}]
+
+
+@pytest.mark.parametrize("whole", ["ck-000002", "ck-000003"])
+def test_damaged_events_and_a_damaged_generation_leave_the_other(store, capsys, whole):
+    run = begin(store, 3)
+    flip(run.path / "events.jsonl", 0)
+    (other,) = {"ck-000002", "ck-000003"} - {whole}
+    flip(run.path / f"{other}.safetensors", 50)
+    with run.lock():
+        assert run.load()[1]["step"] == int(whole[-1])
+    said = capsys.readouterr().out
+    assert "events.jsonl: cut" in said and ("ck-000003" in said) == (whole == "ck-000002")
+
+
+def test_killed_while_damaged_events_are_set_aside_it_recovers(store, capsys, monkeypatch):
+    run = begin(store, 3)
+    flip(run.path / "events.jsonl", 0)
+
+    class Killed(BaseException):
+        pass
+
+    def kill(*args):
+        raise Killed
+
+    with monkeypatch.context() as patch, pytest.raises(Killed), run.lock():
+        patch.setattr(checkpoint.Events, "append", kill)
+        run.load()
+    with run.lock():
+        assert run.load()[1]["step"] == 3
+    assert run.events() == [{"lost": "events", "until": 3}]
+
+
+FLIPS = [pytest.param(60, id="60"), pytest.param(2000, marks=pytest.mark.sweep, id="2000")]
+
+
+@pytest.mark.parametrize("count", FLIPS)
+def test_no_flipped_bit_is_silent(tmp_path, capsys, count):
+    """In any file of an interrupted or a finished run: refused, or said and stepped around, or of no effect."""
+    rng, found = random.Random(f"flips {count}"), collections.Counter()
+    for name, make in (("begun", begin), ("finished", finish)):
+        store = RunStore(tmp_path / name, tmp_path / "none")
+        make(store, 3)
+        capsys.readouterr()
+        for _ in range(count // 2):
+            root = tmp_path / "copy"
+            shutil.copytree(store.root, root)
+            run = RunStore(root, tmp_path / "none").open(RECIPE, "code", "data")
+            victim = rng.choice([path for path in sorted(run.path.iterdir()) if path.stat().st_size])
+            data = bytearray(victim.read_bytes())
+            data[rng.randrange(len(data))] ^= 1 << rng.randrange(8)
+            victim.write_bytes(data)
+            found[name, outcome(run, name, capsys)] += 1
+            shutil.rmtree(root)
+    assert sum(found.values()) == count and found["begun", "went on"] and found["finished", "refused"], found
+    with capsys.disabled():
+        print(dict(found), end=" ") if count > 100 else None
+
+
+def outcome(run, name, capsys) -> str:
+    """What a reader gets: never another value without a word."""
+    try:
+        if name == "finished":
+            same = run.result() == {"rows": ROWS, "run_id": run.id} and len(run.events()) == 3
+            assert same and torch.equal(run.weights()["w"], tensors(3)["w"])
+            return "no effect"
+        with run.lock():
+            state, meta = run.load()
+        said = capsys.readouterr().out
+        step = meta["step"]
+        assert meta == {"step": step, "best": step / 2} and torch.equal(state["w"], tensors(step)["w"])
+        assert said or step == 3
+        events = [event for event in run.events() if "step" in event]
+        assert events == [{"step": n} for n in range(1, step + 1)] or (said and not events)
+        return "went on" if said else "no effect"
+    except SlimnbError as error:
+        assert len(str(error)) <= 240
+        return "refused"
 
 
 def test_nan_put_into_a_stored_tensor_is_refused(store, monkeypatch):

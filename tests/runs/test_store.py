@@ -1,5 +1,6 @@
 """A run's identity and life, and what it does when the disk or the machine is not as before."""
 
+import contextlib
 import errno
 import json
 import os
@@ -8,10 +9,12 @@ import threading
 
 import pytest
 import torch
+from refusals import fails
 from small_runs import MACHINE, RECIPE, ROWS, begin, finish, refused, tensors
 
 from slimnb.errors import SlimnbError
-from slimnb.runs.lock import Preemption
+from slimnb.runs import files
+from slimnb.runs.lock import Stopping, stopping
 from slimnb.runs.store import RunStore
 
 
@@ -225,8 +228,8 @@ def test_other_machine_is_refused_or_told(store, capsys):
     with drifting.lock():  # the same machine as last time, and still a run with drift
         drifting.load()
         drifting.finish({"rows": ROWS})
-    assert run.result()["resumed_with_drift"] is True
-    assert json.loads(drifting.store.commit(run).read_text())["resumed_with_drift"] is True
+    assert run.result()["resumed_with_drift"] == "threads 1→8"
+    assert json.loads(drifting.store.commit(run).read_text())["resumed_with_drift"] == "threads 1→8"
 
 
 def test_same_machine_resumes_without_a_word(store, capsys):
@@ -235,20 +238,87 @@ def test_same_machine_resumes_without_a_word(store, capsys):
     assert "resumed_with_drift" not in run.result() and not capsys.readouterr().out
 
 
-def test_preemption_is_inert_outside_the_main_thread():
+def test_stopping_is_inert_outside_the_main_thread():
     before = signal.getsignal(signal.SIGTERM)
     seen = []
 
     def body():
-        with Preemption() as preemption:
-            seen.append((signal.getsignal(signal.SIGTERM), preemption.requested))
+        with stopping, stopping.later():
+            seen.append((signal.getsignal(signal.SIGTERM), stopping._held, stopping._depth))
 
     thread = threading.Thread(target=body)
     thread.start()
     thread.join()
-    assert seen == [(before, False)]
-    with Preemption() as preemption:
-        signal.raise_signal(signal.SIGUSR1)
+    assert seen == [(before, 0, 0)]
+
+
+@pytest.mark.parametrize("number", Stopping.SIGNALS)
+def test_a_signal_raises_at_once_or_at_the_end_of_what_must_not_be_cut(number):
+    before, done = signal.getsignal(number), []
+    with fails("BusyError", "asked to end"), stopping:
+        signal.raise_signal(number)
+        done.append("never")
+    with fails("BusyError"), stopping, stopping.later():
+        for _ in range(2):  # a second one changes nothing
+            signal.raise_signal(number)
+        with stopping.later():
+            done.append("whole")
+        done.append(stopping.requested)
+    assert done == ["whole", True] and signal.getsignal(number) == before
+    with stopping:
+        assert not stopping.requested, "a request of before is over"
+
+
+def test_a_request_that_was_swallowed_is_not_lost():
+    with fails("BusyError"), stopping:
+        with contextlib.suppress(Exception):
+            signal.raise_signal(signal.SIGTERM)
+        with stopping:
+            pytest.fail("went on")
+
+
+def test_a_second_signal_during_a_save_or_a_finish_leaves_it_whole(store, monkeypatch):
+    through = files.write_file
+
+    def signalled(path, *rest):
         signal.raise_signal(signal.SIGTERM)
-        assert preemption.requested
-    assert signal.getsignal(signal.SIGTERM) == before
+        through(path, *rest)
+        signal.raise_signal(signal.SIGINT)
+
+    run = begin(store, 2)
+    for step, write in ((2, lambda: run.save(3, tensors(3), {})), (3, lambda: run.finish({"rows": ROWS}, tensors(3)))):
+        with fails("BusyError"), run.lock():
+            assert run.load()[1]["step"] == step
+            with monkeypatch.context() as patch:
+                patch.setattr(files, "write_file", signalled)
+                write()
+            pytest.fail("went on")
+    assert run.result()["rows"] == ROWS and torch.equal(run.weights()["w"], tensors(3)["w"])
+    assert not list(run.path.glob("ck-*")) and not list(run.path.glob(".tmp-*"))
+
+
+def test_a_job_in_the_background_goes_on_ignoring_its_terminal(monkeypatch):
+    before = signal.signal(signal.SIGINT, signal.SIG_IGN)
+    try:
+        with stopping:
+            assert signal.getsignal(signal.SIGINT) == signal.SIG_IGN
+            signal.raise_signal(signal.SIGINT)
+    finally:
+        signal.signal(signal.SIGINT, before)
+
+
+def test_the_next_owner_removes_what_a_killed_writer_left(store):
+    run = begin(store, 1)
+    for name in (".tmp-77-ck-000002.safetensors", ".tmp-78-owner.json", "ck-000002.safetensors.sha256"):
+        (run.path / name).write_bytes(b"half")
+    with run.lock():  # even if it then finds nothing to do
+        pass
+    assert sorted(path.name for path in run.path.iterdir()) == [
+        "ck-000001.safetensors", "ck-000001.safetensors.sha256", "events.jsonl", "lock"]
+
+
+def test_a_commit_that_was_killed_hides_no_record(store):
+    run = finish(store)
+    path = store.commit(run)
+    path.with_name(f".tmp-77-{path.name}").write_bytes(path.read_bytes()[:100])
+    assert [record["run_id"] for record in store.records()] == [run.id]

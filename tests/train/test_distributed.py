@@ -7,11 +7,13 @@ import os
 import socket
 import subprocess
 import sys
+from dataclasses import replace
 from pathlib import Path
 
 import distributed_child as child
 import pytest
 import torch
+from refusals import refused
 from safetensors.torch import load_file
 from small_images import write_folder
 from small_nets import images
@@ -182,6 +184,42 @@ def test_two_ranks_train_from_a_folder_of_images_as_one_does(ranks, tmp_path):
     assert [row["mult"] for row in alone] == [0.5, 1.0] and alone[0]["n"] == 24
     for mine, theirs in zip(alone, both[0], strict=True):
         assert mine["macs"] == theirs["macs"] and mine["ce"] == pytest.approx(theirs["ce"], abs=5e-3)
+
+
+def test_a_rank_that_has_ended_is_one_line_for_the_other(ranks):
+    line = ranks[0][1]["alone"]
+    assert line.startswith("slimnb: ResourceError: rank 0 of 2 — another rank has ended") and len(line) <= 240
+
+
+@pytest.mark.parametrize("error", [RuntimeError("shape '[2]' is invalid"), ValueError("x")])
+def test_an_error_that_is_no_lost_rank_stays_what_it_is(error, monkeypatch):
+    with pytest.raises(type(error), match=str(error)[:5]), distributed.together(object()):
+        raise error
+    with pytest.raises(RuntimeError, match="gloo"), distributed.together(None):
+        raise RuntimeError("gloo: Connection closed by peer")
+
+
+def test_ranks_that_change_the_arithmetic_make_a_run_of_their_own(ranks, monkeypatch):
+    """What two ranks found is never served as what one would, nor the other way round."""
+    folder, both = ranks[0][1]["folder at"], ranks[0][1]["own"]
+    assert both == ranks[1][1]["own"] and both[1] == 2
+    one = child.own_run(Path(folder))
+    assert one.recipe == child.OWN and one.run_id != both[0] and one.rows != both[2]
+    monkeypatch.setenv(experiment.RANKS, "2")  # a chapter that wants those of two says so
+    two = child.own_run(Path(folder))
+    assert [two.run_id, two.recipe.ranks, two.rows] == both
+    refused("ParameterError", child.own_run, Path(folder), None, replace(child.OWN, seed=2), words="nproc-per-node 2")
+    for wrong in ("0", "two", "-1", "1.5", ""):
+        monkeypatch.setenv(experiment.RANKS, wrong)
+        refused("ParameterError", child.own_run, Path(folder), words="number of ranks")
+
+
+@pytest.mark.parametrize(("fields", "ranks"), [({}, 2), ({"bn": "calibrated"}, 2), ({"sync_bn": True}, None),
+                                               ({"bn": "group"}, None), ({"sync_bn": True, "dropout": 0.2}, 2)])
+def test_one_rank_and_ranks_that_change_nothing_add_nothing_to_a_recipe(fields, ranks):
+    recipe = replace(child.OWN, **fields)
+    assert recipe.on_ranks(1) == recipe and "ranks" not in recipe.on_ranks(1).to_json()
+    assert recipe.on_ranks(2).ranks == ranks and recipe.on_ranks(2).on_ranks(1).ranks == ranks
 
 
 def test_outside_torchrun_nothing_is_joined(monkeypatch):
