@@ -9,6 +9,7 @@ from torch import Tensor, nn
 
 from slimnb.errors import NumericsError, ParameterError
 from slimnb.nn.norm import BN_POLICIES, CALIBRATED, GROUP, SwitchableBatchNorm2d
+from slimnb.rng import keyed_bits
 from slimnb.subnet import Subnet
 
 
@@ -31,7 +32,6 @@ class Slots(nn.Module):
         self._stamps: list[int | None] = []  # per slot: checksum of the weights its statistics belong to
         self._summed: tuple[int, int] | None = None  # version and checksum of the weights, as last computed
         self._touched = False  # whether the weights may have changed without a new version
-        self.register_load_state_dict_post_hook(_forget_old_weights)
 
     def norms(self) -> list[SwitchableBatchNorm2d]:
         """List the switchable batch-norm layers in order."""
@@ -54,11 +54,12 @@ class Slots(nn.Module):
     def weights_checksum(self) -> int:
         """Return 48 bits that change with the weights, the same on every device and after a save and load.
 
-        They are summed anew only if a parameter has a new version, or may have changed without one: fused optimisers
-        write weights without counting it, so after a forward pass that records gradients nothing is taken on
-        trust. Writes through `.data` go unseen; say `mark_changed()` after them.
+        They are summed anew only if a parameter is another, has a new version, or may have changed without one: fused
+        optimisers write weights without counting it, so after a forward pass that records gradients nothing is taken
+        on trust. Writes through `.data` go unseen; say `mark_changed()` after them.
         """
-        version = sum(p._version for held in self._held for p in held.values() if p is not None)
+        # With its identity, since the versions of a copy, and of a parameter that takes another's place, begin anew.
+        version = sum(id(p) + p._version for held in self._held for p in held.values() if p is not None)
         if self._touched or self._summed is None or self._summed[0] != version:
             self._summed = version, _checksum(self.parameters())
         return self._summed[1]
@@ -135,22 +136,17 @@ class Slots(nn.Module):
         self.reserve(list(self.slots))
 
 
-def _forget_old_weights(net: Slots, incompatible) -> None:
-    net._summed = None  # load_state_dict(assign=True) brings parameters whose versions start again at 0
-
-
 def _checksum(parameters: Iterable[Tensor]) -> int:
     total: int | Tensor = 0
-    ramp = None
+    keys = None
     for p in parameters:
-        flat = p.detach().flatten()
-        bits = flat.view(torch.int32) if p.element_size() >= 4 else flat.view(torch.int16).int()
-        if ramp is None:
-            ramp = torch.arange(1, 2**17, 2, dtype=torch.int32, device=p.device)
-        for piece in bits.split(len(ramp)):  # small enough to stay in cache
-            # Weighted by position (modulo 2^32), so that reordered channels count as other weights.
-            total = 31 * total + (piece * ramp[: len(piece)]).sum(dtype=torch.int32).long()
-    return int(total) % 2**48  # one wait for the device
+        bits = p.detach().flatten().view(torch.int32 if p.element_size() >= 4 else torch.int16)
+        if keys is None:
+            keys = keyed_bits(0, "checksum", 0, torch.arange(2**14, device=p.device))
+        for piece in bits.split(len(keys)):  # small enough to stay in cache
+            # Random factors of 64 bits: of small regular ones the sum, modulo 2^32, forgets a change of all exponents.
+            total = 31 * total + (piece * keys[: len(piece)]).sum()
+    return int(total) >> 16  # one wait for the device; the lowest bits depend on few of the weights'
 
 
 def _short(subnet: Subnet) -> str:
