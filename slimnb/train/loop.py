@@ -36,7 +36,8 @@ def train_step(net: SlimmableNet, x: Tensor, y: Tensor, passes: Sequence[Pass], 
     outcomes = []
     for a_pass in passes:
         logits = net(x, a_pass.route, dropout=a_pass.dropout, generator=generator)
-        loss, ce = objective(a_pass, logits, y)
+        loss, ce = (values.to(torch.promote_types(values.dtype, torch.float32))  # they will be summed
+                    for values in objective(a_pass, logits, y))
         mean = loss.mean()
         weighted = isinstance(a_pass.weight, Tensor) or a_pass.weight != 1
         (a_pass.weight * mean if weighted else mean).backward()
