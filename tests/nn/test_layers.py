@@ -158,7 +158,7 @@ def test_batch_norm_statistics_have_unbiased_variance_and_the_given_momentum():
     assert torch.equal(layer.running_mean, after)
 
 
-def test_reserve_grows_and_never_shrinks():
+def test_reserve_grows_and_shrinks_to_the_rows_that_a_saved_net_has():
     layer = batch_norm("private", slots=2)
     kept = layer.weight[1].detach().clone(), layer.running_var[1].clone()
     layer.reserve(4)
@@ -166,8 +166,9 @@ def test_reserve_grows_and_never_shrinks():
     assert torch.equal(layer.weight[1], kept[0]) and torch.equal(layer.running_var[1], kept[1])
     assert torch.equal(layer.weight[3], torch.ones(6).double()) and not layer.bias[3].any()
     assert torch.equal(layer.running_var[3], torch.ones(6).double()) and not layer.running_mean[3].any()
-    layer.reserve(1)
-    assert layer.weight.shape == (4, 6)
+    layer.reserve(2)
+    assert layer.weight.shape == layer.running_var.shape == (2, 6)
+    assert torch.equal(layer.weight[1], kept[0]) and torch.equal(layer.running_var[1], kept[1])
 
 
 # -- group norm and squeeze-excite -----------------------------------------------------------------------
