@@ -88,7 +88,7 @@ DAMAGE = {
 
 
 @pytest.mark.parametrize("bn", ("private", "shared_affine", "calibrated"))
-@pytest.mark.parametrize("own", (1, 2, 4))
+@pytest.mark.parametrize("own", (3, *(pytest.param(own, marks=pytest.mark.sweep) for own in (1, 2, 4))))
 @pytest.mark.parametrize("damage", DAMAGE)
 def test_what_does_not_fit_leaves_everything_as_it_was(bn, own, damage):
     state = saved(made(bn, 2)[0])
