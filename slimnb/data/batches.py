@@ -43,6 +43,34 @@ class Split:
         return self.map(lambda values: values.to(device))
 
 
+def checked(split: Split, classes: int | None = None) -> Split:
+    """Return the split with int64 labels. Raises DataError for images that are not (N, 3, S, S) uint8 and bad labels.
+
+    With `classes` the values of labels are read, too.
+    """
+    shape = tuple(split.images.shape)
+    if split.images.dtype != torch.uint8 or len(shape) != 4 or shape[1] != 3 or shape[2] != shape[3]:
+        raise DataError(f"images {split.images.dtype} {shape}", "a split has (N, 3, S, S) uint8, pixels 0 to 255",
+                        "Convert them, e.g. by (255 * x).round().to(torch.uint8).")
+    return Split(split.images, class_numbers(split.labels, len(split.images), classes), split.difficulty)
+
+
+def class_numbers(y: Tensor, count: int, classes: int | None = None) -> Tensor:
+    """Return the labels `y` of `count` images as int64. Raises DataError unless they are whole numbers (count,).
+
+    With `classes` their values are read, too: 0 to classes - 1, or DataError. On a GPU that waits for the device.
+    """
+    whole = isinstance(y, Tensor) and not (y.is_floating_point() or y.is_complex() or y.dtype == torch.bool)
+    if not whole or y.shape != (count,):
+        what = f"{y.dtype} {tuple(y.shape)}" if isinstance(y, Tensor) else type(y).__name__[:40]
+        raise DataError(f"labels {what} of {count} images", f"labels are whole numbers ({count},), one class per image",
+                        "Of one-hot or soft labels pass y.argmax(1).")
+    y = y.long()
+    if classes is not None and count and not 0 <= (low := int(y.min())) <= (high := int(y.max())) < classes:
+        raise DataError(f"label {low if low < 0 else high}", f"labels are 0 to {classes - 1}", "Mend the labels.")
+    return y
+
+
 @dataclass(frozen=True)
 class Augmentation:
     """The augmentation of training images; hashes of (seed, epoch, row) decide each image's own.
@@ -128,6 +156,7 @@ class Batches:
                  mean: Sequence[float], std: Sequence[float], size: int | None = None,
                  dtype: torch.dtype = torch.float32, device: torch.device | str | None = None, rank: int = 0,
                  world: int = 1, shuffle: bool | None = None, drop_last: bool | None = None):
+        split = checked(split)
         side = split.images.shape[-1]
         self.augment = Augmentation(augment) if isinstance(augment, str) else augment
         self.split, self.batch_size, self.seed = split, batch_size, seed

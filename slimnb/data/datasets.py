@@ -21,7 +21,7 @@ from torch.nn.functional import interpolate
 
 from slimnb.data import synthetic
 from slimnb.rng import keyed_uniform
-from slimnb.data.batches import AUGMENTATIONS, Augmentation, Batches, Split
+from slimnb.data.batches import AUGMENTATIONS, Augmentation, Batches, Split, checked
 from slimnb.data.cache import Part, load_cached
 from slimnb.errors import DataError, MissingDataError, ParameterError, SlimnbError
 from slimnb.data.sources import CIFAR, CIFAR_TRAIN, Source, find_cifar, find_folder, shown
@@ -263,6 +263,8 @@ def _overlap(source: Source, pair: str, first: np.ndarray, second: np.ndarray, a
 
 def _assemble(name: str, class_names: Sequence[str], whole: Split, unopened: Split, cut: int, content: str,
               val: Split | None = None, notes: Sequence[str] = ()) -> ImageData:
+    whole, unopened = checked(whole, len(class_names)), checked(unopened, len(class_names))
+    val = None if val is None else checked(val, len(class_names))
     train = whole.map(lambda values: values[cut:])
     mean, std = _moments(train.images[:MOMENT_IMAGES])
     identity = json.dumps([content, cut, list(class_names)])

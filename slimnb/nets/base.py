@@ -206,7 +206,7 @@ class SlimmableNet(Slots):
             self._reach[key] = reach_of(self, subnet.widths, self.padding == ENDS)
         return self._reach[key]
 
-    def set_padding(self, padding: str | None, places: Mapping[int, Tensor] | None = None) -> None:
+    def set_padding(self, padding: str | None, places: Mapping[int, Sequence[int] | Tensor] | None = None) -> None:
         """Pad joins as `padding` says, and scatter the channels of each unit in `places` to its places, (C,) int64."""
         self.padding = padding
         self._reach.clear()
@@ -341,7 +341,7 @@ class SlimmableNet(Slots):
     def set_extra_state(self, state: dict) -> None:
         """Make the index buffers and slots of a saved net; runs before the layers' own tensors are loaded."""
         most = self.largest.widths
-        self.set_padding(state.get("padding"), {u: torch.arange(most[u]) for u in state.get("scattered", ())})
+        self.set_padding(state.get("padding"), {u: range(most[u]) for u in state.get("scattered", ())})
         super().set_extra_state(state)
 
 

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
+from typing import Any
 
 import torch
 from torch import Tensor, nn
 
-from slimnb.errors import NumericsError, ParameterError
+from slimnb.errors import NumericsError, ParameterError, StoreError
 from slimnb.nn.norm import BN_POLICIES, CALIBRATED, GROUP, SwitchableBatchNorm2d
+from slimnb.rng import keyed_bits
 from slimnb.subnet import Subnet
+
+EXTRA = "_extra_state"  # PyTorch's name of what is saved beside tensors
+REBUILD, NOTHING = "Build the net that was saved.", "Nothing was loaded."
 
 
 class Slots(nn.Module):
@@ -31,7 +36,6 @@ class Slots(nn.Module):
         self._stamps: list[int | None] = []  # per slot: checksum of the weights its statistics belong to
         self._summed: tuple[int, int] | None = None  # version and checksum of the weights, as last computed
         self._touched = False  # whether the weights may have changed without a new version
-        self.register_load_state_dict_post_hook(_forget_old_weights)
 
     def norms(self) -> list[SwitchableBatchNorm2d]:
         """List the switchable batch-norm layers in order."""
@@ -54,12 +58,16 @@ class Slots(nn.Module):
     def weights_checksum(self) -> int:
         """Return 48 bits that change with the weights, the same on every device and after a save and load.
 
-        They are summed anew only if a parameter has a new version, or may have changed without one: fused optimisers
-        write weights without counting it, so after a forward pass that records gradients nothing is taken on
-        trust. Writes through `.data` go unseen; say `mark_changed()` after them.
+        They are summed anew only if a parameter is another, has a new version, or may have changed without one: fused
+        optimisers write weights without counting it, so after a forward pass that records gradients nothing is taken
+        on trust. Writes through `.data` go unseen; say `mark_changed()` after them.
         """
-        version = sum(p._version for held in self._held for p in held.values() if p is not None)
-        if self._touched or self._summed is None or self._summed[0] != version:
+        # With its identity, since the versions of a copy, and of a parameter that takes another's place, begin anew.
+        try:
+            version = sum(id(p) + p._version for held in self._held for p in held.values() if p is not None)
+        except RuntimeError:  # tensors made under inference mode count no writes
+            version = None
+        if self._touched or version is None or self._summed is None or self._summed[0] != version:
             self._summed = version, _checksum(self.parameters())
         return self._summed[1]
 
@@ -129,28 +137,59 @@ class Slots(nn.Module):
         return {"slots": slots, "stamps": list(self._stamps)}
 
     def set_extra_state(self, state: dict) -> None:
-        """Reserve the slots of a saved net; runs before the layers' own tensors are loaded."""
-        self.slots = {Subnet.from_json(subnet): slot for subnet, slot in state["slots"]}
-        self._stamps = list(state["stamps"])
-        self.reserve(list(self.slots))
+        """Have the slots of a saved net, and no others; runs before the layers' own tensors are loaded."""
+        slots = {Subnet.from_json(subnet): slot for subnet, slot in state["slots"]}
+        if not set(slots.values()) <= set(range(len(state["stamps"]))):
+            raise ValueError("slots without stamps")
+        self.slots, self._stamps = slots, list(state["stamps"])
+        self.reserve(list(slots))
 
+    def load_state_dict(self, state_dict: Mapping[str, Any], strict: bool = True, assign: bool = False):
+        """Load a saved net as PyTorch does, but whole or not at all: its slots take the place of those here.
 
-def _forget_old_weights(net: Slots, incompatible) -> None:
-    net._summed = None  # load_state_dict(assign=True) brings parameters whose versions start again at 0
+        Raises StoreError for other shapes, for slots that do not fit and, if `strict`, for other names.
+        """
+        own = dict(vars(self))
+        kept = [(part, dict(part)) for m in self.modules() for part in (m._parameters, m._buffers, m._modules)]
+        try:
+            if EXTRA in state_dict:
+                self.set_extra_state(state_dict[EXTRA])
+            self._check_fits(state_dict, strict)
+        except Exception as error:  # a damaged state raises many kinds, and each means the same here
+            for part, before in kept:
+                part.clear()
+                part.update(before)
+            vars(self).update(own)
+            if isinstance(error, StoreError):
+                raise
+            raise StoreError("slots of a saved net", f"they do not fit: {' '.join(str(error).split())}"[:90], REBUILD,
+                             NOTHING) from None
+        return super().load_state_dict(state_dict, strict, assign)
+
+    def _check_fits(self, stored: Mapping[str, Any], strict: bool) -> None:
+        values = self.state_dict()
+        for name in sorted(values.keys() ^ stored.keys()) if strict else ():
+            where = "the checkpoint" if name in stored else "the net"
+            raise StoreError(f"tensor {name[:60]!r} is only in {where}", "a checkpoint fits one architecture", REBUILD,
+                             NOTHING)
+        for name in values.keys() & stored.keys() - {EXTRA}:
+            shape = getattr(stored[name], "shape", None)
+            if shape != values[name].shape:
+                raise StoreError(f"{name[:60]} is {shape if shape is None else tuple(shape)}",
+                                 f"the net has {tuple(values[name].shape)}", REBUILD, NOTHING)
 
 
 def _checksum(parameters: Iterable[Tensor]) -> int:
     total: int | Tensor = 0
-    ramp = None
+    keys = None
     for p in parameters:
-        flat = p.detach().flatten()
-        bits = flat.view(torch.int32) if p.element_size() >= 4 else flat.view(torch.int16).int()
-        if ramp is None:
-            ramp = torch.arange(1, 2**17, 2, dtype=torch.int32, device=p.device)
-        for piece in bits.split(len(ramp)):  # small enough to stay in cache
-            # Weighted by position (modulo 2^32), so that reordered channels count as other weights.
-            total = 31 * total + (piece * ramp[: len(piece)]).sum(dtype=torch.int32).long()
-    return int(total) % 2**48  # one wait for the device
+        bits = p.detach().flatten().view(torch.int32 if p.element_size() >= 4 else torch.int16)
+        if keys is None:
+            keys = keyed_bits(0, "checksum", 0, torch.arange(2**14, device=p.device))
+        for piece in bits.split(len(keys)):  # small enough to stay in cache
+            # Random factors of 64 bits: of small regular ones the sum, modulo 2^32, forgets a change of all exponents.
+            total = 31 * total + (piece * keys[: len(piece)]).sum()
+    return int(total) >> 16  # one wait for the device; the lowest bits depend on few of the weights'
 
 
 def _short(subnet: Subnet) -> str:

@@ -38,7 +38,7 @@ class SwitchableBatchNorm2d(nn.Module):
 
     The policy "private" gives every slot its own gamma and beta too (S-Net), "shared_affine" shares them
     (SP-Net, DS-Net), "calibrated" shares them and leaves statistics to `calibrate_bn` (US-Net).
-    With a process `group` the batches of all its ranks count as one.
+    With a process `group` the batches of all its ranks count as one. In a net of 16-bit floats this layer keeps 32.
     """
 
     eps = 1e-5
@@ -52,16 +52,26 @@ class SwitchableBatchNorm2d(nn.Module):
         self.register_buffer("running_var", torch.ones(1, channels))
 
     def reserve(self, slots: int) -> None:
-        """Grow to `slots` rows; new ones start at mean 0 and variance 1, with gamma 1 and beta 0."""
+        """Have `slots` rows: the first stay, new ones start at mean 0 and variance 1, with gamma 1 and beta 0."""
         grow = slots - self.running_mean.shape[0]
-        if grow <= 0:
+        if not grow:
             return
-        rows = self.running_mean.new_zeros(grow, self.channels)
-        self.running_mean = torch.cat([self.running_mean, rows])
-        self.running_var = torch.cat([self.running_var, rows + 1])
-        if self.policy == PRIVATE:
-            self.weight = nn.Parameter(torch.cat([self.weight.detach(), rows + 1]))
-            self.bias = nn.Parameter(torch.cat([self.bias.detach(), rows]))
+        with torch.inference_mode(False):  # else no later call could train with them
+            rows = torch.zeros_like(self.running_mean[:1]).expand(max(grow, 0), -1)
+            self.running_mean = torch.cat([self.running_mean[:slots], rows])
+            self.running_var = torch.cat([self.running_var[:slots], rows + 1])
+            if self.policy == PRIVATE:
+                self.weight = nn.Parameter(torch.cat([self.weight.detach()[:slots], rows + 1]))
+                self.bias = nn.Parameter(torch.cat([self.bias.detach()[:slots], rows]))
+
+    def _apply(self, fn, recurse=True):
+        # Statistics are sums over many batches, and batch norm takes them, gamma and beta in one type: of a net cast to
+        # 16 bits all four have 32.
+        def cast(t: Tensor) -> Tensor:
+            out = fn(t)
+            return t.to(out.device, torch.float32) if out.dtype in (torch.bfloat16, torch.float16) else out
+
+        return super()._apply(cast, recurse)
 
     def forward(self, x: Tensor, s: Selection) -> Tensor:
         """Map x (B, C, H, W), C <= channels, to the same shape."""

@@ -83,7 +83,8 @@ def _joins(net: nn.Module) -> list[Residual]:
     return [module for module in net.modules() if isinstance(module, Residual)]
 
 
-def place_(net: nn.Module, places: Mapping[int, np.ndarray | Tensor]) -> None:
+@torch.inference_mode(False)  # else no later call could train with the indices
+def place_(net: nn.Module, places: Mapping[int, Sequence[int] | np.ndarray | Tensor]) -> None:
     """Give each unit in `places` its places (C,) in its stream; all others lie as they are."""
     device = next(net.parameters()).device
     most = {unit: max(net.largest.widths[u] for u in stream) for stream in streams(net) for unit in stream}

@@ -11,10 +11,14 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor
 
+from slimnb.data.batches import class_numbers
 from slimnb.errors import DataError, NumericsError
 from slimnb.nets.base import SlimmableNet
 from slimnb.nn.norm import SwitchableBatchNorm2d
 from slimnb.subnet import Subnet
+
+PIXELS = 16
+"""Images without a negative value and with one above this are pixels of 0..255: normalised ones have a mean near 0."""
 
 
 @dataclass(frozen=True)
@@ -54,6 +58,7 @@ def calibrate_bn(net: SlimmableNet, subnets: Sequence[Subnet], batches: Iterable
     images = 0
     with _without_groups(norms):
         for x in batches:
+            _check_images(x)
             if len(x):  # a rank's share of a short last batch may be empty
                 images += len(x)
                 for subnet in subnets:
@@ -66,6 +71,13 @@ def calibrate_bn(net: SlimmableNet, subnets: Sequence[Subnet], batches: Iterable
     _refuse_not_finite(net, norms, subnets)
     net.mark_calibrated(subnets)
     return images
+
+
+def _check_images(x: Tensor) -> None:
+    if not isinstance(x, Tensor) or x.dim() != 4 or not x.is_floating_point():
+        what = f"{x.dtype} {tuple(x.shape)}" if isinstance(x, Tensor) else f"a {type(x).__name__[:40]}"
+        raise DataError(f"a batch that is {what}", "images are floats (B, 3, H, W), normalised",
+                        "Pass e.g. (x for x, _ in data).")
 
 
 @contextmanager
@@ -109,38 +121,55 @@ def evaluate(net: SlimmableNet, subnets: Sequence[Subnet], batches: Iterable[tup
     """Measure the accuracy of each subnet in one pass over `batches` of images (B, 3, H, W) and labels (B,).
 
     With a process `group` the numbers are those of all ranks together. The net's training mode stays as it was. Raises
-    NumericsError, before any work, for a subnet whose statistics are missing or stale; DataError without images.
+    NumericsError, before any work, for a subnet whose statistics are missing or stale; DataError without images, for
+    labels that are not (B,) whole numbers of classes, and for pixels that were not normalised.
     """
     for subnet in subnets:
         net.slot_of(subnet)
+    odd: list[Tensor] = []
     correct: list[list[Tensor]] = [[] for _ in subnets]
     ce: list[list[Tensor]] = [[] for _ in subnets]
     was_training = net.training
     net.eval()
     try:
         for x, y in batches:  # made outside inference mode: a data set may keep some for training
+            _check_images(x)
+            y = class_numbers(y, len(x))
+            if not len(x):  # a rank's share of a short last batch
+                continue
             with torch.inference_mode():
+                wrong = (y < 0) | (y >= net.num_classes)
+                low, high = x.aminmax()
+                odd.append(torch.stack([wrong.sum(), (low >= 0) & (high > PIXELS), wrong.new_zeros(())]).double())
+                y = y.masked_fill(wrong, 0)
                 for i, subnet in enumerate(subnets):
                     logits = net(x, subnet)
                     correct[i].append(logits.argmax(1) == y)
                     ce[i].append(F.cross_entropy(logits, y, reduction="none"))
     finally:
         net.train(was_training)
-    return _summaries(subnets, correct, ce, next(net.parameters()).device, group)
+    return _summaries(subnets, correct, ce, odd, next(net.parameters()).device, group)
 
 
-def _summaries(subnets: Sequence[Subnet], correct: list[list[Tensor]], ce: list[list[Tensor]], device,
-               group) -> list[Evaluation]:
+def _summaries(subnets: Sequence[Subnet], correct: list[list[Tensor]], ce: list[list[Tensor]], odd: list[Tensor],
+               device, group) -> list[Evaluation]:
     none = torch.zeros(0, device=device)  # a rank may have no images at all
     hits = [torch.cat([none.bool(), *parts]) for parts in correct]
-    sums = torch.tensor([[0.0, 0.0, 0.0] for _ in subnets], dtype=torch.float64, device=device)
-    for row, hit, losses in zip(sums, hits, ce, strict=True):
+    sums = torch.zeros(len(hits) + 1, 3, dtype=torch.float64, device=device)
+    if odd:
+        sums[-1] = torch.stack(odd).sum(0)
+    for row, hit, losses in zip(sums[:-1], hits, ce, strict=True):
         row[0], row[1], row[2] = hit.sum(), torch.cat([none, *losses]).double().sum(), len(hit)
     if group is not None:
         dist.all_reduce(sums, group=group)
-    numbers = sums.tolist()
+    *numbers, (wrong, raw, _) = sums.tolist()
     if not numbers or not numbers[0][2]:
         raise DataError("0 images to evaluate" if numbers else "0 subnets to evaluate",
                         "accuracy needs at least one batch and one subnet", "Pass batches of data.")
+    if wrong or raw:
+        what, why, fix = ((f"{int(wrong)} labels out of range", "a label is one of the net's classes", "Mend them.")
+                          if wrong else (f"{int(raw)} batches of pixels up to 255", "a net takes normalised images",
+                                         "Use slimnb.data.batches.Batches, or its Normalise."))
+        raise DataError(what, why, fix)
     return [Evaluation(subnet, int(n), 100 * right / n, loss / n, hit.cpu())
             for subnet, hit, (right, loss, n) in zip(subnets, hits, numbers, strict=True)]

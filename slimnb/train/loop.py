@@ -12,6 +12,7 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
+from slimnb.data.batches import class_numbers
 from slimnb.errors import BusyError, ParameterError
 from slimnb.nets.base import SlimmableNet
 from slimnb.train.history import History, Reporter, Watch
@@ -27,16 +28,19 @@ def train_step(net: SlimmableNet, x: Tensor, y: Tensor, passes: Sequence[Pass], 
                penalty: Penalty | None = None) -> list[Outcome]:
     """Make one optimiser step from all `passes` on one batch; their gradients add up, each times its weight.
 
-    `x` is (B, 3, H, W) and `y` is (B,). With a process `group` one all-reduce averages the gradients over its ranks.
+    `x` is (B, 3, H, W) and `y` is (B,), classes; what is no tensor, as boxes, goes to the objective as it is. With a
+    process `group` one all-reduce averages the gradients over its ranks.
     After that `penalty` adds its own in place. If a loss or the gradient is not finite on any rank, the device skips
-    the update, and `Watch` reports it later.
+    the update, and `Watch` reports it later. Raises DataError for labels of another shape or type.
     """
+    y = class_numbers(y, len(x)) if isinstance(y, Tensor) else y
     optimizer.zero_grad(set_to_none=True)
     objective.begin(net, x, passes)
     outcomes = []
     for a_pass in passes:
         logits = net(x, a_pass.route, dropout=a_pass.dropout, generator=generator)
-        loss, ce = objective(a_pass, logits, y)
+        loss, ce = (values.to(torch.promote_types(values.dtype, torch.float32))  # they will be summed
+                    for values in objective(a_pass, logits, y))
         mean = loss.mean()
         weighted = isinstance(a_pass.weight, Tensor) or a_pass.weight != 1
         (a_pass.weight * mean if weighted else mean).backward()
@@ -89,7 +93,7 @@ def train(net: SlimmableNet, batches, sampler: Sampler, objective: Objective, sc
     every `CHECK_INTERVAL` steps on a GPU. If it returns true, the state is saved and BusyError is raised.
 
     Raises ParameterError for a span outside the schedule and for an optimiser that lacks one of the net's parameters;
-    NumericsError where `Watch` does.
+    DataError for labels that are not (B,) whole numbers of classes; NumericsError where `Watch` does.
     """
     rank, ranks = (dist.get_rank(group), dist.get_world_size(group)) if group is not None else (0, 1)
     first, last = span or (0, schedule.steps)
@@ -112,6 +116,8 @@ def train(net: SlimmableNet, batches, sampler: Sampler, objective: Objective, sc
                 param_group["lr"] = lr
             generator.manual_seed(zlib.crc32(f"{seed}/dropout/{step}{f'/{rank}' if rank else ''}".encode()))
             x, y = batches.batch(step)
+            if isinstance(y, Tensor) and (step == start or often == 1):  # later on, a GPU would be waited for
+                class_numbers(y, len(x), net.num_classes)
             if probe is not None and probe.at(step):
                 take_probe(probe, step, net, x, y, group)
             outcomes = train_step(net, x, y, sampler.plan(step), objective, optimizer, generator, group,

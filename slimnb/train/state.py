@@ -7,10 +7,9 @@ from torch import Tensor
 
 from slimnb.errors import StoreError
 from slimnb.nets.base import SlimmableNet
+from slimnb.nets.slots import EXTRA, NOTHING, REBUILD
 from slimnb.train.history import History
 from slimnb.train.protocols import Objective, Sampler
-
-EXTRA = "_extra_state"
 
 
 def collect(net: SlimmableNet, optimizer, sampler: Sampler, history: History, step: int,
@@ -84,18 +83,10 @@ def net_state(net: SlimmableNet) -> tuple[dict[str, Tensor], dict]:
 
 def load_net(net: SlimmableNet, tensors: dict[str, Tensor], rest: dict) -> None:
     """Load what `net_state` returned, names without "net/". Raises StoreError for other names, shapes or types."""
-    net.set_extra_state(rest)
-    own = {name: value for name, value in net.state_dict().items() if name != EXTRA}
-    for name in sorted(own.keys() ^ tensors.keys()):
-        where = "the checkpoint" if name in tensors else "the net"
-        raise StoreError(f"tensor {name!r} is only in {where}", "a checkpoint fits one architecture",
-                         "Build the net the checkpoint was made with.", "Nothing was loaded.")
-    for name, value in own.items():
-        stored = tensors[name]
-        if stored.shape != value.shape or stored.dtype != value.dtype:
-            raise StoreError(f"{name} is {stored.dtype} {tuple(stored.shape)}",
-                             f"the net has {value.dtype} {tuple(value.shape)}",
-                             "Build the net the checkpoint was made with.", "Nothing was loaded.")
+    for name, value in net.state_dict().items():
+        stored = tensors.get(name)
+        if isinstance(stored, Tensor) and stored.dtype != value.dtype:
+            raise StoreError(f"{name[:60]} is {stored.dtype}", f"the net has {value.dtype}", REBUILD, NOTHING)
     net.load_state_dict({**tensors, EXTRA: rest})
 
 
@@ -105,10 +96,12 @@ def load_first_channels_(net: SlimmableNet, tensors: dict[str, Tensor]) -> None:
 
     Batch-norm statistics are not copied, since every subnet has others. Raises StoreError for another architecture.
     """
-    for name, p in net.named_parameters():
+    parameters = dict(net.named_parameters())
+    for name, p in parameters.items():  # all of them before the first is written
         stored = tensors.get(name)
         if stored is None or stored.dim() != p.dim() or any(a < b for a, b in zip(stored.shape, p.shape, strict=True)):
             shape = "missing" if stored is None else str(tuple(stored.shape))
             raise StoreError(f"{name} is {shape}", f"the net has {tuple(p.shape)}",
-                             "Start from a run of the same architecture, no narrower.")
-        p.copy_(stored[tuple(slice(n) for n in p.shape)])
+                             "Start from a run of the same architecture, no narrower.", NOTHING)
+    for name, p in parameters.items():
+        p.copy_(tensors[name][tuple(slice(n) for n in p.shape)])

@@ -177,7 +177,7 @@ def test_batch_norm_of_one_value_adds_to_the_mean_and_has_the_variance_of_before
     assert_close(out, plain_norm(x, mean, before[1][1, :5], layer.weight[1, :5], layer.bias[1, :5]))
 
 
-def test_reserve_grows_and_never_shrinks():
+def test_reserve_grows_and_shrinks_to_the_rows_that_a_saved_net_has():
     layer = batch_norm("private", slots=2)
     kept = layer.weight[1].detach().clone(), layer.running_var[1].clone()
     layer.reserve(4)
@@ -185,8 +185,9 @@ def test_reserve_grows_and_never_shrinks():
     assert torch.equal(layer.weight[1], kept[0]) and torch.equal(layer.running_var[1], kept[1])
     assert torch.equal(layer.weight[3], torch.ones(6).double()) and not layer.bias[3].any()
     assert torch.equal(layer.running_var[3], torch.ones(6).double()) and not layer.running_mean[3].any()
-    layer.reserve(1)
-    assert layer.weight.shape == (4, 6)
+    layer.reserve(2)
+    assert layer.weight.shape == layer.running_var.shape == (2, 6)
+    assert torch.equal(layer.weight[1], kept[0]) and torch.equal(layer.running_var[1], kept[1])
 
 
 # -- group norm and squeeze-excite -----------------------------------------------------------------------

@@ -31,7 +31,8 @@ def gradients(net: SlimmableNet, x: Tensor, y: Tensor, passes: Sequence[Pass],
         for a_pass in part:
             loss, _ = objective(a_pass, net(x, a_pass.route), y)
             (a_pass.weight * loss.mean()).backward()
-        parts.append({name: p.grad for name, p in net.named_parameters() if p.grad is not None})
+        parts.append({name: p.grad.to(torch.promote_types(p.dtype, torch.float32))  # they will be summed
+                      for name, p in net.named_parameters() if p.grad is not None})
     net.zero_grad(set_to_none=True)
     return parts[0], parts[1]
 

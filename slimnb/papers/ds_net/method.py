@@ -34,28 +34,28 @@ from slimnb.train.state import load_net
 class Ema:
     """A copy of a net whose parameters and batch-norm statistics follow it: t <- decay t + (1 - decay) net (eq. 3).
 
-    Integers are copied, not averaged. The copy is frozen, in eval mode, and has statistics for every subnet for which
-    the net has some. Raises ParameterError for a decay outside [0, 1).
+    Integers are copied, not averaged. The copy is frozen, in eval mode, in float32 at least, and has statistics for
+    every subnet for which the net has some. Raises ParameterError for a decay outside [0, 1).
     """
 
     def __init__(self, net: SlimmableNet, decay: float = 0.997):
         if not 0 <= decay < 1:
             raise ParameterError(f"decay = {decay!r}"[:60], "it lies in [0, 1)", "Set 0.997, the released code's.")
         self.decay = decay
-        self.net = net.frozen_copy()
+        self.net = net.frozen_copy().to(torch.promote_types(next(net.parameters()).dtype, torch.float32))
         self.net.mark_calibrated(list(self.net.slots))
 
     @torch.no_grad()
     def update(self, net: SlimmableNet) -> None:
-        """Move one step towards `net`. Raises ParameterError if it has statistics for other subnets."""
-        if len(net.slots) != len(self.net.slots):
-            raise ParameterError(f"{len(net.slots)} subnets with statistics, {len(self.net.slots)} in the average",
-                                 "the copy is made of the net as it will be", "Call net.reserve([...]) before.")
+        """Move one step towards `net`. Raises ParameterError if its rows of statistics are those of other subnets."""
+        if net.slots != self.net.slots:
+            raise ParameterError(f"slots of {len(net.slots)} subnets, {len(self.net.slots)} in the average",
+                                 "both have the same subnets in the same rows", "Make it after net.reserve([...]).")
         averages, values = [], []
         for average, other in zip(self.tensors().values(), tensors_of(net).values(), strict=True):
             if average.is_floating_point():
                 averages.append(average)
-                values.append(other.detach())
+                values.append(other.detach().to(average.dtype))
             else:
                 average.copy_(other)
         torch._foreach_lerp_(averages, values, 1 - self.decay)

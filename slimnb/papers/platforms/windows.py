@@ -37,7 +37,7 @@ class Windows:
         begin = torch.searchsorted(window, self.number)  # of each window's run in `window`
         nth = (counts - begin).take(window) + torch.arange(len(window), device=window.device)  # since the start
         place = nth % len(self.ring) * len(counts) + window
-        new = (values / GRAIN).round().clamp(-MOST, MOST).int()[order // units]
+        new = (values.double() / GRAIN).round().clamp(-MOST, MOST).int()[order // units]
         total.index_add_(0, window, (new - ring.take(place)).long())
         counts.index_add_(0, window, torch.ones_like(window))
         ring.scatter_(0, place, new)

@@ -26,6 +26,7 @@ from slimnb.nn.gate import Gated, RoutedLogits
 from slimnb.nn.layers import Selection, SlimmableConv2d
 from slimnb.nn.norm import GROUP, normalisation
 from slimnb.papers.ds_net.detection.batches import Targets
+from slimnb.papers.ds_net.detection.scenes import check_targets
 from slimnb.subnet import Subnet
 from slimnb.train.protocols import Pass
 from slimnb.train.state import load_first_channels_
@@ -249,8 +250,9 @@ class DetectionLoss:
         self.anchors, self.coder = net.anchors(x), net.ssd.box_coder
 
     def __call__(self, a_pass: Pass, out: Tensor, y: Targets) -> tuple[Tensor, Tensor]:
-        """Return the loss (B,) and its part of the classes (B,), detached."""
+        """Return the loss (B,) and its part of the classes (B,), detached. Raises DataError as `check_targets` does."""
         if self._matched[0] is not y:  # all passes of a step share it
+            check_targets(y, len(out))
             self._matched = (y, *match(self.anchors, y, self.coder, self.overlap))
         _, labels, offsets = self._matched
         foreground = labels > 0
@@ -280,7 +282,7 @@ def match(anchors: Tensor, y: Targets, coder, overlap: float = 0.5) -> tuple[Ten
     claimants = torch.full_like(which, -1).scatter_reduce(1, quality.argmax(2), rank, "amax")
     which = torch.where(claimants >= 0, claimants, which)
     chosen = which.clamp(min=0)
-    labels = torch.where(which >= 0, y.labels.gather(1, chosen) + 1, 0)
+    labels = torch.where(which >= 0, y.labels.long().gather(1, chosen) + 1, 0)
     boxes = y.boxes.gather(1, chosen[..., None].expand(-1, -1, 4))
     boxes = torch.where((which >= 0)[..., None], boxes, anchors)  # of the others any box will do that has an area
     offsets = coder.encode_single(boxes.reshape(-1, 4), anchors.repeat(batch, 1))

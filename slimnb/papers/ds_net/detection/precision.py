@@ -28,13 +28,20 @@ def average_precision(detections: Sequence[Mapping[str, Tensor]], split: SceneSp
     Detections have boxes (n, 4), scores (n,), labels (n,). Keys: map (COCO's: mean over classes and over overlaps of .5
     to .95), map_50 (overlap .5), map_voc (overlap .5, read at VOC 2007's eleven recalls), ap_50 (overlap .5, of each
     class; None without an object of it). A match with a difficult object counts neither way. Raises DataError without
-    objects, ParameterError for another number of scenes.
+    objects and for detections of another shape or class, ParameterError for another number of scenes.
     """
     if len(detections) != len(split):
         raise ParameterError(f"detections of {len(detections)} scenes", f"there are {len(split)}",
                              "Give one entry per scene.")
     if not ((split.labels >= 0) & ~split.difficult).any():
         raise DataError("0 objects to find", "precision needs one", "Pass scenes with objects.")
+    for scene, detection in enumerate(detections):
+        boxes, scores, labels = (detection[name] for name in ("boxes", "scores", "labels"))
+        shaped = boxes.shape == (len(labels), 4) and scores.shape == labels.shape == (len(labels),)
+        if not shaped or ((labels < 0) | (labels >= classes)).any():
+            raise DataError(f"detections of scene {scene}",
+                            f"boxes are (n, 4), scores (n,), labels (n,) of 0 to {classes - 1}",
+                            "Pass what Detector.detect returns.")
     with redirect_stdout(io.StringIO()):
         objects, detections = (_coco(rows, len(split), classes) for rows in (_objects(split), _detections(detections)))
         evaluation = COCOeval(objects, detections, "bbox")

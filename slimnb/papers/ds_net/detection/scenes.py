@@ -107,13 +107,30 @@ def assemble(name: str, class_names: tuple[str, ...], train: SceneSplit, test: S
     return Scenes(name, tuple(class_names), train, test, mean, std, content.hexdigest())
 
 
+def check_targets(y, count: int) -> None:
+    """Raise DataError unless `y` has boxes (count, M, 4) floats and labels (count, M) whole numbers, M >= 1."""
+    boxes, labels = (getattr(y, name, None) for name in ("boxes", "labels"))
+    fits = isinstance(boxes, Tensor) and isinstance(labels, Tensor) and labels.dim() == 2 and labels.shape[1] > 0
+    fits = fits and len(labels) == count and boxes.shape == (*labels.shape, 4) and boxes.is_floating_point()
+    if not fits or labels.is_floating_point() or labels.dtype == torch.bool:
+        shapes = [tuple(value.shape) if isinstance(value, Tensor) else type(value) for value in (boxes, labels)]
+        raise DataError(f"boxes {shapes[0]} and labels {shapes[1]} of {count} images"[:100],
+                        "boxes are floats (B, M, 4), labels whole numbers (B, M), -1 for none", "Pad to M >= 1 each.")
+
+
 def check(split: SceneSplit, classes: int, where: str) -> None:
-    """Raise DataError for a split without scenes, for labels outside -1 to classes - 1, and for bad boxes.
+    """Raise DataError for a split without scenes, labels outside -1 to classes - 1, bad boxes, other shapes or types.
 
     A box must have an area and lie inside its image.
     """
     if not len(split):
         raise DataError(f"0 scenes in {where}", "a set has at least one", "Check its lists.")
+    check_targets(split, len(split))
+    shape, difficult = tuple(split.images.shape), split.difficult
+    square = len(shape) == 4 and shape[1] == 3 and shape[2] == shape[3] and split.images.dtype == torch.uint8
+    if not square or difficult.dtype != torch.bool or difficult.shape != split.labels.shape:
+        raise DataError(f"images {split.images.dtype} {shape}, difficult {difficult.dtype} {tuple(difficult.shape)}",
+                        "images are (N, 3, S, S) uint8, difficult is (N, M) bool", "Convert them.")
     wrong = ((split.labels < -1) | (split.labels >= classes)).nonzero().tolist()
     if wrong:
         row, column = wrong[0]
