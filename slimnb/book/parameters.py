@@ -18,6 +18,7 @@ from annotated_types import Interval, MinLen
 from pydantic import AfterValidator, ConfigDict, FiniteFloat, StringConstraints, TypeAdapter, ValidationError
 
 from slimnb.errors import ParameterError
+from slimnb.rules import short
 
 SCALES = ("smoke", "small", "full")
 DATA_NAMES = ("auto", "synthetic", "cifar10", "cifar100")
@@ -26,16 +27,9 @@ STRICT = ConfigDict(strict=True)
 SIMPLE = (bool, int, float, complex, str, bytes, list, tuple, dict, set, type(None))
 
 
-def _short(value: Any, limit: int = 32) -> str:
-    if isinstance(value, int) and abs(value) > 2**64:
-        return f"about 2**{value.bit_length()}"  # Python refuses to write out an integer of 5,000 digits
-    text = repr(value)
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
 def refuse(name: str, value: Any, why: str, fix: str) -> ParameterError:
     """Make the error for one bad parameter; its value is shortened so that the line stays within 240 characters."""
-    return ParameterError(f"{name[:40]} = {_short(value)}", why, fix)
+    return ParameterError(f"{name[:40]} = {short(value)}", why, fix)
 
 
 @dataclass(frozen=True)
@@ -187,7 +181,7 @@ def check_name(name: str, known: Mapping[str, Any]) -> None:
     if not NAME.fullmatch(name):
         rule = "a parameter's name is lower-case letters, digits and _"
         raise ParameterError(
-            f"{_short(name)} is no parameter", rule, "Write it as in the parameters cell."
+            f"{short(name)} is no parameter", rule, "Write it as in the parameters cell."
         )
     near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
     fix = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}."[:110]

@@ -8,6 +8,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -15,6 +16,7 @@ from slimnb import plugins
 from slimnb.data.datasets import Absent, ImageData
 from slimnb.errors import ParameterError, StoreError
 from slimnb.nets.base import SlimmableNet
+from slimnb.rules import Scale, Seed, checked
 from slimnb.runs.fingerprint import code_fingerprint, machine_fingerprint
 from slimnb.runs.store import Run, RunStore
 from slimnb.subnet import Subnet
@@ -29,6 +31,13 @@ from slimnb.train.state import load_net, net_state
 NO_DATA = "none"  # data fingerprint of what was measured once, not trained
 PATIENCE = 600.0  # seconds that a process waits for what another one measures
 NO_TRAINING = "SLIMNB_NO_TRAINING"  # in the environment: an unfinished run is an error, not a reason to train
+
+
+@runtime_checkable
+class Data(Protocol):
+    """What runs train on: `slimnb.data.datasets.ImageData`, or a paper's own kind."""
+
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -90,7 +99,8 @@ def trained(result: Result, num_classes: int, store: RunStore) -> SlimmableNet:
     return net.eval()
 
 
-def run(recipe: Recipe, data: ImageData, store: RunStore | None = None, *, device: str = "cpu", quiet: bool = False,
+@checked
+def run(recipe: Recipe, data: Data, store: RunStore | None = None, *, device: str = "cpu", quiet: bool = False,
         allow_drift: bool = False, group=None) -> Result:
     """Return the result of `recipe` on `data`: a finished run is loaded, an interrupted one resumed, a new one trained.
 
@@ -151,8 +161,9 @@ def paper_of(chapter: str) -> ModuleType:
                          "Run its notebook.")
 
 
-def study(stages: Sequence[Stage], scale: str, seeds: Iterable[int], data: ImageData, store: RunStore | None = None, *,
-          arms: Collection[str] = (), **settings) -> list[Result]:
+@checked
+def study(stages: Sequence[Stage], scale: Scale, seeds: Iterable[Seed], data: Data,
+          store: RunStore | None = None, *, arms: Collection[str] = (), **settings) -> list[Result]:
     """Return the results of all stages of a chapter (see `Stage`), seed by seed; `settings` go to `run`.
 
     With `arms` only those arms are run and returned. A stage may need results of arms before it; those that are
