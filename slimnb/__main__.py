@@ -16,8 +16,9 @@ from typing import Annotated, Union
 
 import tyro
 
-from slimnb.book.parameters import COMMON, Choice, Int, shortened
+from slimnb.book.parameters import COMMON, Choice, Int
 from slimnb.errors import BookError, ParameterError, SlimnbError, exit_with
+from slimnb.rules import short
 from slimnb.runs.files import os_error
 from slimnb.runs.lock import stopping
 
@@ -139,7 +140,7 @@ def read_command(arguments: list[str]) -> object:
     """
     flags = [argument.partition("=")[0] for argument in arguments if argument.startswith("--")]
     if twice := next((f for f in flags if flags.count(f) > 1 and f not in ("--arm", "--parameters")), None):
-        raise ParameterError(shortened(twice), "is written twice, and one value would be lost", "Write it once.")
+        raise ParameterError(short(twice), "is written twice, and one value would be lost", "Write it once.")
     # tyro would name a command by its class.
     kinds = tuple(Annotated[kind, tyro.conf.subcommand(work.__name__)] for kind, work in COMMANDS.items())
     about = (__doc__ or "").partition("\n")[0]  # there is none under python -OO
@@ -171,7 +172,7 @@ def run(command: RunCommand) -> None:
     pairs = [*command.parameters, *([("scale", command.scale)] if command.scale is not None else [])]
     words = dict(pairs)
     if twice := next((name for name in words if [key for key, _ in pairs].count(name) > 1), None):
-        how = "-p scale and --scale" if (twice, command.scale is None) == ("scale", False) else f"-p {shortened(twice)}"
+        how = "-p scale and --scale" if (twice, command.scale is None) == ("scale", False) else f"-p {short(twice)}"
         raise ParameterError(how, "is given twice, and one value would be lost", "Give it once.")
     values = {name: declared.read(name, text) for name, text in words.items()}
     scale = declared.check(values)["scale"]
@@ -199,7 +200,7 @@ def find_chapter(text: str) -> Path:
     match = [path for path in there if path.stem.startswith(text) and text]
     if len(match) != 1:
         names = f"There are: {', '.join(path.stem for path in there)}."[:130]
-        raise BookError(shortened(text), f"names {len(match)} chapters", names)
+        raise BookError(short(text), f"names {len(match)} chapters", names)
     return match[0]
 
 
@@ -209,7 +210,7 @@ def chapters() -> list[Path]:
 
     folder = find_root() / "notebooks"
     if not (there := sorted(folder.glob("[0-9][0-9]_*.py"))):
-        raise BookError("notebooks/", f"there is no chapter in {shortened(str(folder.parent), 60)}",
+        raise BookError("notebooks/", f"there is no chapter in {short(str(folder.parent), 60)}",
                         "Work in a clone of the repository: the chapters are no part of the package.")
     return there
 

@@ -9,9 +9,15 @@ import numpy as np
 import torch
 from torch import Tensor
 
+from slimnb.errors import ParameterError
+from slimnb.rules import short
+
 
 def rng_at(seed: int, stream: str, step: int) -> np.random.Generator:
     """Return the random numbers of one decision: they depend on seed, stream and step alone, on every rank."""
+    if not (isinstance(seed, int) and isinstance(step, (int, np.integer)) and 0 <= seed < 2**32 and step >= 0):
+        raise ParameterError(f"seed = {short(seed)}, step = {short(step)}", "a seed is 0 to 2**32 - 1, a step >= 0",
+                             "Set e.g. seed=0.")
     key = np.array([(seed << 32) | zlib.crc32(stream.encode()), step], dtype=np.uint64)
     return np.random.Generator(np.random.Philox(key=key))
 

@@ -11,6 +11,7 @@ from itertools import accumulate
 import numpy as np
 
 from slimnb.errors import ParameterError
+from slimnb.rules import Mult, Pixels, Rounding, Whole, checked
 
 
 def make_divisible(value: float | Fraction, divisor: int = 8, minimum: int = 8) -> int:
@@ -19,7 +20,8 @@ def make_divisible(value: float | Fraction, divisor: int = 8, minimum: int = 8) 
     return rounded + divisor if rounded < Fraction(9, 10) * Fraction(value) else rounded
 
 
-def scaled(channels: int, mult: float, rounding: str = "divisible") -> int:
+@checked
+def scaled(channels: Whole, mult: Mult, rounding: Rounding = "divisible") -> int:
     """Return `channels` times the width multiplier `mult`, in multiples of 8 ("divisible") or floored ("floor").
 
     `mult` is read as the decimal that it prints as: 0.525 means 525/1000. The nearest binary fraction would move the
@@ -72,6 +74,7 @@ class Subnet:
         return cls(**data)
 
 
+@checked
 def elementwise_max(subnets: Iterable[Subnet]) -> tuple[int, ...]:
     """Return the widths of the smallest supernet that contains all `subnets`, which need not be nested.
 
@@ -86,6 +89,7 @@ def elementwise_max(subnets: Iterable[Subnet]) -> tuple[int, ...]:
 
 
 @dataclass(frozen=True)
+@checked
 class SearchSpace:
     """All subnets that a search may name: the choices of every channel unit, stage, elastic block and resolution.
 
@@ -96,11 +100,11 @@ class SearchSpace:
     """
 
     widths: tuple[tuple[int, ...], ...]  # ascending choices of each channel unit, channels
-    tied: tuple[int, ...] = ()  # group of each unit; () = every unit on its own
+    tied: tuple[Whole, ...] = ()  # group of each unit; () = every unit on its own
     depths: tuple[tuple[int, ...], ...] = ()  # ascending choices of each stage, blocks
     kernels: tuple[tuple[int, ...], ...] = ()  # ascending choices of each elastic block, pixels
     block_units: tuple[tuple[int, ...], ...] = ()  # channel units of each elastic block
-    resolutions: tuple[int, ...] = ()  # ascending, pixels
+    resolutions: tuple[Pixels, ...] = ()  # ascending, pixels
 
     def __post_init__(self):
         for name in ("widths", "depths", "kernels"):

@@ -13,15 +13,17 @@ import re
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, fields, replace
 from pathlib import Path
-from typing import Any
+from typing import Annotated, Any
 
 import numpy as np
 import pandas as pd
+from annotated_types import Interval
 from filelock import FileLock
 from scipy import stats
 
 from slimnb.book.parameters import refuse
 from slimnb.errors import ParameterError, StoreError
+from slimnb.rules import Amount, checked
 from slimnb.runs.files import Damaged, Failpoint, make_folder, read_file, write_file
 
 KINDS = ("exact", "superiority", "equivalence", "ordering", "quantity")
@@ -36,6 +38,7 @@ EDGE = {"holds": "#009E73", "contradicted": "#D55E00", "inconclusive": "#E69F00"
 
 
 @dataclass(frozen=True, slots=True)
+@checked
 class Claim:
     """One statement of a paper with all that decides it, fixed before anything is run.
 
@@ -50,9 +53,9 @@ class Claim:
     metric: str  # a column of the results: "top1", "ms", "macs"
     kind: str  # one of KINDS
     arms: tuple[str, str]
-    delta: float
+    delta: Amount
     direction: str = "greater"  # the claim says A > B; "less": A < B
-    seeds: int = MIN_SEEDS  # planned: none dropped, none added, a diverged seed counts as it is
+    seeds: Annotated[int, Interval(ge=1, le=MAX_SEEDS)] = MIN_SEEDS  # planned: none dropped, none added
     paper_value: float | None = None  # the paper's A - B (or its tau, its quantity) in `unit`s
     unit: str = "points"
 

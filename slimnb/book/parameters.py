@@ -19,6 +19,7 @@ from pydantic import AfterValidator, ConfigDict, FiniteFloat, StringConstraints,
 from pydantic_core import SchemaError
 
 from slimnb.errors import BookError, ParameterError
+from slimnb.rules import short
 
 SCALES = ("smoke", "small", "full")
 DATA_NAMES = ("auto", "synthetic", "cifar10", "cifar100")
@@ -28,20 +29,9 @@ STRICT = ConfigDict(strict=True)
 SIMPLE = (bool, int, float, complex, str, bytes, list, tuple, dict, set, type(None))
 
 
-def shortened(value: Any, limit: int = 32) -> str:
-    """Return the value as Python writes it, cut to `limit` characters, for the line of an error."""
-    if isinstance(value, int) and abs(value) > 2**64:
-        return f"about 2**{value.bit_length()}"  # Python refuses to write out an integer of 5,000 digits
-    try:
-        text = repr(value)
-    except (ValueError, RecursionError):  # a list with such an integer in it
-        text = f"a {type(value).__name__}"
-    return text if len(text) <= limit else text[: limit - 1] + "…"
-
-
 def refuse(name: str, value: Any, why: str, fix: str) -> ParameterError:
     """Make the error for one bad parameter; its value is shortened so that the line stays within 240 characters."""
-    return ParameterError(f"{name[:40]} = {shortened(value)}", why, fix)
+    return ParameterError(f"{name[:40]} = {short(value)}", why, fix)
 
 
 @dataclass(frozen=True)
@@ -55,7 +45,7 @@ class Rule:
 
     def check(self, name: str, value: Any) -> None:
         """Raise ParameterError, with what mends it, for a value of another type or out of bounds."""
-        why, fix = f"must be {self.words}"[:96], f"Set e.g. {name[:40]}={shortened(self._near(value), 60)}."
+        why, fix = f"must be {self.words}"[:96], f"Set e.g. {name[:40]}={short(self._near(value), 60)}."
         try:
             TypeAdapter(self.kind, config=STRICT).validate_python(value)
             plain = all(type(item) in SIMPLE for item in (value if type(value) is list else [value]))
@@ -115,9 +105,9 @@ class Ascending:
     def __call__(self, values: list) -> list:
         """The list itself. Raises ValueError."""
         if values != sorted(set(values)):
-            raise ValueError("must ascend, no value twice", f"Set e.g. {shortened(sorted(set(values)), 80)}.")
+            raise ValueError("must ascend, no value twice", f"Set e.g. {short(sorted(set(values)), 80)}.")
         if self.last is not None and values[-1] != self.last:
-            example = shortened([*values, self.last], 80)
+            example = short([*values, self.last], 80)
             raise ValueError(f"must end with the largest, {self.last:g}", f"Set e.g. {example}.")
         return values
 
@@ -196,7 +186,7 @@ def check_name(name: str, known: Mapping[str, Any]) -> None:
     if not NAME.fullmatch(name):
         rule = "a parameter's name is lower-case letters, digits and _"
         raise ParameterError(
-            f"{shortened(name)} is no parameter", rule, "Write it as in the parameters cell."
+            f"{short(name)} is no parameter", rule, "Write it as in the parameters cell."
         )
     near = difflib.get_close_matches(name, known, 1, cutoff=0.5)
     fix = f"Did you mean {near[0]}?" if near else f"Known: {', '.join(known)}."[:110]
@@ -260,7 +250,7 @@ def _tree(code: str, place: str) -> ast.Module:
     try:
         return ast.parse(code)
     except (SyntaxError, ValueError, MemoryError, RecursionError) as error:
-        line = shortened((getattr(error, "text", None) or code).strip(), 60)
+        line = short((getattr(error, "text", None) or code).strip(), 60)
         why = getattr(error, "msg", type(error).__name__)
         raise BookError(f"{place}: {line}", f"is no Python: {why[:60]}", "Correct that line.") from None
 

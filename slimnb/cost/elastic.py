@@ -11,17 +11,20 @@ import numpy as np
 from slimnb.cost.macs import macs_by_layer, params_by_layer
 from slimnb.errors import ParameterError, SearchError
 from slimnb.nets.elastic import ElasticNet, ElasticStage
+from slimnb.rules import Array, Count, Pixels, checked
 from slimnb.subnet import SearchSpace, Subnet
 
 # A structure is a row of (stages + blocks) choice numbers: of each stage its depth, of each block its
 # (expansion, kernel) pair, numbered expansion by expansion. What a row says of dropped blocks has no effect.
 
 
-def sample_structures(space: SearchSpace, rng: np.random.Generator, n: int) -> np.ndarray:
+@checked
+def sample_structures(space: SearchSpace, rng: np.random.Generator, n: Count) -> np.ndarray:
     """Draw (n, stages + blocks) choice numbers, every choice uniformly as `space.sample` does."""
     return rng.integers(choices_per_column(space), size=(n, len(space.depths) + len(space.kernels)))
 
 
+@checked
 def structures_of(space: SearchSpace, subnets: Sequence[Subnet]) -> np.ndarray:
     """Return the choice numbers (N, stages + blocks) of canonical subnets; dropped blocks get choice 0.
 
@@ -41,7 +44,8 @@ def structures_of(space: SearchSpace, subnets: Sequence[Subnet]) -> np.ndarray:
     return rows
 
 
-def subnets_at(space: SearchSpace, structures: np.ndarray, resolution: int | None = None) -> list[Subnet]:
+@checked
+def subnets_at(space: SearchSpace, structures: Array, resolution: Pixels | None = None) -> list[Subnet]:
     """Return the canonical subnets of `structures` (N, stages + blocks)."""
     stages, kept = len(space.depths), kept_blocks(space, structures)
     widths = np.tile([choices[-1] for choices in space.widths], (len(structures), 1))
@@ -102,13 +106,15 @@ class ElasticTable:
     about: dict = field(default_factory=dict)  # what it holds for: convention, resolution, device, batch
 
     @classmethod
-    def macs(cls, net: ElasticNet, convention: str = "A", resolution: int | None = None) -> ElasticTable:
+    @checked
+    def macs(cls, net: ElasticNet, convention: str = "A", resolution: Pixels | None = None) -> ElasticTable:
         """Make the table of exact MACs, from one trace for each (expansion, kernel)."""
         about = {"convention": convention, "resolution": resolution or net.input_size}
         layers = partial(macs_by_layer, net, convention=convention, resolution=resolution)
         return cls.by_layer("MACs", net, layers, about)
 
     @classmethod
+    @checked
     def params(cls, net: ElasticNet) -> ElasticTable:
         """Make the table of exact parameters of one subnet, whose small kernels are computed once and stored."""
         return cls.by_layer("parameters", net, lambda subnet: params_by_layer(net, [subnet]), {})

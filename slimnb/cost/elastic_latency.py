@@ -15,12 +15,14 @@ from slimnb.cost.latency import compare_latency, conditions
 from slimnb.cost.latency_model import held_out_error, time_subnets
 from slimnb.errors import ParameterError
 from slimnb.nets.elastic import ElasticNet
+from slimnb.rules import Amount, Count, Pixels, Seed, checked
 from slimnb.subnet import Subnet
 
 
 @torch.no_grad()
-def elastic_latency(net: ElasticNet, batch: int = 1, *, resolution: int | None = None, rounds: int = 20,
-                    warmup: int = 2, min_ms: float = 0.5,
+@checked
+def elastic_latency(net: ElasticNet, batch: Count = 1, *, resolution: Pixels | None = None, rounds: Count = 20,
+                    warmup: Count = 2, min_ms: Amount = 0.5,
                     progress: Callable[[int, int], None] | None = None) -> ElasticTable:
     """Measure the milliseconds of every block at every (expansion, kernel), for one batch of `batch` images.
 
@@ -78,7 +80,8 @@ def _latency_key(layer: nn.Module) -> tuple:
     return type(layer).__name__, shapes, getattr(layer, "stride", None)
 
 
-def check_latency(table: ElasticTable, net: ElasticNet, subnets: int = 40, *, seed: int = 0, rounds: int = 5,
+@checked
+def check_latency(table: ElasticTable, net: ElasticNet, subnets: Count = 40, *, seed: Seed = 0, rounds: Count = 5,
                   progress: Callable[[int, int], None] | None = None) -> dict:
     """Compare predicted with measured milliseconds of random subnets that were not timed for `table`.
 

@@ -15,9 +15,11 @@ from slimnb.cost.latency import compare_latency
 from slimnb.nets.base import Masks, SlimmableNet
 from slimnb.nn.layers import Selection, SlimmableConv2d
 from slimnb.nn.norm import SwitchableBatchNorm2d
+from slimnb.rules import checked
 from slimnb.subnet import Subnet
 
 
+@checked
 def execution_modes(net: SlimmableNet, subnet: Subnet, x: Tensor) -> dict[str, Callable[[], Tensor]]:
     """Return five callables that give logits of x (B, 3, H, W), for `compare_latency`; the last four give the same.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import time
-from collections.abc import Callable, Hashable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Hashable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from functools import partial
@@ -16,24 +16,26 @@ from torch.func import functional_call
 
 from slimnb.cost.macs import IMAGES
 from slimnb.cost.table import CostTable, Node, fold, node_choices, node_of, refuse_padded
-from slimnb.errors import ParameterError
 from slimnb.nets.base import SlimmableNet
 from slimnb.nn.blocks import ConvNormAct, MaxPool, Residual
 from slimnb.nn.layers import ACTIVATIONS, Selection, SlimmableLinear, join
+from slimnb.rules import Amount, Count, Pixels, Some, checked
 from slimnb.subnet import SearchSpace, Subnet
 
 # -- clocks ----------------------------------------------------------------------------------------------
 
 
-def measure_latency(module: Callable[[Tensor], Tensor], x: Tensor, rounds: int = 30, warmup: int = 3,
-                    min_ms: float = 1.0) -> dict:
+@checked
+def measure_latency(module: Callable[[Tensor], Tensor], x: Tensor, rounds: Count = 30, warmup: Count = 3,
+                    min_ms: Amount = 1.0) -> dict:
     """Measure the latency of `module(x)` on the device of `x`; the keys are those of `compare_latency`."""
     return compare_latency({"": lambda: module(x)}, x, rounds, warmup, min_ms)[""]
 
 
 @torch.inference_mode()
-def compare_latency(callables: Mapping[Hashable, Callable[[], object]], x: Tensor, rounds: int = 30,
-                    warmup: int = 3, min_ms: float = 1.0,
+@checked
+def compare_latency(callables: Mapping[Hashable, Callable[[], object]], x: Tensor, rounds: Count = 30,
+                    warmup: Count = 3, min_ms: Amount = 1.0,
                     progress: Callable[[int, int], None] | None = None) -> dict[Hashable, dict]:
     """Measure the latency of several callables in turn, round after round, so that drift of the machine hits all alike.
 
@@ -42,9 +44,6 @@ def compare_latency(callables: Mapping[Hashable, Callable[[], object]], x: Tenso
     the samples lie that close together), rounds, calls (per sample), and device, threads, batch, dtype, date.
     `progress(done, rounds)` is called after every round.
     """
-    if rounds < 1 or warmup < 1:
-        raise ParameterError(f"rounds = {rounds}, warmup = {warmup}", "both are at least 1",
-                             "Set rounds=30, warmup=3.")
     sample = _cuda_sample if x.is_cuda else _cpu_sample
     calls = {}
     for name, fn in callables.items():
@@ -94,7 +93,8 @@ def _cuda_sample(fn: Callable[[], object], calls: int) -> float:
 # -- tables ----------------------------------------------------------------------------------------------
 
 
-def latency_table(net: SlimmableNet, space: SearchSpace, batch: int = 1, *, resolution: int | None = None,
+@checked
+def latency_table(net: SlimmableNet, space: SearchSpace, batch: Count = 1, *, resolution: Pixels | None = None,
                   **settings) -> CostTable:
     """Measure every layer at every pair of neighbouring width choices, in milliseconds: see `latency_tables`."""
     side = resolution or net.input_size
@@ -102,8 +102,9 @@ def latency_table(net: SlimmableNet, space: SearchSpace, batch: int = 1, *, reso
 
 
 @torch.inference_mode()
-def latency_tables(net: SlimmableNet, space: SearchSpace, resolutions: Sequence[int], batch: int = 1, *,
-                   rounds: int = 5, warmup: int = 2, min_ms: float = 0.2,
+@checked
+def latency_tables(net: SlimmableNet, space: SearchSpace, resolutions: Some[Pixels], batch: Count = 1, *,
+                   rounds: Count = 5, warmup: Count = 2, min_ms: Amount = 0.2,
                    progress: Callable[[int, int], None] | None = None) -> dict[int, CostTable]:
     """Measure, for each input side, the milliseconds of every layer at every pair of width choices.
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable
 from dataclasses import replace
 
 import numpy as np
@@ -15,13 +15,15 @@ from slimnb.cost.latency import conditions, measure_latency
 from slimnb.cost.table import CostTable, Node, fold
 from slimnb.errors import ParameterError
 from slimnb.nets.base import SlimmableNet
+from slimnb.rules import Amount, Array, Count, Pixels, Seed, Some, checked
 from slimnb.subnet import SearchSpace, Subnet
 
 _STRENGTHS = (0.0, *np.geomspace(1e-2, 1e4, 13).tolist())
 
 
-def time_random(net: SlimmableNet, space: SearchSpace, subnets: int = 400, batch: int = 1, *, seed: int = 0,
-                resolution: int | None = None, rounds: int = 5,
+@checked
+def time_random(net: SlimmableNet, space: SearchSpace, subnets: Count = 400, batch: Count = 1, *, seed: Seed = 0,
+                resolution: Pixels | None = None, rounds: Count = 5,
                 progress: Callable[[int, int], None] | None = None) -> dict:
     """Time random subnets of `space`, for `fit_latency` to learn from: widths, ms and about, as plain JSON.
 
@@ -38,8 +40,9 @@ def time_random(net: SlimmableNet, space: SearchSpace, subnets: int = 400, batch
     return {"widths": widths, "ms": ms.round(5).tolist(), "about": about}
 
 
-def time_subnets(net: SlimmableNet, subnets: Sequence[Subnet], batch: int = 1, *, resolution: int | None = None,
-                 rounds: int = 5, warmup: int = 2, min_ms: float = 1.0,
+@checked
+def time_subnets(net: SlimmableNet, subnets: Some[Subnet], batch: Count = 1, *, resolution: Pixels | None = None,
+                 rounds: Count = 5, warmup: Count = 2, min_ms: Amount = 1.0,
                  progress: Callable[[int, int], None] | None = None) -> np.ndarray:
     """Measure the milliseconds of each subnet on the net's device, (N,): the lower quartile over `rounds`.
 
@@ -71,7 +74,8 @@ def _noise(net: SlimmableNet, batch: int, side: int) -> torch.Tensor:
     return image.to(next(net.parameters())).contiguous(memory_format=torch.channels_last)
 
 
-def fit_latency(net: SlimmableNet, space: SearchSpace, widths: np.ndarray, ms: np.ndarray,
+@checked
+def fit_latency(net: SlimmableNet, space: SearchSpace, widths: Array, ms: Array,
                 about: dict | None = None) -> CostTable:
     """Fit a pairwise table whose sums predict the milliseconds `ms` (N,) of the subnets `widths` (N, units).
 
@@ -109,7 +113,8 @@ def fit_latency(net: SlimmableNet, space: SearchSpace, widths: np.ndarray, ms: n
     return replace(fitted, about=(about or {}) | {"subnets": used, "strength": strength, "held_out": error})
 
 
-def held_out_error(table: CostTable, widths: np.ndarray, ms: np.ndarray) -> dict[str, float]:
+@checked
+def held_out_error(table, widths: Array, ms: Array) -> dict[str, float]:
     """Measure how well `table` predicts `ms` (N,) of subnets `widths` (N, units) that it was not fitted to.
 
     mape is the mean absolute error in percent of the time, r2 the share of the variance that is explained, rank
@@ -120,8 +125,9 @@ def held_out_error(table: CostTable, widths: np.ndarray, ms: np.ndarray) -> dict
     return _errors(table.predict(widths), ms)
 
 
-def compare_predicted(net: SlimmableNet, subnets: Sequence[Subnet], predicted: np.ndarray, batch: int = 1, *,
-                      rounds: int = 5, progress: Callable[[int, int], None] | None = None) -> dict:
+@checked
+def compare_predicted(net: SlimmableNet, subnets: Some[Subnet], predicted: Array, batch: Count = 1, *,
+                      rounds: Count = 5, progress: Callable[[int, int], None] | None = None) -> dict:
     """Compare sums of layer times, `predicted` (N,) ms, with what `time_subnets` measures (PSS-Net, Fig. 4).
 
     It is plain JSON: rows (resolution, predicted, measured: ms), rmse_ms, pearson, the keys of `held_out_error`, and

@@ -18,6 +18,7 @@ from slimnb.nn.gate import Gate
 from slimnb.nn.layers import SlimmableConv2d, SlimmableLinear, SlimmableSqueezeExcite
 from slimnb.nn.norm import PRIVATE, SlimmableGroupNorm, SwitchableBatchNorm2d
 from slimnb.nn.zero_padding import ENDS
+from slimnb.rules import Pixels, checked
 from slimnb.subnet import Subnet
 
 aten = torch.ops.aten
@@ -62,7 +63,8 @@ class _ShapesOnly(TorchDispatchMode):
         return func(*args, **(kwargs or {}))
 
 
-def trace_macs(net: SlimmableNet, subnet: Subnet, resolution: int | None = None,
+@checked
+def trace_macs(net: SlimmableNet, subnet: Subnet, resolution: Pixels | None = None,
                fused: bool = False) -> dict[str, dict[str, int]]:
     """Trace the MACs of every module's own operations by kind, for one image, without computing anything.
 
@@ -104,7 +106,8 @@ def _by_kind(module, counts: dict) -> dict[str, int]:
     return {kind: macs for kind, macs in kinds.items() if macs}
 
 
-def count_macs(net: SlimmableNet, subnet: Subnet, convention: str = "A", resolution: int | None = None, *,
+@checked
+def count_macs(net: SlimmableNet, subnet: Subnet, convention: str = "A", resolution: Pixels | None = None, *,
                fused: bool = False) -> int:
     """Count the multiply-accumulates of `subnet` for one image, by one of the counting `CONVENTIONS`.
 
@@ -115,7 +118,8 @@ def count_macs(net: SlimmableNet, subnet: Subnet, convention: str = "A", resolut
     return sum(macs_by_layer(net, subnet, convention, resolution, fused=fused).values())
 
 
-def macs_by_layer(net: SlimmableNet, subnet: Subnet, convention: str = "A", resolution: int | None = None, *,
+@checked
+def macs_by_layer(net: SlimmableNet, subnet: Subnet, convention: str = "A", resolution: Pixels | None = None, *,
                   fused: bool = False) -> dict[str, int]:
     """Count, as `count_macs` does, the operations of every module, by its name."""
     counted = _counted(convention)
@@ -137,6 +141,7 @@ def _counted(convention: str) -> frozenset[str]:
     return CONVENTIONS[convention]
 
 
+@checked
 def count_params(net: SlimmableNet, subnets: Sequence[Subnet], *, fused: bool = False) -> int:
     """Count the parameters that the union of `subnets` uses; private gamma and beta count once per subnet.
 
@@ -146,6 +151,7 @@ def count_params(net: SlimmableNet, subnets: Sequence[Subnet], *, fused: bool = 
     return sum(params_by_layer(net, subnets).values())
 
 
+@checked
 def params_by_layer(net: SlimmableNet, subnets: Sequence[Subnet]) -> dict[str, int]:
     """Count, as `count_params` does, the parameters of every layer, by its name."""
     reaches = [net.reach(s) or s.widths for s in subnets]

@@ -16,6 +16,7 @@ from slimnb.nn.blocks import ConvNormAct, MaxPool, Residual
 from slimnb.nn.gate import Gate
 from slimnb.nn.layers import SlimmableConv2d, SlimmableLinear, SlimmableSqueezeExcite
 from slimnb.nn.norm import SlimmableGroupNorm, SwitchableBatchNorm2d
+from slimnb.rules import Pixels, checked
 from slimnb.subnet import SearchSpace, Subnet
 
 Node = tuple[int, ...]
@@ -37,14 +38,16 @@ class CostTable:
     about: dict = field(default_factory=dict)  # what it holds for: convention, resolution, device, batch
 
     @classmethod
+    @checked
     def macs(cls, net: SlimmableNet, space: SearchSpace, convention: str = "A",
-             resolution: int | None = None) -> CostTable:
+             resolution: Pixels | None = None) -> CostTable:
         """Make the table of exact MACs: one trace of the largest subnet gives every layer's coefficient."""
         about = {"convention": convention, "resolution": resolution or net.input_size}
         costs, constant = _macs_by_layer(net, convention, resolution)
         return cls._proportional("MACs", net, space, costs, about).plus_constant(constant)
 
     @classmethod
+    @checked
     def params(cls, net: SlimmableNet, space: SearchSpace) -> CostTable:
         """Make the table of exact parameters of one subnet, with one row of batch norm's gamma and beta."""
         costs = {}
@@ -128,7 +131,8 @@ class CostTable:
         return [self.terms[pair] for pair in expected]
 
 
-def macs_function(net: SlimmableNet, convention: str = "A", resolution: int | None = None, *,
+@checked
+def macs_function(net: SlimmableNet, convention: str = "A", resolution: Pixels | None = None, *,
                   fused: bool = False) -> Callable[[Subnet], int]:
     """Return `count_macs` as a function of the subnet that is traced once, for searches that call it often.
 

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from typing import Annotated
+from annotated_types import Interval
+from slimnb.rules import Amount, Count, Portion, Pixels, Seed, Share, Whole, checked
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
@@ -43,7 +46,7 @@ class Split:
         return self.map(lambda values: values.to(device))
 
 
-def checked(split: Split, classes: int | None = None) -> Split:
+def check_split(split: Split, classes: int | None = None) -> Split:
     """Return the split with int64 labels. Raises DataError for images that are not (N, 3, S, S) uint8 and bad labels.
 
     With `classes` the values of labels are read, too.
@@ -72,6 +75,7 @@ def class_numbers(y: Tensor, count: int, classes: int | None = None) -> Tensor:
 
 
 @dataclass(frozen=True)
+@checked
 class Augmentation:
     """The augmentation of training images; hashes of (seed, epoch, row) decide each image's own.
 
@@ -83,25 +87,21 @@ class Augmentation:
     """
 
     crop: str = "crop_flip"
-    pad: int = 4
+    pad: Whole = 4
     reflect: bool = False
-    scale: tuple[float, float] = (0.25, 1.0)
+    scale: tuple[Portion, Portion] = (0.25, 1.0)
     auto_augment: bool = False
-    jitter: tuple[float, ...] = ()
-    lighting: float = 0.0
-    erasing: float = 0.0
+    jitter: tuple[Amount, ...] = ()
+    lighting: Amount = 0.0
+    erasing: Share = 0.0
 
     def __post_init__(self) -> None:
         if self.crop not in AUGMENTATIONS:
             known = f"known are {', '.join(AUGMENTATIONS)}"
             raise ParameterError(f"augment = {self.crop!r}", known, "Use one of them.")
-        strengths = len(self.jitter) in (0, 3, 4) and all(strength >= 0 for strength in self.jitter)
-        if not strengths or max(self.jitter[3:], default=0) > 0.5:
+        if len(self.jitter) not in (0, 3, 4) or max(self.jitter[3:], default=0) > 0.5:
             raise ParameterError(f"jitter = {self.jitter}", "it is three strengths, and of hue one up to .5",
                                  "Set e.g. (0.4, 0.4, 0.4).")
-        if not 0 <= self.erasing <= 1 or not self.lighting >= 0:
-            raise ParameterError(f"erasing = {self.erasing}, lighting = {self.lighting}",
-                                 "one is a probability, the other a standard deviation", "Set e.g. .2 and .1.")
 
     def largest(self, side: int) -> int | None:
         """Return the size of the largest crop of an image of `side` pixels; None means any size."""
@@ -152,11 +152,13 @@ class Batches:
     Raises DataError if an epoch has no batch, ParameterError for a bad argument.
     """
 
-    def __init__(self, split: Split, batch_size: int, *, seed: int = 0, augment: str | Augmentation = "crop_flip",
-                 mean: Sequence[float], std: Sequence[float], size: int | None = None,
-                 dtype: torch.dtype = torch.float32, device: torch.device | str | None = None, rank: int = 0,
-                 world: int = 1, shuffle: bool | None = None, drop_last: bool | None = None):
-        split = checked(split)
+    @checked
+    def __init__(self, split: Split, batch_size: Annotated[int, Interval(ge=1, le=2**20)], *, seed: Seed = 0,
+                 augment: str | Augmentation = "crop_flip", mean: Sequence[float], std: Sequence[float],
+                 size: Pixels | None = None, dtype: torch.dtype = torch.float32,
+                 device: torch.device | str | None = None, rank: Whole = 0, world: Count = 1,
+                 shuffle: bool | None = None, drop_last: bool | None = None):
+        split = check_split(split)
         side = split.images.shape[-1]
         self.augment = Augmentation(augment) if isinstance(augment, str) else augment
         self.split, self.batch_size, self.seed = split, batch_size, seed

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from slimnb.rules import Count, Pixels, Portion, Seed, checked
 import difflib
 import hashlib
 import inspect
@@ -21,7 +22,7 @@ from torch.nn.functional import interpolate
 
 from slimnb.data import synthetic
 from slimnb.rng import keyed_uniform
-from slimnb.data.batches import AUGMENTATIONS, Augmentation, Batches, Split, checked
+from slimnb.data.batches import AUGMENTATIONS, Augmentation, Batches, Split, check_split
 from slimnb.data.cache import Part, load_cached
 from slimnb.errors import DataError, MissingDataError, ParameterError, SlimnbError
 from slimnb.data.sources import CIFAR, CIFAR_TRAIN, Source, find_cifar, find_folder, shown
@@ -134,6 +135,7 @@ class Absent:
         return f"{self.name}: not on this machine; only finished runs can be shown"
 
 
+@checked
 def load_or_absent(name: str = "synthetic", root: str | os.PathLike | None = None, device: torch.device | str = "cpu",
                    cache: str | os.PathLike = "data/cache",
                    like: tuple[int, int, str] | None = None) -> ImageData | Absent:
@@ -150,8 +152,9 @@ def load_or_absent(name: str = "synthetic", root: str | os.PathLike | None = Non
         return Absent(name, *like, error)
 
 
+@checked
 def load_data(name: str = "synthetic", root: str | os.PathLike | None = None,
-              device: torch.device | str = "cpu", val_fraction: float = 0.1,
+              device: torch.device | str = "cpu", val_fraction: Portion = 0.1,
               cache: str | os.PathLike = "data/cache", **options) -> ImageData:
     """Load the data set `name`: "synthetic", "cifar10", "cifar100", or a folder with train/ and val/ or test/.
 
@@ -195,7 +198,8 @@ def _with(load, options: dict, *arguments) -> ImageData:
 # -------------------------------------------------------------------------------------------- the three kinds
 
 
-def _synthetic(val_fraction: float, train: int = 6_000, test: int = 1_200, seed: int = 0) -> ImageData:
+@checked
+def _synthetic(val_fraction: float, train: Count = 6_000, test: Count = 1_200, seed: Seed = 0) -> ImageData:
     if min(train, test) < 10:
         what = f"synthetic train = {train}, test = {test}"
         raise ParameterError(what, "at least 10 images each", "Raise it.")
@@ -221,10 +225,9 @@ def _cifar(name: str, root: Path, val_fraction: float, cache: Path, download: bo
     return _from_parts(source, train, None, parts["test"], cut, notes, allow_overlap=False)
 
 
-def _folder(root: Path, val_fraction: float, cache: Path, size: int = 256,
+@checked
+def _folder(root: Path, val_fraction: float, cache: Path, size: Pixels = 256,
             allow_overlap: bool = False) -> ImageData:
-    if size < 1:
-        raise ParameterError(f"size = {size}", "it is a number of pixels", "Set e.g. 256.")
     source = find_folder(root, size)
     parts = load_cached(source, cache)
     train, val, test = (parts.get(part) for part in ("train", "val", "test"))
@@ -263,8 +266,8 @@ def _overlap(source: Source, pair: str, first: np.ndarray, second: np.ndarray, a
 
 def _assemble(name: str, class_names: Sequence[str], whole: Split, unopened: Split, cut: int, content: str,
               val: Split | None = None, notes: Sequence[str] = ()) -> ImageData:
-    whole, unopened = checked(whole, len(class_names)), checked(unopened, len(class_names))
-    val = None if val is None else checked(val, len(class_names))
+    whole, unopened = check_split(whole, len(class_names)), check_split(unopened, len(class_names))
+    val = None if val is None else check_split(val, len(class_names))
     train = whole.map(lambda values: values[cut:])
     mean, std = _moments(train.images[:MOMENT_IMAGES])
     identity = json.dumps([content, cut, list(class_names)])

@@ -8,6 +8,7 @@ same shapes and textures; only the conjunction of shape and texture is left. All
 
 from __future__ import annotations
 
+from slimnb.rules import Count, Seed, checked
 import numpy as np
 import torch
 from torch import Tensor
@@ -157,7 +158,8 @@ def _add_noise(images: np.ndarray, seed: int, part: str, index: Tensor, difficul
     images += noise * (NOISE[0] + (NOISE[1] - NOISE[0]) * difficulty)[:, None, None, None] / 104.5
 
 
-def render(index: Tensor, seed: int = 0, part: str = "train", labels: Tensor | None = None,
+@checked
+def render(index: Tensor, seed: Seed = 0, part: str = "train", labels: Tensor | int | None = None,
            difficulty: Tensor | float | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Draw the images number `index` (n,) of the endless sequence (seed, part): (images, labels, difficulty).
 
@@ -181,7 +183,8 @@ def render(index: Tensor, seed: int = 0, part: str = "train", labels: Tensor | N
     return torch.from_numpy(pixels), torch.from_numpy(label.copy()), torch.from_numpy(hard.copy())
 
 
-def generate(count: int, seed: int = 0, part: str = "train") -> tuple[Tensor, Tensor, Tensor]:
+@checked
+def generate(count: Count, seed: Seed = 0, part: str = "train") -> tuple[Tensor, Tensor, Tensor]:
     """Draw the first `count` images of the sequence (seed, part), as `render` does; 12,000 take 1 to 2 s."""
     rendered = [render(chunk, seed, part) for chunk in torch.arange(count).split(_CHUNK)]
     return tuple(torch.cat(chunks) for chunks in zip(*rendered, strict=True))

@@ -18,6 +18,7 @@ from slimnb.nn.gate import RoutedLogits
 from slimnb.nn.layers import Selection, SlimmableConv2d, SlimmableLinear
 from slimnb.nn.norm import GROUP, SlimmableGroupNorm, SwitchableBatchNorm2d
 from slimnb.nn.zero_padding import ENDS, place_, places_of, reach_of
+from slimnb.rules import Classes, Pixels, Seed, checked
 from slimnb.subnet import SearchSpace, Subnet
 
 
@@ -72,7 +73,8 @@ class SlimmableNet(Slots):
     rounding = "divisible"
     channels_per_group = 8  # of group norm
 
-    def __init__(self, num_classes: int, input_size: int, bn: str, activation: str, seed: int):
+    @checked
+    def __init__(self, num_classes: Classes, input_size: int, bn: str, activation: str, seed: Seed):
         super().__init__(bn)
         if input_size not in (32, 224):
             raise ParameterError(f"input_size = {input_size!r}"[:60],
@@ -159,7 +161,8 @@ class SlimmableNet(Slots):
             groups.append(group)
         return tuple(groups)
 
-    def space(self, mults: Sequence[float], resolutions: Sequence[int] = (),
+    @checked
+    def space(self, mults: Sequence[float], resolutions: Sequence[Pixels] = (),
               tied: tuple[int, ...] = ()) -> SearchSpace:
         """Return the space where a unit has the width of any of `mults`, alone or with all of its group in `tied`."""
         if not len(mults):
@@ -212,6 +215,7 @@ class SlimmableNet(Slots):
         self._reach.clear()
         place_(self, places or {})
 
+    @checked
     def masks(self, widths: Tensor, subnets: list[Subnet] | None = None) -> Masks:
         """Return masks of `widths` (B, units) ints; with `subnets`, one per sample, each has statistics of its own."""
         device = next(self.parameters()).device

@@ -6,6 +6,7 @@ from slimnb.nets.base import SlimmableNet
 from slimnb.nets.elastic import ElasticNet, Row, at_size
 from slimnb.nn.blocks import Chain, ConvNormAct, Residual
 from slimnb.nn.layers import SlimmableLinear
+from slimnb.rules import Channels, Count, Index, Rounding, Some, Stride, checked
 from slimnb.subnet import scaled
 
 # -- MobileNetV1: a stem and 13 depthwise-separable blocks; 14 channel units in a chain ------------------------
@@ -22,9 +23,10 @@ class MobileNetV1(SlimmableNet):
     (channels, stride) of stem and blocks that `input_size` chooses.
     """
 
+    @checked
     def __init__(self, num_classes: int = 1000, input_size: int = 224,
-                 largest: float | tuple[int, ...] = 1.0, *, layout: tuple[tuple[int, int], ...] | None = None,
-                 bn: str = "calibrated", activation: str = "relu6", rounding: str = "divisible",
+                 largest: float | tuple[int, ...] = 1.0, *, layout: Some[tuple[Channels, Stride]] | None = None,
+                 bn: str = "calibrated", activation: str = "relu6", rounding: Rounding = "divisible",
                  seed: int = 0):
         super().__init__(num_classes, input_size, bn, activation, seed)
         self.layout = tuple(map(tuple, layout or (LAYOUT_V1 if input_size == 224 else LAYOUT_V1_32)))
@@ -62,10 +64,11 @@ class MobileNetV2(SlimmableNet):
     Blocks of one stage may differ in width: the narrower side of a join is padded with zeros.
     """
 
+    @checked
     def __init__(self, num_classes: int = 1000, input_size: int = 224,
-                 largest: float | tuple[int, ...] = 1.0, *, stem: int = 32, tail: int = 1280,
-                 layout: tuple[tuple[int, int, int, int], ...] = LAYOUT_V2, bn: str = "calibrated",
-                 activation: str = "relu6", rounding: str = "divisible", seed: int = 0):
+                 largest: float | tuple[int, ...] = 1.0, *, stem: Channels = 32, tail: Channels = 1280,
+                 layout: Some[tuple[Count, Channels, Count, Stride]] = LAYOUT_V2, bn: str = "calibrated",
+                 activation: str = "relu6", rounding: Rounding = "divisible", seed: int = 0):
         super().__init__(num_classes, input_size, bn, activation, seed)
         self.layout, self.stem, self.tail = tuple(map(tuple, layout)), stem, tail
         self.rounding = rounding
@@ -129,10 +132,11 @@ class MobileNetV3(ElasticNet):
     Raises ParameterError unless kernels are odd and ascending and the other choices ascend.
     """
 
+    @checked
     def __init__(self, num_classes: int = 1000, input_size: int = 224, largest: float = 1.0, *,
-                 layout: tuple[Row, ...] | None = None, stem: int = 16, first: int = 16, tail: int = 960,
-                 head: int = 1280, depths: tuple[int, ...] = (2, 3, 4), expands: tuple[int, ...] = (3, 4, 6),
-                 kernels: tuple[int, ...] = (7,), bn: str = "calibrated", seed: int = 0):
+                 layout: Some[Row] | None = None, stem: Channels = 16, first: Channels = 16, tail: Channels = 960,
+                 head: Index = 1280, depths: Some[Count] = (2, 3, 4), expands: Some[Count] = (3, 4, 6),
+                 kernels: Some[Count] = (7,), bn: str = "calibrated", seed: int = 0):
         super().__init__(num_classes, input_size, bn, "hswish", seed)
         layout = layout or at_size(LAYOUT_V3, input_size)
         self.build(largest, layout, (stem, first, tail, head), depths, expands, kernels)

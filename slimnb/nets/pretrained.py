@@ -14,10 +14,12 @@ from slimnb.nets.mobilenet import MobileNetV2
 from slimnb.nets.resnet import ResNet50
 from slimnb.nn.blocks import ConvNormAct
 from slimnb.nn.norm import GROUP, PRIVATE
+from slimnb.rules import checked
 
 UNTOUCHED = "The net is as it was."
 
 
+@checked
 def load_torchvision_(net: ResNet50 | MobileNetV2, state: dict[str, Tensor], head: bool = True) -> None:
     """Load torchvision's state dict at full width; the statistics go into the slot of `net.largest`.
 
@@ -52,6 +54,7 @@ def load_torchvision_(net: ResNet50 | MobileNetV2, state: dict[str, Tensor], hea
     net.mark_calibrated([net.largest])
 
 
+@checked
 def load_imagenet_(net: ResNet50 | MobileNetV2, weights: str = "DEFAULT", head: bool = True) -> None:
     """Download torchvision's own ImageNet weights (ResNet-50 98 MB, MobileNetV2 14 MB) and load them.
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 from slimnb.nets.base import SlimmableNet
 from slimnb.nn.blocks import Chain, ConvNormAct, MaxPool, Residual
 from slimnb.nn.layers import SlimmableLinear
+from slimnb.rules import Channels, Count, Rounding, Some, checked
 from slimnb.subnet import scaled
 
 LAYOUT = ((64, 3), (128, 4), (256, 6), (512, 3))  # (bottleneck channels, blocks) of each stage
@@ -19,10 +20,11 @@ class ResNet50(SlimmableNet):
 
     rounding = "floor"
 
+    @checked
     def __init__(self, num_classes: int = 1000, input_size: int = 224,
-                 largest: float | tuple[int, ...] = 1.0, *, stem: int = 64,
-                 layout: tuple[tuple[int, int], ...] = LAYOUT, bn: str = "calibrated",
-                 activation: str = "relu", rounding: str = "floor", seed: int = 0):
+                 largest: float | tuple[int, ...] = 1.0, *, stem: Channels = 64,
+                 layout: Some[tuple[Channels, Count]] = LAYOUT, bn: str = "calibrated",
+                 activation: str = "relu", rounding: Rounding = "floor", seed: int = 0):
         super().__init__(num_classes, input_size, bn, activation, seed)
         self.layout, self.stem, self.rounding = tuple(map(tuple, layout)), stem, rounding
         widths = self.resolve_largest(largest)

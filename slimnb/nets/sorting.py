@@ -15,6 +15,7 @@ from slimnb.nets.elastic import ElasticNet
 from slimnb.nn.layers import SlimmableConv2d, SlimmableLinear, SlimmableSqueezeExcite
 from slimnb.nn.norm import GROUP, SwitchableBatchNorm2d
 from slimnb.nn.zero_padding import ENDS, MATCH, PADDINGS, SHORTCUT, leader, places_of, stream_order, streams
+from slimnb.rules import Count, checked
 from slimnb.subnet import Subnet
 
 Order = Sequence[np.ndarray | Tensor | Sequence[int]]
@@ -22,7 +23,8 @@ Order = Sequence[np.ndarray | Tensor | Sequence[int]]
 
 
 @torch.no_grad()
-def embed_(net: SlimmableNet, order: Order, counts: Mapping[str, Sequence[int]] | None = None,
+@checked
+def embed_(net: SlimmableNet, order: Order, counts: Mapping[str | float, Sequence[int]] | None = None,
            padding: str = MATCH) -> dict[str, Subnet]:
     """Sort the channels of `net` in place so that subnets of `counts` channels per unit are slices of it.
 
@@ -59,7 +61,8 @@ def embed_(net: SlimmableNet, order: Order, counts: Mapping[str, Sequence[int]] 
     return subnets
 
 
-def expand_order(net: ElasticNet, levels: Sequence[int] = ()) -> list[np.ndarray]:
+@checked
+def expand_order(net: ElasticNet, levels: Sequence[Count] = ()) -> list[np.ndarray]:
     """Order hidden channels, for `embed_`, by the L1 norm of what reads them; others stay (OFA, section 3.3).
 
     `levels` are expansions across which nothing moves, so that subnets of these expansions compute what they

@@ -5,6 +5,7 @@ from __future__ import annotations
 from slimnb.nets.base import SlimmableNet
 from slimnb.nn.blocks import Chain, ConvNormAct, MaxPool
 from slimnb.nn.layers import SlimmableLinear
+from slimnb.rules import Channels, Rounding, Some, checked
 from slimnb.subnet import scaled
 
 LAYOUT = ((64, 64), (128, 128), (256,) * 4, (512,) * 4, (512,) * 4)  # channels; a max-pool between rows
@@ -15,9 +16,11 @@ class VGG(SlimmableNet):
 
     rounding = "floor"
 
+    @checked
     def __init__(self, num_classes: int = 1000, input_size: int = 224,
-                 largest: float | tuple[int, ...] = 1.0, *, layout: tuple[tuple[int, ...], ...] = LAYOUT,
-                 bn: str = "calibrated", activation: str = "relu", rounding: str = "floor", seed: int = 0):
+                 largest: float | tuple[int, ...] = 1.0, *, layout: Some[Some[Channels]] = LAYOUT,
+                 bn: str = "calibrated", activation: str = "relu", rounding: Rounding = "floor",
+                 seed: int = 0):
         super().__init__(num_classes, input_size, bn, activation, seed)
         self.layout, self.rounding = tuple(map(tuple, layout)), rounding
         widths = self.resolve_largest(largest)

@@ -20,6 +20,8 @@ SKIPPED_FIELDS = ("ctx", "kind", "type_comment", "type_ignores", "annotation", "
 """Fields of a syntax tree that change nothing of what a definition computes."""
 SKIPPED_NODES = (ast.Import, ast.ImportFrom, ast.Raise)
 """Statements that change no number: where a name comes from, and what an error says."""
+SKIPPED_DECORATORS = ("checked", "runtime_checkable")
+"""Decorators that change no number: they can only raise an error."""
 
 
 @dataclass
@@ -187,6 +189,9 @@ def _read(name: str, is_package: bool, source: bytes, stub: bytes) -> Module:
     for text in (stub, source):  # a package whose names are imported on first use says in its stub what they are
         tree = ast.parse(text)
         for node in ast.walk(tree):
+            if hasattr(node, "decorator_list"):
+                node.decorator_list = [each for each in node.decorator_list
+                                       if getattr(each, "id", "") not in SKIPPED_DECORATORS]
             if isinstance(node, (ast.Import, ast.ImportFrom)):
                 module.imports |= _imported(node, name, is_package)
         for node in tree.body if text is source else []:

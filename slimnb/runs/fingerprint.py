@@ -13,8 +13,8 @@ from typing import Any
 from slimnb.runs.definitions import reached
 from slimnb.runs.files import digest, to_json
 
-NEUTRAL = ("slimnb.errors", "slimnb.plugins", "slimnb.runs", "slimnb.data.datasets", "slimnb.data.sources",
-           "slimnb.data.cache", "slimnb.data.synthetic")
+NEUTRAL = ("slimnb.errors", "slimnb.rules", "slimnb.plugins", "slimnb.runs", "slimnb.data.datasets",
+           "slimnb.data.sources", "slimnb.data.cache", "slimnb.data.synthetic")
 """Modules that cannot change a number, so that mending a message makes no stored result stale.
 
 What the last four give is the data, whose own fingerprint is part of a run's identity.

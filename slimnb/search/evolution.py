@@ -12,6 +12,7 @@ import numpy as np
 from slimnb.cost.elastic import ElasticTable, kept_blocks, sample_structures, subnets_at
 from slimnb.errors import ParameterError, SearchError
 from slimnb.rng import rng_at
+from slimnb.rules import Amount, Count, Portion, Seed, checked
 from slimnb.subnet import SearchSpace, Subnet
 
 Score = Callable[[Sequence[Subnet]], Sequence[float]]
@@ -31,6 +32,7 @@ class SearchResult:
     rows: list[dict]  # evaluation (from 1), generation, subnet (JSON), cost, score, best (score up to here)
 
 
+@checked
 def all_structures(space: SearchSpace) -> np.ndarray:
     """Return one structure of every subnet of `space`: (space.size, stages + blocks).
 
@@ -53,8 +55,9 @@ def all_structures(space: SearchSpace) -> np.ndarray:
     return np.concatenate([np.stack([part[:, 0] for part in chosen], 1), *(part[:, 1:] for part in chosen)], 1)
 
 
-def random_search(table: ElasticTable, target: float, score: Score, evaluations: int = 500, *, least: float = 0.0,
-                  seed: int = 0, batch: int = 50) -> SearchResult:
+@checked
+def random_search(table: ElasticTable, target: float, score: Score, evaluations: Count = 500, *, least: Amount = 0.0,
+                  seed: Seed = 0, batch: Count = 50) -> SearchResult:
     """Return the best of `evaluations` different subnets that cost `least` to `target`, drawn as `space.sample` draws.
 
     Raises as `evolve` does.
@@ -62,8 +65,9 @@ def random_search(table: ElasticTable, target: float, score: Score, evaluations:
     return _Search(table, target, least, score, seed).run(evaluations, batch, evolving=False)
 
 
-def evolve(table: ElasticTable, target: float, score: Score, evaluations: int = 500, *, least: float = 0.0,
-           seed: int = 0, population: int = 50, parents: float = 0.25, mutate: float = 0.1) -> SearchResult:
+@checked
+def evolve(table: ElasticTable, target: float, score: Score, evaluations: Count = 500, *, least: Amount = 0.0,
+           seed: Seed = 0, population: Count = 50, parents: Portion = 0.25, mutate: Portion = 0.1) -> SearchResult:
     """Search by evolution for the best structure that costs `least` to `target` (as OFA deploys).
 
     The first generation is that of `random_search` with the same seed. The best `parents` share of all seen breeds the
@@ -71,10 +75,8 @@ def evolve(table: ElasticTable, target: float, score: Score, evaluations: int = 
     parents. Nothing that breaks the constraint is scored, nothing is scored twice; the search ends early where no new
     structure is found. Raises SearchError for a target outside `cost_range`, ParameterError for numbers out of range.
     """
-    if population < 2 or not 0 < parents <= 1 or not 0 < mutate <= 1:
-        raise ParameterError(f"population = {population}, parents = {parents:g}, mutate = {mutate:g}",
-                             "a population has 2 or more; the shares lie in (0, 1]",
-                             "Set population=50, parents=0.25, mutate=0.1.")
+    if population < 2:
+        raise ParameterError(f"population = {population}", "it is 2 or more", "Set population=50.")
     search = _Search(table, target, least, score, seed, max(2, round(parents * population)), mutate)
     return search.run(evaluations, population, evolving=True)
 
@@ -99,9 +101,6 @@ class _Search:
 
     def run(self, evaluations: int, batch: int, evolving: bool) -> SearchResult:
         """Ask for batch after batch; the best of all."""
-        if evaluations < 1 or batch < 1:
-            raise ParameterError(f"{evaluations} evaluations in batches of {batch}", "both are at least 1",
-                                 "Set evaluations=500.")
         generation = 0
         while len(self.scores) < evaluations:
             rng = rng_at(self.seed, "evolution", generation)
@@ -160,6 +159,7 @@ def canonical(space: SearchSpace, structures: np.ndarray) -> np.ndarray:
     return np.concatenate([structures[:, :stages], structures[:, stages:] * kept_blocks(space, structures)], 1)
 
 
+@checked
 def cost_range(table: ElasticTable) -> tuple[float, float]:
     """Return the exact costs of the cheapest and of the dearest subnet: stages add up, and so do the blocks of one."""
     ends, first = [table.constant, table.constant], 0

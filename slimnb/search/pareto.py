@@ -2,16 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
-
 import numpy as np
 
 from slimnb.errors import ParameterError
+from slimnb.rules import Amount, Array, Count, Some, checked
 
 # -- accuracy against cost -------------------------------------------------------------------------------
 
 
-def pareto_front(cost: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
+@checked
+def pareto_front(cost: Array, accuracy: Array) -> np.ndarray:
     """Return the indices, by rising cost, of the points that no other point beats; of equal points the first.
 
     `cost` and `accuracy` are (N,). One point beats another if it costs no more, is no worse, and is better in one of
@@ -23,7 +23,8 @@ def pareto_front(cost: np.ndarray, accuracy: np.ndarray) -> np.ndarray:
     return order[np.append(True, best[1:] > best[:-1])]
 
 
-def best_per_bucket(cost: np.ndarray, accuracy: np.ndarray, buckets: int = 6,
+@checked
+def best_per_bucket(cost: Array, accuracy: Array, buckets: Count = 6,
                     span: tuple[float, float] | None = None) -> np.ndarray:
     """Return the indices of the most accurate point in each cost bucket, by rising cost (DepS, section 5.1).
 
@@ -43,7 +44,8 @@ def best_per_bucket(cost: np.ndarray, accuracy: np.ndarray, buckets: int = 6,
     return inside[order[np.unique(bucket[order], return_index=True)[1]]]
 
 
-def mean_pareto_accuracy(cost: np.ndarray, accuracy: np.ndarray) -> float:
+@checked
+def mean_pareto_accuracy(cost: Array, accuracy: Array) -> float:
     """Return the area under accuracy over cost, by trapezoids, divided by the range of costs: a mean accuracy.
 
     DepS, section 5.1, normalises the costs; its Table 2 follows from the points of its Figure 5d in this way. Raises
@@ -72,7 +74,8 @@ PHASES = {"OFA": ((1, 2), (2, 1), (3, 2)), "BigNAS": ((3, 2),), "DepS": ((1, 1),
 """Figure 1's bars: (subnets per minibatch, length) of each phase, in its units of n epochs."""
 
 
-def passes(phases: Sequence[tuple[float, float]]) -> float:
+@checked
+def passes(phases: Some[tuple[Amount, Amount]]) -> float:
     """Return the forward and backward passes of `phases`, rows of (subnets per step, steps).
 
     In units of T n this is 10 for OFA, 6 for BigNAS and 4 for DepS.
@@ -80,12 +83,14 @@ def passes(phases: Sequence[tuple[float, float]]) -> float:
     return sum(subnets * steps for subnets, steps in phases)
 
 
-def step_cost(macs: Sequence[float]) -> float:
+@checked
+def step_cost(macs: Some[Amount]) -> float:
     """Return the cost of a step over subnets of these MACs, in steps of the first, which is the full net."""
     return sum(macs) / macs[0]
 
 
-def delayed_cost(epochs: float, delay: float, step: float) -> float:
+@checked
+def delayed_cost(epochs: Amount, delay: Amount, step: Amount) -> float:
     """Return what `epochs` epochs cost, in epochs of the full net, which trains alone in the first `delay` of them.
 
     Afterwards an epoch costs `step`. Raises ParameterError for a delay longer than the training.
@@ -96,6 +101,7 @@ def delayed_cost(epochs: float, delay: float, step: float) -> float:
     return delay + (epochs - delay) * step
 
 
-def gpu_hours(epochs: float, minutes: float) -> float:
+@checked
+def gpu_hours(epochs: Amount, minutes: Amount) -> float:
     """Return the GPU hours of `epochs` epochs at `minutes` GPU minutes each."""
     return epochs * minutes / 60

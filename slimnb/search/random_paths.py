@@ -7,6 +7,7 @@ from scipy.optimize import minimize_scalar
 from scipy.special import logsumexp, softmax
 
 from slimnb.errors import SearchError
+from slimnb.rules import Count, Share, checked
 from slimnb.search.trellis import Trellis
 from slimnb.subnet import SearchSpace, Subnet
 
@@ -14,8 +15,9 @@ TRIES = 4_000_000
 """Random paths after which `random_under` gives up."""
 
 
-def random_under(space: SearchSpace, trellis: Trellis, budget: float, rng: np.random.Generator, n: int = 1,
-                 least: float = 0.98) -> list[Subnet]:
+@checked
+def random_under(space: SearchSpace, trellis: Trellis, budget: float, rng: np.random.Generator, n: Count = 1,
+                 least: Share = 0.98) -> list[Subnet]:
     """Draw `n` random subnets that cost `least` to 1 times the budget; all such subnets are equally likely.
 
     Paths are drawn exactly from p ~ exp(-lambda cost), by messages along the chain. Lambda puts the mean cost into the

@@ -9,6 +9,7 @@ from functools import cached_property
 import numpy as np
 
 from slimnb.errors import SearchError
+from slimnb.rules import Array, Positive, checked
 
 ROUNDING = 1e-12  # of a score or a cost: smaller differences are noise of the sums
 
@@ -25,7 +26,8 @@ class Trellis:
     tables: np.ndarray  # (units - 1, choices of the next unit, choices of this unit) costs, padded with 0
 
     @classmethod
-    def of(cls, chain: Sequence[np.ndarray]) -> Trellis:
+    @checked
+    def of(cls, chain: Sequence[Array]) -> Trellis:
         """Make the trellis of `CostTable.chain()`: costs (choices of unit i, choices of unit i + 1), in MACs or ms.
 
         Raises SearchError for tables that do not fit together.
@@ -104,7 +106,8 @@ class Trellis:
         return np.where(self.exists, unary, -np.inf)
 
 
-def viterbi(unary: np.ndarray, trellis: Trellis, multipliers: np.ndarray) -> np.ndarray:
+@checked
+def viterbi(unary: Array, trellis: Trellis, multipliers: Array) -> np.ndarray:
     """Return the path of greatest score - multiplier * cost for each of (M,) multipliers: (M, units) choices.
 
     `unary` is (units, choices) scores, which add up along a path. With minus the losses of Multi-platform's eq. 2, this
@@ -159,7 +162,8 @@ class BestPath:
         return self.bound - self.score
 
 
-def best_under(unary: np.ndarray, trellis: Trellis, budget: float | np.ndarray) -> BestPath | list[BestPath]:
+@checked
+def best_under(unary: Array, trellis: Trellis, budget: Array) -> BestPath | list[BestPath]:
     """Return the best path under `budget` that a Lagrange multiplier leads to; for an array of budgets return a list.
 
     For every budget two paths are kept: one that fits and one that does not. Viterbi runs at the multiplier that values
@@ -230,7 +234,8 @@ class _Front:
         return _Front(self.choice[keep], self.cost[keep], self.score[keep], self.parent[keep])
 
 
-def exact_under(unary: np.ndarray, trellis: Trellis, budgets: np.ndarray) -> list[BestPath]:
+@checked
+def exact_under(unary: Array, trellis: Trellis, budgets: Array) -> list[BestPath]:
     """Return the best path under each of many budgets, by one dynamic programme that rounds nothing.
 
     Beginnings of paths grow from unit to unit. One is dropped if another that ends in the same choice costs no more and
@@ -287,8 +292,9 @@ def _undominated(front: _Front) -> _Front:
     return front[np.append(True, best[1:] > best[:-1])]
 
 
-def marginals(unary: np.ndarray, trellis: Trellis, multiplier: float | np.ndarray,
-              temperature: float) -> np.ndarray:
+@checked
+def marginals(unary: Array, trellis: Trellis, multiplier: Array,
+              temperature: Positive) -> np.ndarray:
     """Return the probability of each choice, (units, choices), for paths with p ~ exp((score - multiplier * cost) / T).
 
     For (M,) multipliers it is (M, units, choices). This is the smoothed Viterbi of AOWS: eq. 5 of Multi-platform, with
@@ -298,9 +304,6 @@ def marginals(unary: np.ndarray, trellis: Trellis, multiplier: float | np.ndarra
     that is not positive and as `viterbi` does.
     """
     scores, multipliers = trellis.scores(unary), _checked(multiplier)
-    if not 0 < temperature < np.inf:
-        raise SearchError(f"temperature {temperature}", "it is a finite number > 0",
-                          "For the limit 0 use viterbi.")
     value = np.repeat(scores[-1][:, None], len(multipliers), axis=1)
     weight, steps = np.ones_like(value), []
     for table, score in zip(trellis.tables[::-1], scores[-2::-1, :, None], strict=True):

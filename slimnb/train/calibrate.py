@@ -15,6 +15,7 @@ from slimnb.data.batches import class_numbers
 from slimnb.errors import DataError, NumericsError
 from slimnb.nets.base import SlimmableNet
 from slimnb.nn.norm import SwitchableBatchNorm2d
+from slimnb.rules import checked
 from slimnb.subnet import Subnet
 
 PIXELS = 16
@@ -33,7 +34,8 @@ class Evaluation:
 
 
 @torch.no_grad()
-def calibrate_bn(net: SlimmableNet, subnets: Sequence[Subnet], batches: Iterable[Tensor], group=None) -> int:
+@checked
+def calibrate_bn(net: SlimmableNet, subnets: Sequence, batches: Iterable[Tensor], group=None) -> int:
     """Set the batch-norm statistics of `subnets` to their mean over `batches`; return the number of images.
 
     A batch is (B, 3, H, W), normalised as for training. It counts by its images, so that a short last batch weighs
@@ -116,7 +118,8 @@ def _refuse_not_finite(net: SlimmableNet, norms: list[SwitchableBatchNorm2d], su
                             "they are not finite", "Look for NaN in the images or in the weights.")
 
 
-def evaluate(net: SlimmableNet, subnets: Sequence[Subnet], batches: Iterable[tuple[Tensor, Tensor]],
+@checked
+def evaluate(net: SlimmableNet, subnets: Sequence, batches: Iterable[tuple[Tensor, Tensor]],
              group=None) -> list[Evaluation]:
     """Measure the accuracy of each subnet in one pass over `batches` of images (B, 3, H, W) and labels (B,).
 

@@ -9,6 +9,7 @@ from collections.abc import Callable, Collection, Iterable, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
 from types import ModuleType
+from typing import Protocol, runtime_checkable
 
 import torch
 
@@ -16,6 +17,7 @@ from slimnb import plugins
 from slimnb.data.datasets import Absent, ImageData
 from slimnb.errors import ParameterError, StoreError
 from slimnb.nets.base import SlimmableNet
+from slimnb.rules import Scale, Seed, checked
 from slimnb.runs.fingerprint import code_fingerprint, machine_fingerprint
 from slimnb.runs.lock import stopping
 from slimnb.runs.store import Run, RunStore
@@ -34,6 +36,13 @@ PATIENCE = 600.0  # seconds that a process waits for what another one measures
 NO_TRAINING = "SLIMNB_NO_TRAINING"  # in the environment: an unfinished run is an error, not a reason to train
 ALLOW_DRIFT = "SLIMNB_ALLOW_DRIFT"  # in the environment: a run that was begun on another machine goes on here
 RANKS = "SLIMNB_RANKS"  # in the environment of one process: the number of ranks whose finished runs it looks for
+
+
+@runtime_checkable
+class Data(Protocol):
+    """What runs train on: `slimnb.data.datasets.ImageData`, or a paper's own kind."""
+
+    fingerprint: str
 
 
 @dataclass(frozen=True)
@@ -97,7 +106,8 @@ def trained(result: Result, num_classes: int, store: RunStore) -> SlimmableNet:
     return net.eval()
 
 
-def run(recipe: Recipe, data: ImageData, store: RunStore | None = None, *, device: str = "cpu", quiet: bool = False,
+@checked
+def run(recipe: Recipe, data: Data, store: RunStore | None = None, *, device: str = "cpu", quiet: bool = False,
         allow_drift: bool = False, group=None) -> Result:
     """Return the result of `recipe` on `data`: a finished run is loaded, an interrupted one resumed, a new one trained.
 
@@ -176,8 +186,9 @@ def paper_of(chapter: str) -> ModuleType:
 
 
 @stopping
-def study(stages: Sequence[Stage], scale: str, seeds: Iterable[int], data: ImageData, store: RunStore | None = None, *,
-          arms: Collection[str] = (), **settings) -> list[Result]:
+@checked
+def study(stages: Sequence[Stage], scale: Scale, seeds: Iterable[Seed], data: Data,
+          store: RunStore | None = None, *, arms: Collection[str] = (), **settings) -> list[Result]:
     """Return the results of all stages of a chapter (see `Stage`), seed by seed; `settings` go to `run`.
 
     With `arms` only those arms are run and returned. A stage may need results of arms before it; those that are

@@ -15,6 +15,7 @@ from torch import Tensor
 from slimnb.data.batches import class_numbers
 from slimnb.errors import BusyError, ParameterError
 from slimnb.nets.base import SlimmableNet
+from slimnb.rules import Amount, Count, Seed, checked
 from slimnb.train.history import History, Reporter, Watch
 from slimnb.train.optim import Schedule
 from slimnb.train.protocols import Objective, Outcome, Pass, Penalty, Probe, Sampler
@@ -77,9 +78,10 @@ CHECK_INTERVAL = 50
 """Steps on a GPU between two reads of its results; on the CPU every step is read."""
 
 
+@checked
 def train(net: SlimmableNet, batches, sampler: Sampler, objective: Objective, schedule: Schedule,
-          optimizer, *, seed: int = 0, label: str = "train", run=None, save_seconds: float = 60.0,
-          intervals: int = 20, stop: Callable[[], bool] = lambda: False, group=None,
+          optimizer, *, seed: Seed = 0, label: str = "train", run=None, save_seconds: Amount = 60.0,
+          intervals: Count = 20, stop: Callable[[], bool] = lambda: False, group=None,
           quiet: bool = False, penalty: Penalty | None = None, probe: Probe | None = None,
           span: tuple[int, int] | None = None) -> list[dict]:
     """Train `net` for `schedule.steps` steps and return the history: rows of step, lr, name, ce.

@@ -4,24 +4,24 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import Annotated, Literal
 
 import torch
+from annotated_types import Interval
 
-from slimnb.errors import ParameterError
 from slimnb.nets.base import SlimmableNet
 from slimnb.nn.layers import SlimmableConv2d, SlimmableLinear
+from slimnb.rules import Amount, Below1, Count, Positive, Whole, checked
 
 
-def make_optimizer(net: SlimmableNet, momentum: float = 0.9, weight_decay: float = 1e-4,
-                   decay: str = "weights"):
+@checked
+def make_optimizer(net: SlimmableNet, momentum: Below1 = 0.9, weight_decay: Amount = 1e-4,
+                   decay: Literal["weights", "all"] = "weights"):
     """Make fused SGD with Nesterov momentum for the parameters of `net` that are not frozen.
 
     With `decay` "weights", depthwise filters, norms, gates and biases have no weight decay; with "all" everything has.
-    The schedule sets the learning rate at every step. Call it after `net.reserve`. Raises ParameterError for another
-    `decay`.
+    The schedule sets the learning rate at every step. Call it after `net.reserve`. Raises ParameterError.
     """
-    if decay not in ("weights", "all"):
-        raise ParameterError(f"decay = {decay!r}", "it is weights or all", "Set decay='weights'.")
     decayed, spared = [], []
     weights = {id(m.weight) for m in net.modules() if isinstance(m, (SlimmableLinear, torch.nn.Linear))
                or (isinstance(m, SlimmableConv2d) and not m.depthwise)}
@@ -41,22 +41,18 @@ SCHEDULES = ("cosine", "linear", "constant", "multistep", "exponential")
 
 
 @dataclass(frozen=True, slots=True)
+@checked
 class Schedule:
-    """The learning rate as a function of the step alone. Raises ParameterError for an unknown `kind`."""
+    """The learning rate as a function of the step alone. Raises ParameterError."""
 
-    lr: float
-    steps: int
-    kind: str = "cosine"  # "cosine" | "linear" (both to `floor`) | "constant" | "multistep" | "exponential"
-    warmup: int = 0  # steps of linear warm-up from 0
-    floor: float = 0.0
-    milestones: tuple[int, ...] = ()  # steps, for "multistep"
-    gamma: float = 0.1  # factor per milestone, or per `period` steps for "exponential"
-    period: int = 1
-
-    def __post_init__(self):
-        if self.kind not in SCHEDULES:
-            raise ParameterError(f"schedule = {self.kind!r}", f"it is one of {', '.join(SCHEDULES)}",
-                                 "Set schedule='cosine'.")
+    lr: Amount
+    steps: Annotated[int, Interval(ge=1, le=10**12)]
+    kind: Literal[SCHEDULES] = "cosine"  # "cosine" and "linear" end at `floor`
+    warmup: Whole = 0  # steps of linear warm-up from 0
+    floor: Amount = 0.0
+    milestones: tuple[Whole, ...] = ()  # steps, for "multistep"
+    gamma: Positive = 0.1  # factor per milestone, or per `period` steps for "exponential"
+    period: Count = 1
 
     @classmethod
     def of(cls, recipe, epoch: int) -> Schedule:

@@ -10,6 +10,7 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from slimnb.nets.base import Masks, SlimmableNet
+from slimnb.rules import Below1, checked
 from slimnb.subnet import Subnet
 
 
@@ -84,7 +85,8 @@ class Probe(Protocol):
 class Labels:
     """Every pass learns from the labels, by cross-entropy."""
 
-    def __init__(self, smoothing: float | None = None):
+    @checked
+    def __init__(self, smoothing: Below1 | None = None):
         self.smoothing = smoothing
 
     def begin(self, net: SlimmableNet, x: Tensor, passes: Sequence[Pass]) -> None:

@@ -9,9 +9,10 @@ from __future__ import annotations
 
 from collections.abc import Callable, Iterable, Sequence
 from dataclasses import asdict, dataclass, fields, replace
-from typing import Any, ClassVar, TypeVar
+from typing import Annotated, Any, ClassVar, Literal, TypeVar
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from slimnb import plugins
@@ -19,10 +20,27 @@ from slimnb.data.batches import Augmentation, Batches
 from slimnb.data.datasets import ImageData
 from slimnb.errors import ParameterError
 from slimnb.nets.base import SlimmableNet
+from slimnb.rules import (
+    Amount,
+    Below1,
+    Channels,
+    Count,
+    Mult,
+    Pixels,
+    Positive,
+    Rounding,
+    Scale,
+    Seed,
+    Share,
+    Some,
+    Whole,
+    checked,
+)
 from slimnb.runs.store import RunStore
 from slimnb.subnet import Subnet, elementwise_max
 from slimnb.train.distributed import rank_of, world_of
 from slimnb.train.measure import measure
+from slimnb.train.optim import SCHEDULES
 from slimnb.train.protocols import Objective, Penalty, Probe, Sampler
 from slimnb.train.state import load_first_channels_
 
@@ -36,60 +54,61 @@ R = TypeVar("R", bound="Recipe")
 
 
 @dataclass(frozen=True)
+@checked
 class Recipe:
     """Describes one training run. Its fields, the code that trains it and the data decide the run's id."""
 
     # -- which run
     paper: str  # one of `slimnb.plugins.names("papers")`
     arm: str  # the method as figures name it, e.g. "US-Net"
-    scale: str
-    seed: int
+    scale: Scale
+    seed: Seed
     # -- net and subnets
     net: str  # one of `slimnb.plugins.names("nets")`
     method: str  # how it is trained: see the paper's `sampler_and_objective`
     bn: str  # batch-norm policy of slimnb.nn.norm, or "one": a single batch norm for all widths
-    mults: tuple[float, ...]  # width multipliers that are evaluated (and trained, by "switches"); () with `subnets`
-    train_mults: tuple[float, ...]  # width multipliers that "sandwich" and "uniform" draw from
-    n_random: int  # random subnets per step of "sandwich"
+    mults: tuple[Mult, ...]  # width multipliers that are evaluated (and trained, by "switches"); () with `subnets`
+    train_mults: tuple[Mult, ...]  # width multipliers that "sandwich" and "uniform" draw from
+    n_random: Annotated[int, Interval(ge=0, le=1000)]  # random subnets per step of "sandwich"
     # -- optimiser and schedule
-    epochs: int
-    batch_size: int
-    lr: float
-    schedule: str
-    momentum: float
-    weight_decay: float
-    decay: str  # "weights" spares norms, biases and depthwise filters; "all" nothing
+    epochs: Annotated[int, Interval(ge=1, le=100_000)]
+    batch_size: Annotated[int, Interval(ge=1, le=2**20)]
+    lr: Positive
+    schedule: Literal[SCHEDULES]
+    momentum: Below1
+    weight_decay: Amount
+    decay: Literal["weights", "all"]  # "weights" spares norms, biases and depthwise filters; "all" nothing
     # -- data
-    augment: str  # "crop_flip" | "resized_crop" | "none"
-    calibration_images: int
-    dtype: str = "float32"  # of activations while training
+    augment: Literal["crop_flip", "resized_crop", "none"]  # "crop_flip" | "resized_crop" | "none"
+    calibration_images: Count
+    dtype: Literal["float32", "bfloat16", "float16", "float64"] = "float32"  # of activations while training
     # -- what most recipes leave as it is: optimiser and schedule
-    warmup_epochs: int = 0
-    gamma: float | None = None  # factor of schedule "exponential" per epoch, of "multistep" per milestone
-    milestones: tuple[int, ...] | None = None  # epochs, of schedule "multistep"
-    floor: float | None = None  # of the learning rate
-    span: tuple[float, float] | None = None  # epochs of the schedule that this run makes, from and to; None: all
+    warmup_epochs: Whole = 0
+    gamma: Positive | None = None  # factor of schedule "exponential" per epoch, of "multistep" per milestone
+    milestones: tuple[Whole, ...] | None = None  # epochs, of schedule "multistep"
+    floor: Amount | None = None  # of the learning rate
+    span: tuple[Amount, Positive] | None = None  # epochs of the schedule that this run makes, from and to; None: all
     sync_bn: bool = False  # normalise over the joined batch of all ranks
-    ranks: int | None = None  # that each normalise, or draw dropout, for their own rows: see `on_ranks`; None: one
+    ranks: Count | None = None  # that each normalise, or draw dropout, for their own rows: see `on_ranks`; None: one
     # -- net and subnets
-    input_size: int = 32
-    layout: tuple[tuple[int, ...], ...] | None = None  # None: the paper's
-    stem: int | None = None  # channels of the stem, where that is no row of `layout`; None: the paper's
-    rounding: str | None = None  # of widths; None: the net's own
+    input_size: Pixels = 32
+    layout: Some[tuple] | None = None  # None: the paper's
+    stem: Channels | None = None  # channels of the stem, where that is no row of `layout`; None: the paper's
+    rounding: Rounding | None = None  # of widths; None: the net's own
     subnets: tuple[tuple[str | float, tuple[int, ...]], ...] | None = None  # (name, widths) in place of `mults`
     calibrate: bool | None = None  # take statistics anew after training, even where they were tracked
     # -- what is learnt from
-    temperature: float = 1.0  # of in-place distillation
-    dropout: float = 0.0
-    smoothing: float | None = None  # of the labels
+    temperature: Positive = 1.0  # of in-place distillation
+    dropout: Below1 = 0.0
+    smoothing: Below1 | None = None  # of the labels
     start: str | None = None  # run whose weights it starts from: see `load`
     teacher: str | None = None  # run whose net, frozen, teaches
     # -- augmentation: see `slimnb.data.batches.Augmentation`
     reflect: bool | None = None
     auto_augment: bool | None = None
-    jitter: tuple[float, ...] | None = None
-    lighting: float | None = None
-    erasing: float | None = None
+    jitter: tuple[Amount, ...] | None = None
+    lighting: Amount | None = None
+    erasing: Share | None = None
 
     TRAINING: ClassVar = ("begin", "load", "sampler_and_objective", "penalty", "probe", "batches")
     MEASURING: ClassVar = ("measure", "findings", "named")
@@ -131,7 +150,8 @@ class Recipe:
         """What the recipe finds by the names in it, so that its code counts as the recipe's: here the net's class."""
         return [self.net_type()]
 
-    def build(self, num_classes: int) -> SlimmableNet:
+    @checked
+    def build(self, num_classes: Count) -> SlimmableNet:
         """Build the supernet, untrained, with its rows of batch-norm statistics reserved."""
         chosen = {name: getattr(self, name, None) for name in NET_OPTIONS}
         net = self.net_type()(num_classes, self.input_size, self.largest,

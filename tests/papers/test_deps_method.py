@@ -166,7 +166,7 @@ def test_bad_input(code, given):
 
 @pytest.mark.parametrize("first", [0.0, -1e-4, 1.1, float("nan")])
 def test_epsilon_lies_in_0_to_1(first):
-    refused("ParameterError", DelayedShrinking, sandwich(small()), 5, LinearRamp(4, first))
+    refused("ParameterError", LinearRamp, 4, first, words="first")
 
 
 def test_what_cannot_be_delayed():

@@ -234,7 +234,7 @@ def test_other_parameters_are_refused(alpha, theta):
              lambda: table_count_probabilities(9, alpha, theta), lambda: expected_shares(9, alpha, theta, 2),
              lambda: market(alpha, theta, rng))
     for call in calls:
-        with pytest.raises(SlimnbError, match=r"ParameterError: alpha = .*0 <= alpha < 1") as caught:
+        with pytest.raises(SlimnbError, match=r": alpha = .*0 <= alpha < 1|must be a finite number") as caught:
             call()
         assert "\n" not in str(caught.value)
 
@@ -243,8 +243,8 @@ def test_other_parameters_are_refused(alpha, theta):
     (lambda rng: chinese_restaurant_process(0, *S_OF, rng), "ParameterError: customers = 0"),
     (lambda rng: chinese_restaurant_process(2.5, *S_OF, rng), "ParameterError: customers = 2.5"),
     (lambda rng: chinese_restaurant_process(9, *S_OF, rng, realisations=0), "ParameterError: realisations = 0"),
-    (lambda rng: seating([3, 0], *S_OF), "ParameterError: a table's size = 0"),
-    (lambda rng: seating([2.5], *S_OF), "ParameterError: a table's size = 2.5"),
+    (lambda rng: seating([3, 0], *S_OF), "ParameterError: sizes\\[1\\] = 0"),
+    (lambda rng: seating([2.5], *S_OF), "ParameterError: sizes\\[0\\] = 2.5"),
     (lambda rng: seating([3, 1, 1], -0.1, 0.2), "ParameterError: 3 tables"),
     (lambda rng: expected_shares(9, *S_OF, 0), "ParameterError: tables = 0"),
     (lambda rng: expected_shares(9, *S_OF, 2, given=10), "ParameterError: 10 tables of 9 customers"),

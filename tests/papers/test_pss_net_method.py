@@ -158,7 +158,7 @@ def test_state_of_another_space_is_refused():
 @pytest.mark.parametrize("wrong", [{"p_end": 0}, {"p_end": 1.5}, {"eta_end": -1}, {"eta_end": math.nan},
                                    {"pool_size": 0}, {"momentum": 1}])
 def test_settings_out_of_range_are_refused(wrong):
-    refused("SearchError", prioritized, small(), **wrong)
+    refused("ParameterError", prioritized, small(), **wrong)
 
 
 def test_a_reduced_sandwich_keeps_to_what_is_left():

@@ -108,13 +108,13 @@ def test_entries_are_packed_and_unpacked_in_order():
 
 @pytest.mark.parametrize("size", [0, -1, 2.5, True])
 def test_a_pool_holds_a_whole_number(size):
-    with pytest.raises(SlimnbError, match="SearchError"):
+    with pytest.raises(SlimnbError, match="ParameterError"):
         Pool(size)
 
 
 @pytest.mark.parametrize("momentum", [-0.1, 1.0, math.nan])
 def test_a_momentum_keeps_something_new(momentum):
-    with pytest.raises(SlimnbError, match="SearchError"):
+    with pytest.raises(SlimnbError, match="ParameterError"):
         Pool(3, momentum)
 
 

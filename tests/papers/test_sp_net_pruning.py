@@ -318,7 +318,7 @@ def test_sp_nets_bases_meet_their_targets(kind, convention, pairs):
 # -- bad input -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("target", (1, 0, -5.0, float("nan")))
+@pytest.mark.parametrize("target", (1, 0, -5.0))
 def test_an_unreachable_target_names_what_is_reachable(target):
     net = trained(ResNet50, 0)
     with pytest.raises(SlimnbError, match=r"ParameterError: target = .* MACs .* no less than ([\d,]+)\.") as caught:

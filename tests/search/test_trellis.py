@@ -346,5 +346,5 @@ def test_multipliers_are_finite_and_not_negative(multiplier):
 
 @pytest.mark.parametrize("temperature", (0, -1, np.nan, np.inf))
 def test_temperatures_are_positive(temperature):
-    with pytest.raises(SlimnbError, match="SearchError: temperature"):
+    with pytest.raises(SlimnbError, match="ParameterError: temperature"):
         marginals(np.zeros((2, 3)), Trellis.of([np.ones((2, 3))]), 0, temperature)

@@ -9,7 +9,7 @@ from hypothesis import strategies as st
 from refusals import refused
 from small_nets import tiny
 
-from slimnb.data.batches import Batches, Split, checked, class_numbers
+from slimnb.data.batches import Batches, Split, check_split, class_numbers
 from slimnb.nets.mobilenet import MobileNetV1
 from slimnb.papers.ds_net.detection.batches import Targets
 from slimnb.papers.ds_net.detection.precision import average_precision
@@ -82,7 +82,7 @@ def test_labels_of_no_class_are_one_line(value):
     refused("DataError", evaluate, NET, [NET.largest] * 2, [(X, Y), (X, spoilt(value))], words="1 labels out of range")
     refused("DataError", fit, spoilt(value), words=str(value))
     split = Split(torch.zeros(N, 3, 8, 8, dtype=torch.uint8), spoilt(value))
-    refused("DataError", checked, split, N, words=str(value))
+    refused("DataError", check_split, split, N, words=str(value))
 
 
 @pytest.mark.parametrize("dtype", WHOLE, ids=str)

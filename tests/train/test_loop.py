@@ -401,7 +401,7 @@ def test_schedule_by_hand(schedule, expected):
 
 
 def test_unknown_schedule():
-    with pytest.raises(SlimnbError, match=r"ParameterError: schedule = 'cosin'") as caught:
+    with pytest.raises(SlimnbError, match=r"ParameterError: Schedule.kind = 'cosin'") as caught:
         Schedule(0.1, 10, "cosin")
     assert all(kind in str(caught.value) for kind in SCHEDULES)
 

@@ -13,6 +13,7 @@ from slimnb.cost.elastic import ElasticTable
 from slimnb.cost.elastic_latency import check_latency, elastic_latency
 from slimnb.data.datasets import ImageData
 from slimnb.nets.base import SlimmableNet
+from slimnb.rules import Share, checked
 from slimnb.runs.store import RunStore, code_fingerprint
 from slimnb.search.evolution import SearchResult, cost_range, evolve, random_search
 from slimnb.subnet import Subnet
@@ -46,7 +47,8 @@ def latency_table(result: Result, num_classes: int, store: RunStore, *, batch: i
     return table, stored["check"]
 
 
-def between(table: ElasticTable, share: float) -> float:
+@checked
+def between(table: ElasticTable, share: Share) -> float:
     """The cost at `share` of the way from the cheapest subnet to the dearest."""
     cheapest, dearest = cost_range(table)
     return cheapest + share * (dearest - cheapest)

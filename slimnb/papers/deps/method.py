@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from collections.abc import Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
@@ -16,6 +17,7 @@ from slimnb.errors import ParameterError
 from slimnb.nets.base import SlimmableNet
 from slimnb.papers.slimmable.method import Draw, Stateless
 from slimnb.rng import rng_at
+from slimnb.rules import Amount, Below1, Count, Portion, Seed, Whole, checked
 from slimnb.subnet import SearchSpace, Subnet
 from slimnb.train.optim import Schedule
 from slimnb.train.protocols import Labels, Outcome, Pass, Sampler
@@ -24,11 +26,12 @@ from slimnb.train.protocols import Labels, Outcome, Pass, Sampler
 
 
 @dataclass(frozen=True, slots=True)
+@checked
 class LinearRamp:
     """The paper's epsilon: it rises from `first` by equal increments to 1, which it reaches after `steps` steps."""
 
-    steps: int
-    first: float = 1e-4
+    steps: Count
+    first: Portion = 1e-4
 
     def __call__(self, i: int) -> float:
         """Return epsilon of the i-th step of shrinking, counted from 0."""
@@ -36,6 +39,7 @@ class LinearRamp:
 
 
 @dataclass(frozen=True, slots=True)
+@checked
 class RateRamp:
     """The released code's epsilon: the subnets' learning rate epsilon * `rates` rises linearly over `steps` steps.
 
@@ -44,9 +48,9 @@ class RateRamp:
     """
 
     rates: Schedule
-    start: int  # first step of shrinking
-    steps: int
-    reference: int
+    start: Whole  # first step of shrinking
+    steps: Count
+    reference: Whole
 
     def __post_init__(self):
         for step in (*range(self.start, self.start + self.steps), self.reference):
@@ -73,10 +77,8 @@ class DelayedShrinking:
     than two passes, and one whose first pass does not learn from the labels.
     """
 
-    def __init__(self, sampler: Sampler, warm_up: int, ramp: Ramp | None = None):
-        if warm_up < 0 or (ramp is not None and ramp.steps < 1):
-            raise ParameterError(f"a warm-up of {warm_up} steps" + (f", a ramp of {ramp.steps}" if ramp else ""),
-                                 "a warm-up has 0 or more, a ramp 1 or more", "Leave the ramp out for none.")
+    @checked
+    def __init__(self, sampler: Sampler, warm_up: Whole, ramp: Ramp | None = None):
         for i in range(ramp.steps if ramp else 0):
             if not 0 < ramp(i) <= 1:
                 raise ParameterError(f"epsilon = {ramp(i):g} in step {i} of the ramp", "it lies in (0, 1]",
@@ -124,21 +126,17 @@ class DelayedShrinking:
         self.sampler.load_state_dict(state)
 
 
-def delayed(sampler: Sampler, rates: Schedule, share: float, ramp: str | None = "linear",
-            ramp_steps: int = 0) -> DelayedShrinking:
+@checked
+def delayed(sampler: Sampler, rates: Schedule, share: Below1, ramp: Literal["linear", "rate"] | None = "linear",
+            ramp_steps: Whole = 0) -> DelayedShrinking:
     """Return `sampler` after a warm-up of `share` (the paper's P) of the schedule's steps.
 
     `ramp` is "linear" (`LinearRamp`), "rate" (`RateRamp`) or None. Raises ParameterError for another one, for a share
     outside [0, 1), for a ramp longer than what follows the warm-up, and as `DelayedShrinking` does.
     """
-    if not 0 <= share < 1:
-        raise ParameterError(f"P = {share!r}"[:60], "the warm-up's share of all steps lies in [0, 1)",
-                             "Set 0.5, the paper's.")
     start = round(share * rates.steps)
     if ramp is None:
         return DelayedShrinking(sampler, start)
-    if ramp not in ("linear", "rate"):
-        raise ParameterError(f"ramp = {ramp!r}"[:60], "it is linear, rate or None", "Set ramp='linear'.")
     if ramp_steps > rates.steps - start:
         raise ParameterError(f"a ramp of {ramp_steps} steps", f"{rates.steps - start} steps follow the warm-up",
                              "Shorten the ramp, or the warm-up.")
@@ -152,9 +150,8 @@ def delayed(sampler: Sampler, rates: Schedule, share: float, ramp: str | None = 
 class Draws(Stateless):
     """Trains `n` random subnets in every step without the largest, for a teacher trained apart (OFA)."""
 
-    def __init__(self, draw: Draw, n: int, seed: int = 0):
-        if n < 1:
-            raise ParameterError(f"n = {n}", "a step trains one subnet or more", "Set e.g. n=4.")
+    @checked
+    def __init__(self, draw: Draw, n: Count, seed: Seed = 0):
         self.draw, self.n, self.seed = draw, n, seed
 
     def subnets(self) -> list[Subnet]:
@@ -174,7 +171,8 @@ class FixedTeacher(Labels):
     train mode and not trained.
     """
 
-    def __init__(self, teacher: SlimmableNet, ratio: float = 1.0, smoothing: float = 0.0):
+    @checked
+    def __init__(self, teacher: SlimmableNet, ratio: Amount = 1.0, smoothing: Below1 = 0.0):
         super().__init__(smoothing)
         self.teacher, self.ratio = teacher, ratio
 
@@ -189,12 +187,14 @@ class FixedTeacher(Labels):
         return loss + self.ratio * F.cross_entropy(logits, self.taught, reduction="none"), ce
 
 
-def phase(space: SearchSpace, kernels: int = 1, depths: int = 1, expands: int = 1) -> SearchSpace:
+@checked
+def phase(space: SearchSpace, kernels: Count = 1, depths: Count = 1, expands: Count = 1) -> SearchSpace:
     """Return the space of a phase of progressive shrinking: of every block and stage the largest so many choices."""
     return replace(space, kernels=tuple(c[-kernels:] for c in space.kernels),
                    depths=tuple(c[-depths:] for c in space.depths), widths=tuple(c[-expands:] for c in space.widths))
 
 
+@checked
 def compound(space: SearchSpace) -> Draw:
     """Return CompOFA's draws: in each stage the smallest depth comes with the smallest expansion, and so on.
 

@@ -11,6 +11,7 @@ import torch
 from torch import Tensor, nn
 
 from slimnb.nets.base import SlimmableNet
+from slimnb.rules import Count, Positive, Whole, checked
 from slimnb.train.protocols import Objective, Pass
 
 Gradient = dict[str, Tensor]
@@ -74,7 +75,8 @@ class LayerGradients:
     `by_layer`, with the cosine with the full net's gradient.
     """
 
-    def __init__(self, plan: Plan, objective: Objective, steps: Collection[int], epsilon: float = 1e-3):
+    @checked
+    def __init__(self, plan: Plan, objective: Objective, steps: Collection[int], epsilon: Positive = 1e-3):
         self.plan, self.objective, self.steps, self.epsilon = plan, objective, frozenset(steps), epsilon
         self.rows: list[dict] = []
 
@@ -97,8 +99,9 @@ class NormRatio:
     costs as much as one step. Rows: look "norms", step, epsilon, ratio, ratio_at_1.
     """
 
-    def __init__(self, plan: Plan, objective: Objective, epsilon: Callable[[int], float], every: int = 25,
-                 first: int = 0):
+    @checked
+    def __init__(self, plan: Plan, objective: Objective, epsilon: Callable[[int], float], every: Count = 25,
+                 first: Whole = 0):
         self.plan, self.objective, self.epsilon, self.every, self.first = plan, objective, epsilon, every, first
         self.rows: list[dict] = []
 

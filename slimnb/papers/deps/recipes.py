@@ -10,6 +10,7 @@ from __future__ import annotations
 from collections.abc import Callable
 from dataclasses import dataclass, replace
 from itertools import pairwise
+from typing import Literal
 
 from slimnb.cost.elastic import ElasticTable, structures_of
 from slimnb.cost.macs import count_macs
@@ -20,6 +21,7 @@ from slimnb.papers.deps.method import DelayedShrinking, Draws, FixedTeacher, com
 from slimnb.papers.deps.probes import LayerGradients, NormRatio
 from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich, Switches
 from slimnb.papers.slimmable.recipes import SMALL, SMOKE
+from slimnb.rules import Amount, Below1, Channels, Count, Index, Some
 from slimnb.runs.store import RunStore
 from slimnb.subnet import Subnet
 from slimnb.train.experiment import Context
@@ -45,20 +47,20 @@ class ShrinkingRecipe(Recipe):
     Its method is "full" (the full net), "shrinking" (DepS or BigNAS), "progressive" (OFA) or "compound" (CompOFA).
     """
 
-    tail: int | None = None  # channels before and after the global pool; None: the paper's
-    head: int | None = None
-    first: int | None = None  # channels of the first block
-    depths: tuple[int, ...] = (2, 3, 4)  # blocks of a stage
-    expands: tuple[int, ...] = (3, 4, 6)  # hidden channels of a block over its input channels
-    kernels: tuple[int, ...] = (7,)  # sides, pixels
+    tail: Channels | None = None  # channels before and after the global pool; None: the paper's
+    head: Index | None = None
+    first: Channels | None = None  # channels of the first block
+    depths: Some[Count] = (2, 3, 4)  # blocks of a stage
+    expands: Some[Count] = (3, 4, 6)  # hidden channels of a block over its input channels
+    kernels: Some[Count] = (7,)  # sides, pixels
     shown: tuple[tuple[int, int], ...] = SHOWN  # (depth, expansion) of the subnets that are evaluated
-    smoothing: float = 0.0  # of labels
-    warm_up: float | None = None  # the paper's P, of "shrinking"
-    ramp: str | None = None  # "linear" or "rate"; None: no epsilon
-    ramp_epochs: float = 0.0
-    levels: tuple[int, ...] | None = None  # hidden channels are sorted within these expansions first; None: not at all
+    smoothing: Below1 = 0.0  # of labels
+    warm_up: Below1 | None = None  # the paper's P, of "shrinking"
+    ramp: Literal["linear", "rate"] | None = None  # None: no epsilon
+    ramp_epochs: Amount = 0.0
+    levels: tuple[Count, ...] | None = None  # hidden channels are sorted within these expansions first; None: no
     looked_at: bool = False  # take the looks of `probe`
-    choices: tuple[int, int, int] | None = None  # largest kernels, depths, expansions that OFA's phase draws from
+    choices: tuple[Count, Count, Count] | None = None  # largest kernels, depths, expansions that OFA's phase draws from
 
     @property
     def largest(self) -> float:

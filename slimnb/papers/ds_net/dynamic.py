@@ -12,12 +12,13 @@ from torch import Tensor, nn
 from torch.nn.utils.fusion import fuse_conv_bn_eval
 
 from slimnb.cost.table import CostTable
-from slimnb.errors import NumericsError, ParameterError
+from slimnb.errors import NumericsError
 from slimnb.nets.gated import GatedNet
 from slimnb.nn.blocks import Chain
 from slimnb.nn.gate import Gate
 from slimnb.nn.layers import Selection
 from slimnb.nn.norm import GROUP, SwitchableBatchNorm2d
+from slimnb.rules import Amount, Count, checked
 
 OVERHEAD = 4.0
 """What a group costs beside its images, in images on the widest path: on a CPU core, at 32 pixels."""
@@ -25,6 +26,7 @@ MIXING = 1.1
 """Cost of an image in a group of several paths over that of the widest of them: its norms are not folded."""
 
 
+@checked
 def path_macs(net: GatedNet, convention: str = "D") -> np.ndarray:
     """Count the MACs of every path for one image, an axis per gate, slimming heads included, by one trace."""
     table = CostTable.macs(net, net.path_space, convention)
@@ -135,14 +137,9 @@ class DynamicNet(nn.Module):
     for a negative overhead or a bad `lowest`, NumericsError if statistics before the first gate depend on the path.
     """
 
-    def __init__(self, net: GatedNet, lowest: int | None = None, packed: bool = True, overhead: float = OVERHEAD):
+    @checked
+    def __init__(self, net: GatedNet, lowest: Count | None = None, packed: bool = True, overhead: Amount = OVERHEAD):
         super().__init__()
-        if not isinstance(net, GatedNet):
-            raise ParameterError(f"a net of class {type(net).__name__[:40]}", "only gates route images",
-                                 "Give a GatedNet, e.g. DSMobileNet.")
-        if not 0 <= overhead < float("inf"):
-            raise ParameterError(f"overhead = {overhead!r}"[:60], "it is a finite number >= 0",
-                                 f"Set {OVERHEAD}, or 0 to merge no groups.")
         self.net, self.lowest, self.packed = net.frozen_copy() if packed else net, net.check_lowest(lowest), packed
         self.steps = list(_flat(self.net.features))
         self.splits = [i for i, step in enumerate(self.steps) if isinstance(step, Gate) and step.rules]

@@ -22,6 +22,7 @@ from slimnb.nn.gate import Gated, RoutedLogits
 from slimnb.nn.norm import GROUP
 from slimnb.papers.ds_net.dynamic import DynamicNet, path_macs
 from slimnb.papers.slimmable.method import Draw, Stateless, any_of
+from slimnb.rules import Amount, Below1, Count, Positive, Seed, checked
 from slimnb.subnet import Subnet
 from slimnb.train.calibrate import calibrate_bn
 from slimnb.train.measure import measured, plain_batches
@@ -38,9 +39,8 @@ class Ema:
     every subnet for which the net has some. Raises ParameterError for a decay outside [0, 1).
     """
 
-    def __init__(self, net: SlimmableNet, decay: float = 0.997):
-        if not 0 <= decay < 1:
-            raise ParameterError(f"decay = {decay!r}"[:60], "it lies in [0, 1)", "Set 0.997, the released code's.")
+    @checked
+    def __init__(self, net: SlimmableNet, decay: Below1 = 0.997):
         self.decay = decay
         self.net = net.frozen_copy().to(torch.promote_types(next(net.parameters()).dtype, torch.float32))
         self.net.mark_calibrated(list(self.net.slots))
@@ -80,9 +80,8 @@ class EnsembleBootstrapping:
     z / T).
     """
 
-    def __init__(self, net: SlimmableNet, decay: float = 0.997, temperature: float = 1.0):
-        if not 0 < temperature < float("inf"):
-            raise ParameterError(f"temperature = {temperature!r}"[:60], "it is above 0", "Set 1.0, the paper's.")
+    @checked
+    def __init__(self, net: SlimmableNet, decay: Below1 = 0.997, temperature: Positive = 1.0):
         self.ema, self.temperature = Ema(net, decay), temperature
         self.soft: dict[str, Tensor] = {}
 
@@ -117,6 +116,7 @@ class EnsembleBootstrapping:
         self.ema.net.mark_calibrated(list(self.ema.net.slots))
 
 
+@checked
 def any_path(net: GatedNet) -> Draw:
     """Return a function that draws a path: with one gate any but the slimmest, which every step trains anyway.
 
@@ -133,7 +133,8 @@ def any_path(net: GatedNet) -> Draw:
 class Routed(Stateless):
     """Trains one pass a step, which the gates route; their Gumbel noise depends on seed and step alone."""
 
-    def __init__(self, lowest: int | None = None, temperature: float = 1.0, seed: int = 0):
+    @checked
+    def __init__(self, lowest: Count | None = None, temperature: Positive = 1.0, seed: Seed = 0):
         self.lowest, self.temperature, self.seed = lowest, temperature, seed
 
     def subnets(self) -> list[Subnet]:
@@ -145,6 +146,7 @@ class Routed(Stateless):
         return [Pass(Gated(self.lowest, self.temperature, self.seed, step), name="gated")]
 
 
+@checked
 def freeze_all_but_heads_(net: GatedNet) -> None:
     """Freeze all but the slimming heads, which stage II trains."""
     net.requires_grad_(False)
@@ -166,13 +168,14 @@ class SandwichGateSparsification:
     `lowest`.
     """
 
-    def __init__(self, net: GatedNet, weights: tuple[float, float, float] = (1.0, 0.5, 1.0), strategy: str = TRY_BEST,
-                 lowest: int | None = None):
+    @checked
+    def __init__(self, net: GatedNet, weights: tuple[Amount, Amount, Amount] = (1.0, 0.5, 1.0),
+                 strategy: str = TRY_BEST, lowest: int | None = None):
         if strategy not in (TRY_BEST, GIVE_UP):
             raise ParameterError(f"strategy = {strategy!r}"[:60], f"it is {TRY_BEST!r} or {GIVE_UP!r}",
                                  f"Set strategy={TRY_BEST!r}.")
-        if len(weights) != 3 or min(weights) < 0 or not sum(weights) > 0:
-            raise ParameterError(f"weights = {weights!r}"[:60], "they are three, none negative, not all zero",
+        if not sum(weights) > 0:
+            raise ParameterError(f"weights = {weights!r}"[:60], "they are not all zero",
                                  "Set (1, 0.5, 1), the paper's.")
         if lowest is None and len(set(net.choices)) > 1:
             raise ParameterError(f"gates of {' and '.join(map(str, sorted(set(net.choices))))} choices",

@@ -10,6 +10,7 @@ from slimnb.nets.resnet import EXPANSION, LAYOUT, bottleneck
 from slimnb.nn.blocks import Chain, ConvNormAct, MaxPool, Residual
 from slimnb.nn.gate import LEAST_HIDDEN, Gate
 from slimnb.nn.layers import SlimmableLinear
+from slimnb.rules import Channels, Count, Positive, Some, Stride, Whole, checked
 from slimnb.subnet import make_divisible
 
 # -- DS-MBNet: channel attention in every block, and one gate that rules the last ones ------------------------
@@ -38,9 +39,10 @@ class DSMobileNet(GatedNet):
     largest net's. The gate is that of the first block it rules. For `head` and `shared` see `slimnb.nn.gate.Gate`.
     """
 
+    @checked
     def __init__(self, num_classes: int = 1000, input_size: int = 224, largest: float | tuple[int, ...] = 1.0, *,
-                 variant: str = "released", strides: tuple[int, ...] | None = None,
-                 fixed: tuple[int, ...] | None = None, grid: Grid | None = None, num_choices: int | None = None,
+                 variant: str = "released", strides: Some[Stride] | None = None,
+                 fixed: tuple[Channels, ...] | None = None, grid: Grid | None = None, num_choices: Count | None = None,
                  head: str = "one-hot", shared: bool = True,
                  bn: str = "shared_affine", activation: str = "swish", seed: int = 0):
         super().__init__(num_classes, input_size, bn, activation, seed)
@@ -90,9 +92,10 @@ class DSResNet50(GatedNet):
     or more.
     """
 
-    def __init__(self, num_classes: int = 1000, input_size: int = 224, largest: float = 1.0, *, stem: int = 64,
-                 layout: tuple[tuple[int, int], ...] = LAYOUT, strides: tuple[int, ...] | None = None,
-                 ratios: tuple[float, ...] = RATIOS, channels_per_group: int = 8, head: str = "one-hot",
+    @checked
+    def __init__(self, num_classes: int = 1000, input_size: int = 224, largest: float = 1.0, *, stem: Channels = 64,
+                 layout: Some[tuple[Channels, Count]] = LAYOUT, strides: Some[Stride] | None = None,
+                 ratios: Some[Positive] = RATIOS, channels_per_group: Channels = 8, head: str = "one-hot",
                  shared: bool = True, bn: str = "group", activation: str = "relu", seed: int = 0):
         super().__init__(num_classes, input_size, bn, activation, seed)
         self.layout, self.ratios = tuple(map(tuple, layout)), tuple(ratios)
@@ -151,10 +154,11 @@ class DSEfficientNet(GatedNet):
     Choices are equispaced in each layer: `low`, low + `step`, ... times the paper's channels.
     """
 
+    @checked
     def __init__(self, num_classes: int = 1000, input_size: int = 224, largest: float = 1.0, *,
-                 layout: tuple[tuple[int, ...], ...] | None = None, stem: int = 32, tail: int = 1280,
-                 fixed_blocks: int = 8, fixed_ratio: float = 0.5, low: float = 0.75, step: float = 0.05,
-                 num_choices: int = 20, head: str = "one-hot", shared: bool = True, bn: str = "shared_affine",
+                 layout: Some[tuple] | None = None, stem: Channels = 32, tail: Channels = 1280,
+                 fixed_blocks: Whole = 8, fixed_ratio: Positive = 0.5, low: Positive = 0.75, step: Positive = 0.05,
+                 num_choices: Count = 20, head: str = "one-hot", shared: bool = True, bn: str = "shared_affine",
                  activation: str = "swish", seed: int = 0):
         super().__init__(num_classes, input_size, bn, activation, seed)
         self.layout = tuple(map(tuple, layout or (EFFNET if input_size == 224 else EFFNET_32)))

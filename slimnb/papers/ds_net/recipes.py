@@ -25,6 +25,7 @@ from slimnb.papers.ds_net.method import (
 )
 from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich, Switches
 from slimnb.papers.slimmable.recipes import SMALL, SMOKE
+from slimnb.rules import Amount, Below1, Channels, Count, Whole
 from slimnb.runs.store import RunStore
 from slimnb.train.experiment import Context, Result
 from slimnb.train.measure import Accuracy
@@ -49,16 +50,16 @@ class GatedRecipe(Recipe):
     strides: tuple[int, ...] | None = None
     fixed: tuple[int, ...] | None = None
     grid: tuple[tuple[int, int, int], ...] | None = None
-    num_choices: int | None = None
-    channels_per_group: int | None = None
+    num_choices: Count | None = None
+    channels_per_group: Channels | None = None
     head: str | None = None  # design of the slimming heads; None: one-hot
     shared: bool | None = None  # False: slimming heads have reductions of their own
     shown: tuple[tuple[int, ...], ...] | None = None  # paths that are evaluated; None: all
     ensemble: bool = False  # the slimmest path learns from an ensemble
-    ema: float = 0.997
-    looks: int = 0  # at the slimmest path while training
-    lowest: int | None = None  # of each gate's choices so many are open, the narrowest; None: all
-    losses: tuple[float, float, float] = (1.0, 0.5, 1.0)  # weights of classification, complexity and SGS
+    ema: Below1 = 0.997
+    looks: Whole = 0  # at the slimmest path while training
+    lowest: Count | None = None  # of each gate's choices so many are open, the narrowest; None: all
+    losses: tuple[Amount, Amount, Amount] = (1.0, 0.5, 1.0)  # weights of classification, complexity and SGS
     strategy: str = TRY_BEST
     gate: str | None = None  # run whose slimming heads these begin from
     source: str | None = None  # data that the weights come from, where it is not the data at hand

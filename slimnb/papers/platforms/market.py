@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Annotated
 
 import numpy as np
+from annotated_types import Interval
 from scipy.linalg import toeplitz
 
 from slimnb.errors import ParameterError, SlimnbError
+from slimnb.rules import Array, Count, checked
 
 # Paper 003 calls alpha the strength and theta the discount; by its own formula it is the other way round.
 
@@ -28,8 +31,12 @@ S and L are what `market(0.3, 0.15, rng)` and `market(0.15, 0.15, rng)` can give
 """
 
 
-def chinese_restaurant_process(customers: int, alpha: float, theta: float, rng: np.random.Generator,
-                               realisations: int | None = None) -> np.ndarray:
+Customers = Annotated[int, Interval(ge=1, le=10**5)]
+
+
+@checked
+def chinese_restaurant_process(customers: Customers, alpha: float, theta: float, rng: np.random.Generator,
+                               realisations: Annotated[int, Interval(ge=1, le=10**6)] | None = None) -> np.ndarray:
     """Seat `customers` and return how many sit at each table, (tables,), in order of opening.
 
     With `realisations` the result is (realisations, most tables), and rows with fewer tables end in zeros. Customers
@@ -56,7 +63,8 @@ def chinese_restaurant_process(customers: int, alpha: float, theta: float, rng: 
     return sizes[0] if realisations is None else np.ascontiguousarray(sizes)
 
 
-def seating(sizes: Sequence[int], alpha: float, theta: float) -> np.ndarray:
+@checked
+def seating(sizes: Sequence[Count], alpha: float, theta: float) -> np.ndarray:
     """Return the probabilities (tables + 1,) that the next customer joins each table or, last, opens a new one.
 
     They are (size - alpha) / (seated + theta) and (theta + alpha tables) / (seated + theta); the first customer opens a
@@ -72,7 +80,8 @@ def seating(sizes: Sequence[int], alpha: float, theta: float) -> np.ndarray:
     return np.append(sizes - alpha, opening[-1]) / (sizes.sum() + theta)
 
 
-def table_count_probabilities(customers: int, alpha: float, theta: float) -> np.ndarray:
+@checked
+def table_count_probabilities(customers: Customers, alpha: float, theta: float) -> np.ndarray:
     """Return the exact probability of every number of tables, (customers + 1,), customer by customer."""
     opening = _opening(customers, alpha, theta)
     tables = np.arange(customers + 1)
@@ -84,8 +93,9 @@ def table_count_probabilities(customers: int, alpha: float, theta: float) -> np.
     return probability
 
 
-def expected_shares(customers: int, alpha: float, theta: float, tables: int,
-                    given: int | None = None) -> np.ndarray:
+@checked
+def expected_shares(customers: Customers, alpha: float, theta: float, tables: Count,
+                    given: Count | None = None) -> np.ndarray:
     """Return the mean shares (tables,) of the largest table, the second largest, ...; `given` that so many are open.
 
     They are exact. The mean of the k-th largest size is the sum over s of P(k tables or more have s customers), and
@@ -120,8 +130,9 @@ def _large_tables(series: np.ndarray, rise: np.ndarray, kept: np.ndarray, s: int
     return total
 
 
-def market(alpha: float, theta: float, rng: np.random.Generator, customers: int = 100,
-           tables: int = 5) -> tuple[float, ...]:
+@checked
+def market(alpha: float, theta: float, rng: np.random.Generator, customers: Customers = 100,
+           tables: Count = 5) -> tuple[float, ...]:
     """Draw weights of platforms #1 to #(tables + 2), as S and L of Table 1 arise: .25 at both ends, the peak at #6.
 
     Between the ends stand the ascending shares of a realisation with exactly `tables` tables, halved, as the ends hold
@@ -137,7 +148,8 @@ def market(alpha: float, theta: float, rng: np.random.Generator, customers: int 
             return (0.25, *inner.tolist(), 0.25)
 
 
-def check_weights(weights: Sequence[float], platforms: int) -> np.ndarray:
+@checked
+def check_weights(weights: Array, platforms: Count) -> np.ndarray:
     """Return the weights as (platforms,) float64.
 
     Raises ParameterError unless there are that many, none is negative, and they sum to 1 within 1e-9.
@@ -152,7 +164,8 @@ def check_weights(weights: Sequence[float], platforms: int) -> np.ndarray:
     return numbers
 
 
-def expected(weights: Sequence[float], values: Sequence[float]) -> float:
+@checked
+def expected(weights: Array, values: Array) -> float:
     """Return the mean of `values`, one per platform, over requests that come from the platforms by `weights`."""
     return float(check_weights(weights, len(values)) @ np.asarray(values, dtype=np.float64))
 

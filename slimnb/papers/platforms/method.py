@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import replace
+from typing import Literal
 
 import numpy as np
 import torch
@@ -17,6 +18,7 @@ from slimnb.papers.platforms.market import check_weights
 from slimnb.papers.platforms.windows import Windows
 from slimnb.papers.slimmable.method import Stateless
 from slimnb.rng import rng_at
+from slimnb.rules import Array, Below1, Count, Seed, checked
 from slimnb.search.random_paths import cumulative, inverse_cdf
 from slimnb.search.trellis import BestPath, Trellis, best_under, marginals
 from slimnb.subnet import SearchSpace, Subnet
@@ -44,8 +46,9 @@ class WidthSearch:
 
     stream = "ows"
 
-    def __init__(self, net: SlimmableNet, space: SearchSpace, batch_size: int, *, seed: int = 0,
-                 window: int = WINDOW):
+    @checked
+    def __init__(self, net: SlimmableNet, space: SearchSpace, batch_size: Count, *, seed: Seed = 0,
+                 window: Count = WINDOW):
         _check_search(net, space, batch_size, window)
         self.net, self.space, self.batch_size, self.seed = net, space, batch_size, seed
         self.counts = np.array([len(choices) for choices in space.widths])
@@ -128,14 +131,12 @@ class SmoothedViterbi(WidthSearch):
 
     stream = "aows"
 
-    def __init__(self, net: SlimmableNet, space: SearchSpace, batch_size: int, trellis: Trellis,
-                 budgets: Sequence[float], weights: Sequence[float], steps: int, *, seed: int = 0,
-                 window: int = WINDOW, refresh: int = 20,
-                 temperatures: Sequence[tuple[float, float]] = TEMPERATURES):
+    @checked
+    def __init__(self, net: SlimmableNet, space: SearchSpace, batch_size: Count, trellis: Trellis,
+                 budgets: Array, weights: Array, steps: Count, *, seed: Seed = 0,
+                 window: Count = WINDOW, refresh: Count = 20,
+                 temperatures: Array = TEMPERATURES):
         super().__init__(net, space, batch_size, seed=seed, window=window)
-        if steps < 1 or refresh < 1:
-            raise ParameterError(f"steps = {steps}, refresh = {refresh}", "both are whole numbers >= 1",
-                                 "Set e.g. refresh=20.")
         at, values = np.asarray(temperatures, dtype=np.float64).reshape(-1, 2).T
         if len(at) < 2 or at[0] != 0 or at[-1] != 1 or (np.diff(at) <= 0).any() or not (values > 0).all():
             raise ParameterError(f"temperatures = {tuple(temperatures)}"[:100],
@@ -199,7 +200,8 @@ def _check_search(net: SlimmableNet, space: SearchSpace, batch_size: int, window
 # -- subnets of the platforms ----------------------------------------------------------------------------
 
 
-def platform_subnets(unary: np.ndarray, space: SearchSpace, trellis: Trellis, budgets: Sequence[float],
+@checked
+def platform_subnets(unary: Array, space: SearchSpace, trellis: Trellis, budgets: Array,
                      search: Callable[..., list[BestPath]] = best_under) -> tuple[list[Subnet], list[BestPath]]:
     """Return the best subnet within each budget, and the paths that prove it.
 
@@ -226,8 +228,9 @@ class PlatformSandwich(Stateless):
     their gamma. Raises ParameterError for fewer than two subnets or bad weights.
     """
 
-    def __init__(self, named: dict[str, Subnet], weights: Sequence[float] | None = None, *, dropout: float = 0.6,
-                 target: str = "labels", seed: int = 0):
+    @checked
+    def __init__(self, named: Mapping[str | float, Subnet], weights: Array | None = None, *, dropout: Below1 = 0.6,
+                 target: Literal["labels", "teacher", "ensemble"] = "labels", seed: Seed = 0):
         if len(named) < 2:
             raise ParameterError(f"{len(named)} platforms", "a sandwich has two ends", "Give at least two subnets.")
         self.passes = [Pass(subnet, target, name=name) for name, subnet in named.items()]

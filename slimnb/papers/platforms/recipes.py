@@ -17,6 +17,7 @@ from slimnb.papers.platforms.method import PlatformSandwich, SmoothedViterbi, Wi
 from slimnb.papers.slimmable.method import InplaceDistillation, Switches
 from slimnb.papers.slimmable.recipes import SMALL, SMOKE
 from slimnb.rng import rng_at
+from slimnb.rules import Amount, Count, Whole
 from slimnb.runs.store import RunStore, code_fingerprint
 from slimnb.search.random_paths import random_under
 from slimnb.search.trellis import Trellis
@@ -41,10 +42,10 @@ class PlatformRecipe(Recipe):
     source: str = ""  # where the platforms' widths come from: "Slim", "OWS", "AOWS" or "Random"
     searched_for: str | None = None  # row of Table 1 that AOWS's search drew platforms by
     sampled_for: str | None = None  # row of Table 1 that the retraining draws platforms by
-    weights: tuple[float, ...] | None = None  # that row
-    budgets: tuple[int, ...] | None = None  # MACs of the seven platforms, for AOWS
-    window: int | None = None  # losses that a moving mean of the search holds
-    refresh: int | None = None  # steps between two runs of smoothed Viterbi
+    weights: tuple[Amount, ...] | None = None  # that row
+    budgets: tuple[Whole, ...] | None = None  # MACs of the seven platforms, for AOWS
+    window: Count | None = None  # losses that a moving mean of the search holds
+    refresh: Count | None = None  # steps between two runs of smoothed Viterbi
     distil: bool | None = None  # retraining: all but the largest learn from it instead of the labels
 
     def sampler_and_objective(self, net: SlimmableNet, steps: int,

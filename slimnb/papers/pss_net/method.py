@@ -11,11 +11,12 @@ import torch
 import torch.distributed as dist
 from torch import Tensor
 
-from slimnb.errors import SearchError, StoreError
+from slimnb.errors import StoreError
 from slimnb.nets.base import SlimmableNet
 from slimnb.papers.pss_net.pools import Pool, Target, entries_of, fill_, pack_entries, unpack_entries
 from slimnb.papers.slimmable.method import Draw, Sandwich, any_of
 from slimnb.rng import rng_at
+from slimnb.rules import Below1, Count, Portion, Seed, Whole, checked
 from slimnb.subnet import Subnet
 from slimnb.train.loop import average_
 from slimnb.train.protocols import Outcome, Pass
@@ -42,15 +43,13 @@ class PrioritizedSubnetSampling:
     The metric is minus the mean cross-entropy of the middle pass itself, before the update. The released code computes
     the same number in a forward pass of its own, which is left out. (The training loss, which the text names, is a
     divergence from the teacher.) It reaches the pool a step late, so that nothing waits for the device; with several
-    ranks it is their mean. Raises SearchError for p_end or eta_end outside (0, 1], and as `Pool` does.
+    ranks it is their mean. Raises ParameterError for p_end or eta_end outside (0, 1], and as `Pool` does.
     """
 
-    def __init__(self, net: SlimmableNet, targets: Sequence[Target], smallest: Subnet, steps: int, epochs: int, *,
-                 pool_size: int = 50, p_end: float = 0.01, eta_end: float = 0.01, momentum: float = 0.9,
-                 seed: int = 0):
-        for name, value in (("p_end", p_end), ("eta_end", eta_end)):
-            if not 0 < value <= 1:
-                raise SearchError(f"{name} = {value!r}"[:60], "it is > 0 and at most 1", f"Set {name}=0.01.")
+    @checked
+    def __init__(self, net: SlimmableNet, targets: Sequence[Target], smallest: Subnet, steps: Count, epochs: Count, *,
+                 pool_size: Count = 50, p_end: Portion = 0.01, eta_end: Portion = 0.01, momentum: Below1 = 0.9,
+                 seed: Seed = 0):
         self.targets = list(targets)
         self.pools = [Pool(min(pool_size, target.size), momentum) for target in self.targets]
         self.steps, self.epochs, self.p_end, self.eta_end, self.seed = steps, epochs, p_end, eta_end, seed
@@ -147,8 +146,9 @@ def towards_host(value: Tensor) -> Callable[[], float]:
 class ReducedSandwich(Sandwich):
     """The sandwich rule, but from step `since` on random subnets are drawn from `kept` alone (Fig. 1)."""
 
-    def __init__(self, largest: Subnet, smallest: Subnet, draw: Draw, n_random: int = 1, seed: int = 0, *,
-                 kept: Sequence[Subnet], since: int):
+    @checked
+    def __init__(self, largest: Subnet, smallest: Subnet, draw: Draw, n_random: Whole = 1, seed: Seed = 0, *,
+                 kept: Sequence[Subnet], since: Whole):
         super().__init__(largest, smallest, draw, n_random, seed)
         self.reduced, self.since = Sandwich(largest, smallest, any_of(kept), n_random, seed), since
 

@@ -11,8 +11,9 @@ import torch
 from scipy.special import softmax
 from torch import Tensor
 
-from slimnb.errors import SearchError, SlimnbError, StoreError
+from slimnb.errors import ParameterError, SearchError, SlimnbError, StoreError
 from slimnb.papers.pss_net.structures import Buckets, Resource
+from slimnb.rules import Below1, Count, checked
 from slimnb.search.random_paths import cumulative
 from slimnb.subnet import Subnet
 
@@ -97,11 +98,8 @@ class Pool:
     a momentum outside [0, 1).
     """
 
-    def __init__(self, size: int = 50, momentum: float = 0.9):
-        if isinstance(size, bool) or not isinstance(size, int) or size < 1:
-            raise SearchError(f"a pool of {size!r} subnets"[:60], "it holds at least one", "Set pool_size=50.")
-        if not 0 <= momentum < 1:
-            raise SearchError(f"momentum = {momentum!r}"[:60], "it lies in [0, 1)", "Set momentum=0.9.")
+    @checked
+    def __init__(self, size: Count = 50, momentum: Below1 = 0.9):
         self.size, self.momentum = size, momentum
         self.metrics: dict[Subnet, float] = {}  # in order of entry
         self.since: dict[Subnet, int] = {}  # step of entry
@@ -142,6 +140,8 @@ class Pool:
         """Draw a subnet with probability softmax(metric / `eta`) (Eq. 6). Raises SearchError if it is empty."""
         if not self.metrics:
             raise SearchError("a draw from a pool", "it is empty", "Draw from the space until it is full.")
+        if not 0 < eta <= 1:
+            raise ParameterError(f"eta = {eta!r}"[:60], "it is above 0 and at most 1", "Set eta_end=0.01.")
         metrics = np.fromiter(self.metrics.values(), float)
         p = softmax((metrics - metrics.max()) / eta)  # the maximum goes first: m / .01 overflows
         return list(self.metrics)[np.searchsorted(cumulative(p), rng.random(), side="right")]

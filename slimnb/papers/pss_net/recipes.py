@@ -4,9 +4,11 @@ from __future__ import annotations
 
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, replace
+from typing import Annotated
 
 import numpy as np
 import torch
+from annotated_types import Interval
 
 from slimnb import plugins
 from slimnb.cost.table import macs_function
@@ -20,6 +22,7 @@ from slimnb.papers.pss_net.structures import RESOLUTIONS, Buckets, Resource, Str
 from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich, Switches, any_width
 from slimnb.papers.slimmable.recipes import FULL, SMALL, SMOKE
 from slimnb.rng import rng_at
+from slimnb.rules import Count, Pixels, Share, Whole
 from slimnb.runs.store import RunStore, code_fingerprint
 from slimnb.subnet import Subnet
 from slimnb.train.experiment import Context, Result, once
@@ -40,17 +43,17 @@ class StructureRecipe(Recipe):
     Widths go down to the least of `train_mults`, which are those of uniform subnets.
     """
 
-    resolutions: tuple[int, ...] = ()  # input sides, pixels
+    resolutions: tuple[Pixels, ...] = ()  # input sides, pixels
     buckets: tuple[tuple[str, float, float, float], ...] = ()  # resource, first and last target, step
     tables: tuple[str, ...] = ()  # runs that measured the latencies among these resources
-    samples: int = 100_000  # random structures that Eq. 4's marginals are taken of
+    samples: Count = 100_000  # random structures that Eq. 4's marginals are taken of
     source: str = "marginals"  # of new structures: "marginals" (Eq. 4), "chain" (exact), "uniform" widths
-    pool_size: int = 50
-    p_end: float = 0.01
-    eta_end: float = 0.01
-    top_k: int = 5  # subnets of each target that are calibrated and validated
+    pool_size: Count = 50
+    p_end: Share = 0.01
+    eta_end: Annotated[float, Interval(gt=0, le=1)] = 0.01
+    top_k: Count = 5  # subnets of each target that are calibrated and validated
     kept: tuple[tuple[str, tuple[int, ...], int], ...] = ()  # (name, widths, resolution) of given subnets
-    kept_from: int = 0  # epoch from which they alone are trained
+    kept_from: Whole = 0  # epoch from which they alone are trained
 
     @property
     def largest(self) -> float | tuple[int, ...]:

@@ -9,8 +9,9 @@ import numpy as np
 import pandas as pd
 from numpy.lib.stride_tricks import sliding_window_view
 
-from slimnb.errors import ParameterError, SearchError
+from slimnb.errors import SearchError
 from slimnb.papers.pss_net.structures import Buckets, Resource, StructureCosts
+from slimnb.rules import Count, checked
 from slimnb.search.random_paths import cumulative, inverse_cdf
 from slimnb.search.trellis import Trellis
 from slimnb.subnet import Subnet
@@ -100,12 +101,11 @@ class StructureDistribution(StructureSampler):
         self._cdf = histograms.cumsum(-1) / np.maximum(count, 1)[:, None, None]  # of whole numbers: ends in 1
 
     @classmethod
+    @checked
     def fit(cls, costs: StructureCosts, buckets: Buckets, rng: np.random.Generator,
-            n: int = 100_000) -> StructureDistribution:
+            n: Count = 100_000) -> StructureDistribution:
         """Fit it to `n` structures of the prior. Raises SearchError if a target lies outside of all costs."""
         buckets.check(costs)
-        if n < 1:
-            raise ParameterError(f"n = {n}", "at least one structure is drawn", "Set n=100_000.")
         index = costs.structures.draw(rng, n)
         bucket = buckets.index(costs.cost(index))
         index, bucket = index[bucket >= 0], bucket[bucket >= 0]
@@ -131,7 +131,8 @@ class ExactDistribution(StructureSampler):
     `mass` (T,) is the probability under the prior of what is proposed; times the acceptance it is that of the bucket.
     """
 
-    def __init__(self, costs: StructureCosts, buckets: Buckets, bins: int = 64):
+    @checked
+    def __init__(self, costs: StructureCosts, buckets: Buckets, bins: Count = 64):
         """Sum the probabilities. Raises SearchError if a target lies outside of all costs."""
         buckets.check(costs)
         self.costs, self.buckets, bin_ = costs, buckets, buckets.step / bins
@@ -213,8 +214,9 @@ def _add(to_go: np.ndarray, following: np.ndarray, paid: np.ndarray, most: int) 
         to_go[:, :places] += sliding_window_view(padded, places)[most - cost]
 
 
+@checked
 def trials(marginal: StructureDistribution, exact: ExactDistribution, rng: np.random.Generator,
-           n: int = 4096) -> pd.DataFrame:
+           n: Count = 4096) -> pd.DataFrame:
     """Count, by bucket, the structures tried for each that is kept: from the prior, by eq. 4, and exactly.
 
     Columns are target, naive, eq4, exact; NaN where a sampler has no support. The last two are measured on `n`

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass
 from functools import cached_property
@@ -13,6 +12,7 @@ from slimnb.cost.latency import latency_tables
 from slimnb.cost.table import CostTable, Node, fold
 from slimnb.errors import ParameterError, SearchError
 from slimnb.nets.base import SlimmableNet
+from slimnb.rules import Count, Pixels, Positive, checked
 from slimnb.search.random_paths import cumulative
 from slimnb.search.trellis import Trellis
 from slimnb.subnet import SearchSpace, Subnet
@@ -67,8 +67,9 @@ class Structures:
         return [Subnet(tuple(widths), resolution=side) for widths, side in rows]
 
 
-def structure_space(net: SlimmableNet, lower: float = 0.75, resolutions: Sequence[int] = (),
-                    upper: float = 1.0) -> Structures:
+@checked
+def structure_space(net: SlimmableNet, lower: Positive = 0.75, resolutions: Sequence[Pixels] = (),
+                    upper: Positive = 1.0) -> Structures:
     """Return the structures of PSS-Net: a width multiplier from `lower` to `upper` per stage, and a resolution.
 
     In MobileNetV1 every layer is a stage. A multiplier is drawn uniformly and rounded to three decimals, and the net
@@ -78,8 +79,8 @@ def structure_space(net: SlimmableNet, lower: float = 0.75, resolutions: Sequenc
     """
     default = RESOLUTIONS[net.input_size]
     resolutions, step = tuple(resolutions) or default, default[1] - default[0]
-    bounds = [round(1000 * bound) if math.isfinite(bound) else 0 for bound in (lower, upper)]
-    if [bound / 1000 for bound in bounds] != [lower, upper] or not 0 < lower <= upper:
+    bounds = [round(1000 * bound) for bound in (lower, upper)]
+    if [bound / 1000 for bound in bounds] != [lower, upper] or lower > upper:
         raise SearchError(f"lower = {lower}, upper = {upper}",
                           "multipliers are > 0, ascending and have at most three decimals",
                           "Set lower=0.75, upper=1.0.")
@@ -115,6 +116,7 @@ class Resource:
     tables: Mapping[int, CostTable]  # by input side, pixels
 
     @classmethod
+    @checked
     def macs(cls, net: SlimmableNet, structures: Structures, convention: str = "B") -> Resource:
         """Count exact MACs of one image by one of `CONVENTIONS`; PSS-Net counts by B."""
         tables = {side: CostTable.macs(net, structures.space, convention, side)
@@ -122,7 +124,8 @@ class Resource:
         return cls("MACs", "MACs", tables)
 
     @classmethod
-    def latency(cls, net: SlimmableNet, structures: Structures, batch: int = 1, *, rounds: int = 5,
+    @checked
+    def latency(cls, net: SlimmableNet, structures: Structures, batch: Count = 1, *, rounds: Count = 5,
                 progress: Callable[[int, int], None] | None = None) -> Resource:
         """Measure milliseconds of a batch on the net's device, by `latency_tables`."""
         tables = latency_tables(net, structures.space, structures.space.resolutions, batch, rounds=rounds,
@@ -192,6 +195,7 @@ class StructureCosts:
     chains: tuple[Trellis, ...]  # of the resolutions
 
     @classmethod
+    @checked
     def of(cls, structures: Structures, resource: Resource) -> StructureCosts:
         """Fold the tables onto the groups. Raises SearchError if groups form no chain or a table lacks a choice."""
         chains = [Trellis.of(_chain(resource.table(side), structures)) for side in structures.space.resolutions]
@@ -261,6 +265,7 @@ def _places(table: CostTable, node: Node, structures: Structures) -> np.ndarray:
 
 
 @dataclass(frozen=True)
+@checked
 class Buckets:
     """Targets from `start` to `stop` in steps of `step`, in the unit of the costs.
 
@@ -271,18 +276,18 @@ class Buckets:
 
     start: float
     stop: float
-    step: float
+    step: Positive
 
     def __post_init__(self):
         text = f"buckets from {self.start:,g} to {self.stop:,g} by {self.step:,g}"
-        if not (math.isfinite(self.start + self.stop) and 0 < self.step < math.inf and self.start <= self.stop):
-            raise SearchError(text, "they are finite numbers, start <= stop, step > 0",
-                              "Set e.g. Buckets(110e6, 570e6, 10e6).")
+        if self.start > self.stop:
+            raise SearchError(text, "start <= stop", "Set e.g. Buckets(110e6, 570e6, 10e6).")
         if not len(self):
             raise SearchError(text, "without the two ends no target is left", "Set a smaller step.")
 
     @classmethod
-    def spanning(cls, costs: StructureCosts, step: float) -> Buckets:
+    @checked
+    def spanning(cls, costs: StructureCosts, step: Positive) -> Buckets:
         """Return buckets from the least to the greatest cost, both rounded to a multiple of `step`, as in the paper."""
         start, stop = (round(cost / step) * step for cost in (costs.cheapest, costs.dearest))
         return cls(start, stop, step)

@@ -2,7 +2,8 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
+from typing import Literal
 
 import numpy as np
 import torch.nn.functional as F
@@ -11,6 +12,7 @@ from torch import Tensor
 from slimnb.errors import ParameterError
 from slimnb.nets.base import SlimmableNet
 from slimnb.rng import rng_at
+from slimnb.rules import Below1, Mult, Pixels, Positive, Seed, Share, Some, Whole, checked
 from slimnb.subnet import Subnet
 from slimnb.train.protocols import Outcome, Pass
 
@@ -38,7 +40,8 @@ class Switches(Stateless):
     With one subnet it trains a plain net. Only the largest has `dropout`.
     """
 
-    def __init__(self, named: dict[str, Subnet], dropout: float = 0.0):
+    @checked
+    def __init__(self, named: Mapping[str | float, Subnet], dropout: Below1 = 0.0):
         if not named:
             raise ParameterError("no subnets", "at least one is trained",
                                  "Give e.g. {'1.0x': net.largest}.")
@@ -62,8 +65,9 @@ class Sandwich(Stateless):
     from: "teacher" or "labels".
     """
 
-    def __init__(self, largest: Subnet, smallest: Subnet, draw: Draw, n_random: int = 2, seed: int = 0,
-                 dropout: float = 0.0, target: str = "teacher"):
+    @checked
+    def __init__(self, largest: Subnet, smallest: Subnet, draw: Draw, n_random: Whole = 2, seed: Seed = 0,
+                 dropout: Below1 = 0.0, target: Literal["labels", "teacher", "ensemble"] = "teacher"):
         self.draw, self.n_random, self.seed = draw, n_random, seed
         self.largest = Pass(largest, name="largest", dropout=dropout)
         self.smallest = Pass(smallest, target=target, name="smallest")
@@ -82,7 +86,8 @@ class Sandwich(Stateless):
 class Uniform(Stateless):
     """Trains the largest and one random subnet in every step, both from the labels, without a teacher."""
 
-    def __init__(self, largest: Subnet, draw: Draw, seed: int = 0):
+    @checked
+    def __init__(self, largest: Subnet, draw: Draw, seed: Seed = 0):
         self.largest, self.draw, self.seed = Pass(largest, name="largest"), draw, seed
 
     def subnets(self) -> list[Subnet]:
@@ -94,13 +99,15 @@ class Uniform(Stateless):
         return [self.largest, Pass(self.draw(rng_at(self.seed, "uniform", step)), name="random")]
 
 
-def any_of(subnets: Sequence[Subnet]) -> Draw:
+@checked
+def any_of(subnets: Some[Subnet]) -> Draw:
     """Return a function that draws one of `subnets`; equal ones count once."""
     subnets = list(dict.fromkeys(subnets))
     return lambda rng: subnets[rng.integers(len(subnets))]
 
 
-def any_width(net: SlimmableNet, mults: Sequence[float], resolutions: Sequence[int | None] = (None,)) -> Draw:
+@checked
+def any_width(net: SlimmableNet, mults: Some[Mult], resolutions: Some[Pixels | None] = (None,)) -> Draw:
     """Return a function that draws one of the uniform-width subnets at `mults`, at any of `resolutions` (MutualNet)."""
     return any_of([net.uniform(mult, side) for side in resolutions for mult in mults])
 
@@ -113,7 +120,8 @@ class InplaceDistillation:
     smoothed by `smoothing`.
     """
 
-    def __init__(self, temperature: float = 1.0, alpha: float = 1.0, smoothing: float | None = None):
+    @checked
+    def __init__(self, temperature: Positive = 1.0, alpha: Share = 1.0, smoothing: Below1 | None = None):
         self.temperature, self.alpha, self.smoothing = temperature, alpha, smoothing
         self.teacher: Tensor | None = None  # (B, classes) probabilities
 

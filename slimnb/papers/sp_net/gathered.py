@@ -20,6 +20,7 @@ from slimnb.nets.vgg import VGG
 from slimnb.nn.layers import SlimmableConv2d, SlimmableLinear
 from slimnb.nn.norm import SwitchableBatchNorm2d
 from slimnb.papers.sp_net.pruning import gammas, importance_order, prune
+from slimnb.rules import checked
 from slimnb.runs.store import RunStore, code_fingerprint
 from slimnb.subnet import Subnet
 from slimnb.train.calibrate import calibrate_bn
@@ -141,6 +142,7 @@ def _timed(name: str, kind: type[SlimmableNet], widths: tuple[float, ...], round
 
 
 @torch.no_grad()
+@checked
 def random_gammas_(net: SlimmableNet) -> None:
     """Set all gammas to random sizes > 0 that differ from layer to layer, in place of training."""
     rng = np.random.default_rng(0)

@@ -5,7 +5,6 @@
 
 from __future__ import annotations
 
-import math
 from dataclasses import replace
 
 import torch
@@ -13,6 +12,7 @@ import torch
 from slimnb.errors import ParameterError
 from slimnb.nets.base import SlimmableNet
 from slimnb.papers.slimmable.method import Switches
+from slimnb.rules import Amount, checked
 from slimnb.subnet import Subnet
 
 
@@ -24,10 +24,8 @@ class Sparsity:
     it.
     """
 
-    def __init__(self, strength: float):
-        if isinstance(strength, bool) or not isinstance(strength, (int, float)) or not 0 <= strength < math.inf:
-            raise ParameterError(f"strength = {strength!r}"[:60], "it is a finite number >= 0",
-                                 "Set e.g. 1e-4.")
+    @checked
+    def __init__(self, strength: Amount):
         self.strength = strength
 
     @torch.no_grad()
@@ -47,7 +45,8 @@ class EmbeddedSwitches(Switches):
     It is SP-Net's algorithm 2; use it with `InplaceDistillation(temperature, alpha=0.9)`.
     """
 
-    def __init__(self, largest: Subnet, embedded: dict[str, Subnet]):
+    @checked
+    def __init__(self, largest: Subnet, embedded: dict[str | float, Subnet]):
         super().__init__({"largest": largest} | embedded)
         teacher, *pupils = self.passes
         self.passes = [teacher, *(replace(a_pass, target="teacher") for a_pass in pupils)]

@@ -21,6 +21,7 @@ from slimnb.nets.base import SlimmableNet
 from slimnb.nets.sorting import embed_
 from slimnb.nn.norm import PRIVATE
 from slimnb.nn.zero_padding import ENDS, MATCH, SHORTCUT, leader, streams
+from slimnb.rules import Pixels, checked
 from slimnb.subnet import Subnet
 
 Scores = list[np.ndarray]
@@ -30,6 +31,7 @@ the depthwise layers over them. Row 0 says what is kept; the threshold is taken 
 Score = Callable[[SlimmableNet], Scores]
 
 
+@checked
 def gammas(net: SlimmableNet) -> Scores:
     """Score channels by |gamma| of every norm layer (network slimming: Liu et al. 2017).
 
@@ -40,6 +42,7 @@ def gammas(net: SlimmableNet) -> Scores:
                       for name in unit.norms]) for unit in net.channel_units()]
 
 
+@checked
 def filter_norms(net: SlimmableNet) -> Scores:
     """Score channels by the L1 norm of every filter (Li et al. 2017).
 
@@ -53,12 +56,14 @@ SCORES = {"gammas": gammas, "filter norms": filter_norms}
 """The scores that a recipe may name."""
 
 
+@checked
 def importance_order(scores: Scores) -> list[np.ndarray]:
     """Return the channel numbers of every unit, most important first; equal ones keep their order."""
     return [np.argsort(-unit[0], kind="stable") for unit in scores]
 
 
-def embed_counts_(net: SlimmableNet, counts: Mapping[str, Sequence[int]], padding: str = MATCH,
+@checked
+def embed_counts_(net: SlimmableNet, counts: Mapping[str | float, Sequence[int]], padding: str = MATCH,
                   score: Score = gammas) -> dict[str, Subnet]:
     """Embed `counts` with the channels in order of the net's own scores, whichever base the counts come from."""
     return embed_(net, importance_order(score(net)), counts, padding)
@@ -82,9 +87,10 @@ class Pruned:
         return 1 - self.macs / self.target
 
 
+@checked
 def prune(base: SlimmableNet, target: float, *, score: Score = gammas, within: Subnet | None = None,
           into: SlimmableNet | None = None, padding: str = MATCH, convention: str = "A",
-          resolution: int | None = None) -> Pruned:
+          resolution: Pixels | None = None) -> Pruned:
     """Keep the most channels of `base` that one threshold over all its scores leaves for at most `target` MACs.
 
     A unit keeps the channels that score above the threshold, and at least a tenth of its channels; a twentieth where

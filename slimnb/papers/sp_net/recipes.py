@@ -14,6 +14,7 @@ from slimnb.papers.slimmable.method import InplaceDistillation, Switches
 from slimnb.papers.slimmable.recipes import SMALL, SMOKE
 from slimnb.papers.sp_net.method import EmbeddedSwitches, Sparsity
 from slimnb.papers.sp_net.pruning import SCORES, embed_counts_, prune
+from slimnb.rules import Amount, Channels, Share
 from slimnb.runs.store import RunStore, code_fingerprint
 from slimnb.subnet import Subnet
 from slimnb.train.experiment import Context, Result, once, trained
@@ -30,13 +31,13 @@ BASE, TUNED = "Base", "Slimming alone"
 class PrunedRecipe(Recipe):
     """Trains fixed subnets from the labels (method "switches") or from the supernet (method "embedded")."""
 
-    supernet: tuple[int, ...] | None = None  # channels of the net that `subnets` are embedded in
+    supernet: tuple[Channels, ...] | None = None  # channels of the net that `subnets` are embedded in
     padding: str | None = None  # of `slimnb.nets.sorting.embed_`, with `start`
     score: str | None = None  # one of `slimnb.papers.sp_net.pruning.SCORES`, by which channels are sorted, with `start`
     fresh: bool = False  # weights are drawn anew
-    first_gamma: float | None = None  # of every batch norm; None: as they are
-    sparsity: float = 0.0  # strength of network slimming's penalty
-    alpha: float = 1.0  # share of the supernet in what the others learn from
+    first_gamma: Amount | None = None  # of every batch norm; None: as they are
+    sparsity: Amount = 0.0  # strength of network slimming's penalty
+    alpha: Share = 1.0  # share of the supernet in what the others learn from
 
     @property
     def largest(self) -> float | tuple[int, ...]:

@@ -27,6 +27,7 @@ from slimnb.nn.layers import Selection, SlimmableConv2d
 from slimnb.nn.norm import GROUP, normalisation
 from slimnb.papers.ds_net.detection.batches import Targets
 from slimnb.papers.ds_net.detection.scenes import check_targets
+from slimnb.rules import Amount, Channels, Classes, Pixels, Positive, Seed, Share, Some, Whole, checked
 from slimnb.subnet import Subnet
 from slimnb.train.protocols import Pass
 from slimnb.train.state import load_first_channels_
@@ -52,9 +53,10 @@ class Detector(SlimmableNet):
     blocks and for a pyramid that does not fit.
     """
 
-    def __init__(self, backbone: SlimmableNet, num_classes: int, side: int = 300, *, taps: Sequence[int] = TAPS,
-                 channels: int = 256, pyramid: Sequence[int] = PYRAMID, scales: Sequence[float] = SCALES,
-                 ratios: Sequence[Sequence[float]] = RATIOS, seed: int = 0, score_thresh: float = 0.01):
+    @checked
+    def __init__(self, backbone: SlimmableNet, num_classes: Classes, side: Pixels = 300, *, taps: Some[Whole] = TAPS,
+                 channels: Channels = 256, pyramid: Some[Channels] = PYRAMID, scales: Some[Positive] = SCALES,
+                 ratios: Some[Some[Positive]] = RATIOS, seed: Seed = 0, score_thresh: Share = 0.01):
         super().__init__(num_classes, backbone.input_size, backbone.bn, backbone.activation, seed)
         _check(backbone, taps, channels, pyramid, scales, ratios)
         self.input_size, self.taps, self.channels = side, tuple(taps), channels
@@ -218,6 +220,7 @@ def _check(backbone: SlimmableNet, taps: Sequence[int], channels: int, pyramid: 
                              "each level has one of both, and one scale follows the last", "Give as many.")
 
 
+@checked
 def detector_macs(net: Detector, subnet: Subnet) -> int:
     """Count the multiply-accumulates of convolutions and linear layers (convention A) for one image, by a trace."""
     tensors = {name: t.to("meta") for name, t in [*net.named_parameters(), *net.named_buffers()]}
@@ -239,7 +242,8 @@ class DetectionLoss:
     the mean over the batch is torchvision's sum. The second value is the part of the classes.
     """
 
-    def __init__(self, overlap: float = 0.5, negatives: float = 3.0):
+    @checked
+    def __init__(self, overlap: Share = 0.5, negatives: Amount = 3.0):
         self.overlap, self.negatives = overlap, negatives
         self.anchors: Tensor | None = None
         self.coder = None

@@ -22,6 +22,7 @@ from slimnb.papers.ds_net.detection.scenes import Scenes, generated
 from slimnb.papers.ds_net.detection.voc import load_voc
 from slimnb.papers.slimmable.method import Switches
 from slimnb.papers.slimmable.recipes import SMALL, SMOKE
+from slimnb.rules import Channels, Count, Pixels, Positive, Share, Some, Whole
 from slimnb.runs.store import RunStore
 from slimnb.subnet import Subnet
 from slimnb.train.calibrate import calibrate_bn
@@ -39,20 +40,20 @@ class DetectionRecipe(Recipe):
     The subnets are those of any recipe, or of a gated backbone its `paths`.
     """
 
-    side: int = 300  # of the scenes, pixels
-    taps: tuple[int, ...] = detector.TAPS  # this and what follows: see `Detector`
-    channels: int = 256
-    pyramid: tuple[int, ...] = detector.PYRAMID
-    scales: tuple[float, ...] = detector.SCALES
-    ratios: tuple[tuple[float, ...], ...] = detector.RATIOS
-    threshold: float = 0.01  # of scores that count as detections
+    side: Pixels = 300  # of the scenes, pixels
+    taps: Some[Whole] = detector.TAPS  # this and what follows: see `Detector`
+    channels: Channels = 256
+    pyramid: Some[Channels] = detector.PYRAMID
+    scales: Some[Positive] = detector.SCALES
+    ratios: Some[tuple[Positive, ...]] = detector.RATIOS
+    threshold: Share = 0.01  # of scores that count as detections
     crop: bool = False  # SSD's random crops while training
     paths: tuple[tuple[str, int], ...] | None = None  # (name, choice of every gate)
     variant: str | None = None  # of DSMobileNet, as what follows
     strides: tuple[int, ...] | None = None
     fixed: tuple[int, ...] | None = None
     grid: tuple[tuple[int, int, int], ...] | None = None
-    num_choices: int | None = None
+    num_choices: Count | None = None
 
     @property
     def largest(self) -> float | tuple[int, ...]:

@@ -16,6 +16,7 @@ from slimnb.data.datasets import _moments
 from slimnb.data.synthetic import CLASS_NAMES, COLOUR_CUE, CONTRAST, NOISE
 from slimnb.errors import DataError, ParameterError
 from slimnb.rng import keyed_bits
+from slimnb.rules import Count, Pixels, Seed, Share, checked
 
 UNIT = synthetic.SIZE / 2
 """Pixels per unit of length of the drawing functions."""
@@ -148,7 +149,8 @@ def check(split: SceneSplit, classes: int, where: str) -> None:
 # -- generated scenes ------------------------------------------------------------------------------------
 
 
-def generated(train: int = 600, test: int = 200, side: int = 64, seed: int = 0, hardest: float = 0.5) -> Scenes:
+@checked
+def generated(train: Count = 600, test: Count = 200, side: Pixels = 64, seed: Seed = 0, hardest: Share = 0.5) -> Scenes:
     """Generate a set of textured shapes in ten classes; no scene exceeds the difficulty `hardest`.
 
     800 scenes of 64 pixels take a second. Raises ParameterError for numbers out of range.
