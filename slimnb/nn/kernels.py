@@ -1,4 +1,4 @@
-"""Batch norm and activation in one go for training on the CPU, compiled where SLIMNB_KERNELS=1 and a C compiler is found.
+"""Batch norm and activation in one go, for training on the CPU: compiled if SLIMNB_KERNELS=1 and there is a C compiler.
 
 PyTorch takes two to five times as long for them in channels_last, for it reads and writes every map several times.
 Compiling takes half a second in each process. Without a compiler PyTorch's functions are used, and a warning says so.

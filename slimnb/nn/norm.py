@@ -114,7 +114,7 @@ class SwitchableBatchNorm2d(nn.Module):
 
     def _synchronised(self, x: Tensor, weight: Tensor, bias: Tensor, slot: int,
                       momentum: float | None) -> Tensor:
-        c, n = x.shape[1], x.shape[0] * x.shape[2] * x.shape[3] * dist.get_world_size(self.group)
+        n = x.shape[0] * x.shape[2] * x.shape[3] * dist.get_world_size(self.group)
         wide = x if x.dtype == torch.float64 else x.float()
         mean = _SumOverRanks.apply(wide.sum((0, 2, 3)), self.group) / n
         # Second pass on centred values: E[x^2] - E[x]^2 loses all digits when the mean is large.
@@ -163,7 +163,8 @@ class SlimmableGroupNorm(nn.Module):
                                  f"Use {max(1, c // self.channels_per_group) * self.channels_per_group}.")
         dtype = x.dtype
         groups = c // self.channels_per_group
-        return ACTIVATIONS[activation](group_norm(x, groups, self.weight[:c].to(dtype), self.bias[:c].to(dtype), self.eps))
+        weight, bias = self.weight[:c].to(dtype), self.bias[:c].to(dtype)
+        return ACTIVATIONS[activation](group_norm(x, groups, weight, bias, self.eps))
 
     def extract(self, s: Selection) -> nn.GroupNorm:
         """Copy the selected channels into a plain `nn.GroupNorm`."""

@@ -1,4 +1,4 @@
-"""Compiled batch norm and activation: outputs, gradients and statistics of PyTorch's functions, or PyTorch's themselves."""
+"""Compiled batch norm and activation have the outputs, gradients and statistics of PyTorch's functions."""
 
 import os
 import shutil
