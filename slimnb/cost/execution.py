@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable
+from dataclasses import replace
 from functools import partial
 
 import torch
@@ -28,9 +29,7 @@ def execution_modes(net: SlimmableNet, subnet: Subnet, x: Tensor) -> dict[str, C
 
     Both subnets need statistics. Raises NumericsError without them.
     """
-    masks = Masks(tuple((torch.arange(most, device=x.device) < width).float()[None]
-                        for width, most in zip(subnet.widths, net.largest.widths, strict=True)),
-                  net.slot_of(subnet), resolution=subnet.resolution)
+    masks = replace(net.masks(torch.tensor([subnet.widths]), [subnet]), slot=net.slot_of(subnet))  # one row for all
     image = x.contiguous(memory_format=torch.channels_last)
     return {"full": partial(_in_eval, net, image, net.largest), "mask": partial(_in_eval, net, image, masks),
             "index": partial(indexed(net, subnet), image), "slice": partial(_in_eval, net, image, subnet),
@@ -54,10 +53,14 @@ def _in_eval(net: SlimmableNet, x: Tensor, route: Subnet | Masks) -> Tensor:
 
 
 def indexed(net: SlimmableNet, subnet: Subnet) -> nn.Module:
-    """Return `net.extract(subnet)`, except that its layers gather the supernet's weights by index at each call."""
+    """Return `net.extract(subnet)`, whose convolutions, batch norms and classifier gather weights at each call.
+
+    They gather the supernet's by index.
+    """
     plain = net.extract(subnet)
     s = net.select(subnet, statistics="slot")
-    wide = [m for m in net.modules() if isinstance(m, (SlimmableConv2d, SwitchableBatchNorm2d))]
+    layers = (m for m in net.modules() if isinstance(m, (SlimmableConv2d, SwitchableBatchNorm2d)))
+    wide = [m for m in layers if s.widths[m.unit]]  # blocks of width 0 are not extracted
     thin = [name for name, m in plain.named_modules() if isinstance(m, (nn.Conv2d, nn.BatchNorm2d))]
     for source, name in zip(wide, thin, strict=True):
         kind = IndexedConv2d if isinstance(source, SlimmableConv2d) else IndexedBatchNorm2d
@@ -76,7 +79,7 @@ class IndexedConv2d(nn.Module):
 
     def __init__(self, source: SlimmableConv2d, s: Selection):
         super().__init__()
-        self.source = source
+        self.source, self.selection = source, s
         inputs = source.input_width(s)
         self.out_index = _numbers(inputs if source.depthwise else s.widths[source.unit], source.weight)
         self.in_index = _numbers(inputs, source.weight)
@@ -87,7 +90,8 @@ class IndexedConv2d(nn.Module):
         if not source.depthwise:
             weight = weight.index_select(1, self.in_index)
         groups = len(self.in_index) if source.depthwise else 1
-        return F.conv2d(x, weight, None, source.stride, source.kernel // 2, 1, groups)
+        weight = source.filters(self.selection, weight)
+        return F.conv2d(x, weight, None, source.stride, weight.shape[-1] // 2, 1, groups)
 
 
 class IndexedBatchNorm2d(nn.Module):

@@ -14,6 +14,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.func import functional_call
 
+from slimnb.cost.macs import IMAGES
 from slimnb.cost.table import CostTable, Node, fold, node_choices, node_of, refuse_padded
 from slimnb.errors import ParameterError
 from slimnb.nets.base import SlimmableNet
@@ -119,7 +120,7 @@ def latency_tables(net: SlimmableNet, space: SearchSpace, resolutions: Sequence[
     choices: dict[Node, np.ndarray] = {}
     places: list[tuple[int, tuple[Node, Node], tuple[int, int], Layer]] = []
     for side in resolutions:
-        for module, height, width in _traced(net, batch, side):
+        for module, height, width in _traced(net, side):
             ends = _ends(module)
             for node in ends:
                 choices.setdefault(node, node_choices(space, node))
@@ -153,7 +154,7 @@ class Layer:
         return isinstance(other, Layer) and self.shape == other.shape
 
 
-def _traced(net: SlimmableNet, batch: int, side: int) -> Iterator[tuple[nn.Module, int, int]]:
+def _traced(net: SlimmableNet, side: int) -> Iterator[tuple[nn.Module, int, int]]:
     """Every layer of the largest subnet with the height and width of its input (of a join: its output)."""
     traced: list[tuple[nn.Module, int, int]] = []
 
@@ -168,8 +169,8 @@ def _traced(net: SlimmableNet, batch: int, side: int) -> Iterator[tuple[nn.Modul
     hooks = [m.register_forward_hook(note) for m in layers] + [net.features.register_forward_hook(note_head)]
     tensors = {name: t.to("meta") for name, t in [*net.named_parameters(), *net.named_buffers()]}
     try:
-        image = torch.empty(batch, 3, side, side, device="meta")
-        functional_call(net, tensors, (image, net.largest), {"statistics": "batch"})
+        images = torch.empty(IMAGES, 3, side, side, device="meta")
+        functional_call(net, tensors, (images, net.largest), {"statistics": "batch"})
     finally:
         for hook in hooks:
             hook.remove()

@@ -31,6 +31,7 @@ CONVENTIONS = {
 """What each counting convention includes; the papers print MACs by all four (A: SP-Net's mobile nets,
 Multi-platform, DepS; B: US-Net, PSS-Net; C: SP-Net's ResNet-50 and VGG; D: DS-Net)."""
 
+IMAGES = 2  # in a trace: of one on a map of 1 x 1, batch norm could not take a variance
 # FlopCounterMode counts two per multiply-accumulate, so everything else is counted double and halved with it.
 _PER_ELEMENT = {"norm": ((aten.native_batch_norm, aten.native_group_norm), 2),
                 "activation": ((aten.relu_, aten.relu, aten.hardtanh, aten.hardtanh_, aten.silu, aten.hardswish), 1),
@@ -74,19 +75,19 @@ def trace_macs(net: SlimmableNet, subnet: Subnet, resolution: int | None = None,
     tensors = {name: t.to("meta") for name, t in [*net.named_parameters(), *net.named_buffers()]}
     counter = FlopCounterMode(display=False, custom_mapping=_MAPPING)
     with _ShapesOnly(), counter, torch.no_grad():
-        image = torch.empty(1, 3, side, side, device="meta")
-        functional_call(net, tensors, (image, subnet), {"statistics": "batch"})
+        images = torch.empty(IMAGES, 3, side, side, device="meta")
+        functional_call(net, tensors, (images, subnet), {"statistics": "batch"})
     root = type(net).__name__
     totals = {name.removeprefix(root).lstrip("."): counts
               for name, counts in counter.get_flop_counts().items() if name != "Global"}
-    own = {name: {op: flops // 2 for op, flops in counts.items()} for name, counts in totals.items()}
+    own = {name: {op: flops // (2 * IMAGES) for op, flops in counts.items()} for name, counts in totals.items()}
     for name, counts in totals.items():
         if name:
             parent = name.rpartition(".")[0]
             while parent not in own:  # a list of modules is never called itself
                 parent = parent.rpartition(".")[0]
             for op, flops in counts.items():
-                own[parent][op] -= flops // 2
+                own[parent][op] -= flops // (2 * IMAGES)
     return {name: _by_kind(net.get_submodule(name), counts) for name, counts in own.items()}
 
 

@@ -219,7 +219,12 @@ class SlimmableNet(Slots):
         each = tuple((torch.arange(most, device=device) < widths[:, unit, None]).float()
                      for unit, most in enumerate(self.largest.widths))
         slot = None if subnets is None else torch.tensor([self.slot_of(s) for s in subnets], device=device)
-        return Masks(each, slot)
+        sides = {subnet.resolution for subnet in subnets or ()} or {None}
+        if len(sides) > 1:
+            raise ParameterError(f"resolutions {', '.join(map(str, sides))} in one batch"[:60],
+                                 "masks give every sample its own widths and depths, not its own resolution",
+                                 "Run subnets with other resolutions one by one.")
+        return Masks(each, slot, resolution=sides.pop())
 
     # -- running -----------------------------------------------------------------------------------------
 
@@ -228,6 +233,10 @@ class SlimmableNet(Slots):
         """Say how one forward pass runs `route`: see `forward` for `momentum` and `statistics`."""
         batch = self.training if statistics == "auto" else statistics == "batch"
         if isinstance(route, Masks):
+            if [mask.shape[-1] for mask in route.widths] != list(self.largest.widths):
+                raise ParameterError(f"masks of {len(route.widths)} channel units",
+                                     f"{type(self).__name__} has one of (B, C) for each of its {len(self.unit_names)}",
+                                     "Make them with net.masks(widths).")
             if self.padding == ENDS:
                 raise ParameterError("masks in a net padded at the ends of its joins",
                                      "each width has joins of its own", "Run it subnet by subnet.")
@@ -237,6 +246,9 @@ class SlimmableNet(Slots):
                                     "Make them with net.masks(widths, subnets).")
             slot = 0 if batch else route.slot
             return Selection(route.widths, route.depths, route.kernels, slot, batch, resolution=route.resolution)
+        if not isinstance(route, Subnet):
+            raise ParameterError(f"a route of class {type(route).__name__[:40]}",
+                                 f"{type(self).__name__} runs a Subnet or Masks", "Make one with net.uniform(mult).")
         self.check(route)
         if not batch:
             slot = self.slot_of(route)
@@ -265,8 +277,12 @@ class SlimmableNet(Slots):
 
     def run(self, x: Tensor, s: Selection, dropout: float = 0.0, generator: torch.Generator | None = None) -> Tensor:
         """Run what `select` returned, without another check: x (B, 3, H, W) gives logits (B, num_classes) float32."""
-        x = resize(x, s.resolution)
-        x = F.adaptive_avg_pool2d(self.features(x, s), 1)
+        return self.classify(self.features(resize(x, s.resolution), s), s, dropout, generator)
+
+    def classify(self, x: Tensor, s: Selection, dropout: float = 0.0,
+                 generator: torch.Generator | None = None) -> Tensor | RoutedLogits:
+        """Run what comes behind `features`: x (B, C, H, W) gives logits (B, num_classes) float32."""
+        x = F.adaptive_avg_pool2d(x, 1)
         x = (x if self.mix is None else self.mix(x, s)).flatten(1)
         if dropout:
             keep = torch.empty_like(x).bernoulli_(1 - dropout, generator=generator)
@@ -280,13 +296,17 @@ class SlimmableNet(Slots):
         `torch.export` and `torch.compile` take it in one graph. Such a graph cannot check that statistics belong to
         the weights, so a net in eval mode checks it here, and raises NumericsError; other calls check every time.
         """
-        self.check(subnet)
-        if not self.training:
-            self.slot_of(subnet)
+        self.select(subnet, statistics="batch" if self.training else "slot")
         return BoundNet(self, subnet)
 
     def extract(self, subnet: Subnet) -> nn.Sequential:
-        """Copy the parameters and statistics of `subnet` into a stand-alone plain module in eval mode."""
+        """Copy the parameters and statistics of `subnet` into a stand-alone plain module in eval mode.
+
+        All that depends on shapes is decided here, so torch.fx, TorchScript and `torch.export` take it.
+        """
+        if not isinstance(subnet, Subnet):
+            raise ParameterError(f"extract of a route of class {type(subnet).__name__[:40]}",
+                                 "a plain module has one width", "Give a Subnet.")
         s = self.select(subnet, statistics="slot")
         head = [Resize(subnet.resolution)] if subnet.resolution else []
         mix = [] if self.mix is None else [self.mix.extract(s)]

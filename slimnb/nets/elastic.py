@@ -37,9 +37,9 @@ class ElasticDepthwise(SlimmableConv2d):
         self.kernels, self.block = kernels, block
         self.transforms = nn.ParameterList(torch.empty(k * k, k * k) for k in reversed(kernels[:-1]))
 
-    def filters(self, s: Selection, channels: int) -> Tensor:
-        """Return filters (channels, 1, k, k) of the selected size in the precision of the parameters."""
-        weight, kernel = self.weight[:channels], self.kernel_at(s)
+    def filters(self, s: Selection, weight: Tensor) -> Tensor:
+        """Return the filters (C, 1, k, k) of the selected size that rows (C, 1, K, K) of `self.weight` stand for."""
+        channels, kernel = len(weight), self.kernel_at(s)
         for (larger, smaller), matrix in zip(pairwise(reversed(self.kernels)), self.transforms, strict=True):
             if larger <= kernel:
                 break

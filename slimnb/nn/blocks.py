@@ -5,6 +5,7 @@ from __future__ import annotations
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from slimnb.errors import ParameterError
 from slimnb.nn.layers import ACTIVATIONS, PLAIN_ACTIVATIONS, Selection, SlimmableConv2d, join, join_ends, narrow
 from slimnb.nn.norm import normalisation
 
@@ -61,7 +62,10 @@ class MaxPool(nn.Module):
         self.kernel, self.stride, self.padding, self.sources = kernel, stride, padding, sources
 
     def forward(self, x: Tensor, s: Selection) -> Tensor:
-        """Map x (B, C, H, W) to (B, C, H / stride, W / stride)."""
+        """Map x (B, C, H, W) to (B, C, H / stride, W / stride); raises ParameterError if no window fits into x."""
+        if min(x.shape[2:]) + 2 * self.padding < self.kernel:
+            raise ParameterError(f"a map of {x.shape[2]} x {x.shape[3]} pixels for max-pooling",
+                                 f"its windows have {self.kernel} x {self.kernel}", "Use larger images or resolution.")
         return F.max_pool2d(x, self.kernel, self.stride, self.padding)
 
     def extract(self, s: Selection) -> nn.MaxPool2d:
@@ -90,31 +94,40 @@ class Residual(nn.Module):
         return ACTIVATIONS[self.activation](x)
 
     def extract(self, s: Selection) -> PlainResidual:
-        """Extract body and shortcut."""
-        shortcut = None if self.shortcut is None else self.shortcut.extract(s)
-        activation = PLAIN_ACTIVATIONS[self.activation]()
-        return PlainResidual(self.body.extract(s), shortcut, activation, s.reaching(self.sources) * s.ends)
+        """Extract body and shortcut; how wide each is gets decided here, not by the plain module."""
+        shortcut = nn.Identity() if self.shortcut is None else self.shortcut.extract(s)
+        widths, out = s.widths if s.ends else s.reach or s.widths, self.body[-1].unit
+        streams = tuple(u for u in self.sources if u != out)
+        most, short = s.reaching(self.sources), s.reaching(streams) if self.shortcut is None else widths[streams[0]]
+        before = (most - short) * s.ends
+        return PlainResidual(self.body.extract(s), shortcut, PLAIN_ACTIVATIONS[self.activation](),
+                             most - widths[out], before, most - short - before)
 
 
 class PlainResidual(nn.Module):
-    """Body and shortcut (None: the identity) of plain modules are added and activated.
+    """Body and shortcut, plain modules, are padded with zero channels to one width, added and activated.
 
-    With `ends` > 0 their sum has that many channels: the body's come first, the shortcut's last.
+    The body has `behind` of them after its own, the shortcut `before` its own and `after`.
     """
 
-    def __init__(self, body: nn.Module, shortcut: nn.Module | None, activation: nn.Module, ends: int = 0):
+    def __init__(self, body: nn.Module, shortcut: nn.Module, activation: nn.Module, behind: int, before: int,
+                 after: int):
         super().__init__()
-        self.body, self.shortcut, self.activation = body, shortcut or nn.Identity(), activation
-        self.ends = ends
+        self.body, self.shortcut, self.activation = body, shortcut, activation
+        self.behind, self.before, self.after = behind, before, after
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (B, I, H, W) to (B, O, H / stride, W / stride)."""
         body, shortcut = self.body(x), self.shortcut(x)
-        return self.activation(join_ends(body, shortcut, self.ends) if self.ends else join(body, shortcut))
+        if self.behind > 0:
+            body = F.pad(body, (0, 0, 0, 0, 0, self.behind))
+        if self.before + self.after > 0:
+            shortcut = F.pad(shortcut, (0, 0, 0, 0, self.before, self.after))
+        return self.activation(body + shortcut)
 
 
 class Resize(nn.Module):
-    """A layer that calls `resize`."""
+    """A layer that resizes as `resize` does, and asks for no size: at `resolution` that gives the pixels themselves."""
 
     def __init__(self, resolution: int):
         super().__init__()
@@ -122,11 +135,15 @@ class Resize(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """Map x (B, 3, H, W) to (B, 3, resolution, resolution)."""
-        return resize(x, self.resolution)
+        return _interpolate(x, self.resolution)
 
 
 def resize(x: Tensor, resolution: int | None) -> Tensor:
     """Bring x (B, 3, H, W) to `resolution` pixels a side, bilinearly with corners aligned; None leaves it as it is."""
     if resolution is None or x.shape[-2:] == (resolution, resolution):
         return x
+    return _interpolate(x, resolution)
+
+
+def _interpolate(x: Tensor, resolution: int) -> Tensor:
     return F.interpolate(x, size=(resolution, resolution), mode="bilinear", align_corners=True)

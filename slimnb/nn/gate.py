@@ -27,8 +27,8 @@ LEAST_HIDDEN = 32
 """Hidden width, at least, that DS-MBNet and DS-ResNet give a gate that chooses: a quarter of 16 channels would say
 little. In DS-EffNet the gate is the squeeze-and-excitation of its block, whose width is the net's."""
 
-DELTAS = {"tanh": lambda z: 1 + torch.tanh(z), "sigmoid": torch.sigmoid}
-"""Activations of the attention head: the paper's delta, and that of squeeze-and-excitation."""
+DELTAS = ("tanh", "sigmoid")
+"""Activations of the attention head: the paper's delta, 1 + tanh, and that of squeeze-and-excitation."""
 HEADS = ("one-hot", "scalar")
 
 
@@ -195,7 +195,7 @@ class Gate(nn.Module):
         """x (B, C, H, W) times the attention head's answer to `hidden` (B, d)."""
         c = x.shape[1]
         z = F.linear(hidden, self.attend_weight[:c].to(hidden.dtype), self.attend_bias[:c].to(hidden.dtype))
-        return x * DELTAS[self.delta](z)[:, :, None, None].to(x.dtype)
+        return x * _delta(z, self.delta)[:, :, None, None].to(x.dtype)
 
     def scores(self, hidden: Tensor, wide: int) -> Tensor:
         """(B, d) -> (B, wide) scores of the narrowest choices; (B, 1) of a scalar head."""
@@ -228,4 +228,9 @@ class PlainAttention(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """(B, C, H, W) -> the same shape."""
         hidden = F.relu(F.linear(x.mean((2, 3)), self.reduce_weight, self.reduce_bias))
-        return x * DELTAS[self.delta](F.linear(hidden, self.attend_weight, self.attend_bias))[:, :, None, None]
+        z = F.linear(hidden, self.attend_weight, self.attend_bias)
+        return x * _delta(z, self.delta)[:, :, None, None]
+
+
+def _delta(z: Tensor, kind: str) -> Tensor:
+    return torch.sigmoid(z) if kind == "sigmoid" else 1 + torch.tanh(z)

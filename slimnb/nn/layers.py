@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from torch.nn.utils import skip_init
 
-from slimnb.errors import ParameterError
+from slimnb.errors import DataError, ParameterError
 from slimnb.nn.repairs import conv2d, depthwise_conv2d, relu6
 from slimnb.subnet import Subnet, make_divisible
 
@@ -51,8 +51,9 @@ class Selection:
     resolution: int | None = None
 
     def reaching(self, units: tuple[int, ...], otherwise: int = 0) -> int:
-        """Return how many channels a layer reads that the channel units `units` feed; widths must be ints."""
-        return max(((self.reach or self.widths)[u] for u in units), default=otherwise)
+        """Return how many channels a layer reads that `units` feed: `otherwise` if there are none, or masks."""
+        widths = [(self.reach or self.widths)[u] for u in units]
+        return otherwise if any(isinstance(width, Tensor) for width in widths) else max(widths, default=otherwise)
 
 
 def narrow(x: Tensor, width: int | Tensor) -> Tensor:
@@ -106,12 +107,14 @@ class SlimmableConv2d(nn.Module):
     def forward(self, x: Tensor, s: Selection) -> Tensor:
         """Map x (B, I, H, W), I <= in_channels, to (B, O, H / stride, W / stride), where O is the selected width."""
         inputs = x.shape[1]
-        if inputs > self.in_channels:
+        if not self.sources:
+            self.check_images(x)
+        elif inputs > self.in_channels:
             raise ParameterError(f"{inputs} input channels for a convolution of {self.in_channels}",
                                  "a subnet is nowhere wider than its supernet", "Use widths within net.largest.")
         # Casting here, not by autocast: autocast caches casts of parameters but not of their slices.
         if self.depthwise:
-            return depthwise_conv2d(x, self.filters(s, inputs).to(x.dtype), self.stride)
+            return depthwise_conv2d(x, self.filters(s, self.weight[:inputs]).to(x.dtype), self.stride)
         width = s.widths[self.unit]
         outputs = width if isinstance(width, int) else self.out_channels
         return conv2d(x, self.weight[:outputs, :inputs].to(x.dtype), self.stride)
@@ -120,9 +123,16 @@ class SlimmableConv2d(nn.Module):
         """Return the side of the selected kernel in pixels."""
         return self.kernel
 
-    def filters(self, s: Selection, channels: int) -> Tensor:
-        """Return the first `channels` filters in the precision of the parameters."""
-        return self.weight[:channels]
+    def check_images(self, x: Tensor) -> None:
+        """Raise DataError unless x is (B, in_channels, H, W) of floats: a slice would take fewer channels unsaid."""
+        if x.dim() != 4 or x.shape[1] != self.in_channels or not x.is_floating_point():
+            raise DataError(f"images of shape {tuple(x.shape)}, {x.dtype}"[:90],
+                            f"this net reads (B, {self.in_channels}, H, W) in a float type",
+                            f"Convert them to {self.in_channels} channels, e.g. float32.")
+
+    def filters(self, s: Selection, weight: Tensor) -> Tensor:
+        """Return the filters of the selected size that rows of `self.weight` stand for, in their precision."""
+        return weight
 
     def input_width(self, s: Selection) -> int:
         """Return how many channels come to this layer; the widths of `s` must be ints."""
@@ -133,7 +143,7 @@ class SlimmableConv2d(nn.Module):
         inputs = self.input_width(s)
         outputs = inputs if self.depthwise else s.widths[self.unit]
         groups = inputs if self.depthwise else 1
-        weight = self.filters(s, outputs).detach()
+        weight = self.filters(s, self.weight[:outputs]).detach()
         kernel = weight.shape[-1]
         plain = _uninitialised(nn.Conv2d, self.weight, inputs, outputs, kernel, self.stride, kernel // 2,
                                groups=groups, bias=False)
@@ -151,7 +161,11 @@ class SlimmableLinear(nn.Module):
         self.bias = nn.Parameter(torch.zeros(out_features))
 
     def forward(self, x: Tensor, s: Selection | None = None) -> Tensor:
-        """Map x (B, I), I <= in_features, to (B, out_features)."""
+        """Map x (B, I) to (B, out_features); raises ParameterError unless I is the width that `s` selects."""
+        width = x.shape[1] if s is None else s.reaching(self.sources, self.in_features)
+        if x.shape[1] != width:
+            raise ParameterError(f"{x.shape[1]} features for a linear layer", f"its subnet has {width} there",
+                                 "Run the features of that subnet.")
         return F.linear(x, self.weight[:, : x.shape[1]].to(x.dtype), self.bias.to(x.dtype))
 
     def extract(self, s: Selection) -> nn.Linear:

@@ -7,7 +7,7 @@ import torch.distributed as dist
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slimnb.errors import ParameterError
+from slimnb.errors import NumericsError, ParameterError
 from slimnb.nn.kernels import NormAct, serves
 from slimnb.nn.layers import ACTIVATIONS, Selection, _uninitialised
 from slimnb.nn.repairs import group_norm
@@ -96,6 +96,8 @@ class SwitchableBatchNorm2d(nn.Module):
                                 eps=self.eps)
         if self.group is not None and not x.is_meta:  # a trace on the meta device has no other ranks
             return self._synchronised(x, weight, bias, slot, s.momentum)
+        if x.shape[0] * x.shape[2] * x.shape[3] == 1:
+            return self._of_one(x, weight, bias, slot, s.momentum)
         if s.momentum is None:
             return F.batch_norm(x, None, None, weight, bias, training=True, eps=self.eps)
         return F.batch_norm(x, self.running_mean[slot, :c], self.running_var[slot, :c], weight, bias,
@@ -112,9 +114,25 @@ class SwitchableBatchNorm2d(nn.Module):
         shift = affine(self.bias) - of_each(self.running_mean) * scale
         return x * scale[:, :, None, None].to(x.dtype) + shift[:, :, None, None].to(x.dtype)
 
+    def _of_one(self, x: Tensor, weight: Tensor, bias: Tensor, slot: int, momentum: float | None) -> Tensor:
+        """Normalise x (1, C, 1, 1) while calibrating: it adds to the mean, and takes its variance from batches before.
+
+        One value has no variance, so without batches before, and while training, that is a NumericsError.
+        """
+        c = x.shape[1]
+        if momentum is None or momentum >= 1 or torch.is_grad_enabled():
+            raise NumericsError(f"1 image on a map of 1 x 1 in channel unit {self.unit} ({c} channels)",
+                                "batch norm takes the variance of two values per channel or more",
+                                "Begin with a batch of several images, or make them larger.")
+        mean, var = self.running_mean[slot, :c], self.running_var[slot, :c]
+        mean.lerp_(x.flatten().to(mean.dtype), momentum)
+        return F.batch_norm(x, mean, var, weight, bias, eps=self.eps)
+
     def _synchronised(self, x: Tensor, weight: Tensor, bias: Tensor, slot: int,
                       momentum: float | None) -> Tensor:
         n = x.shape[0] * x.shape[2] * x.shape[3] * dist.get_world_size(self.group)
+        if n == 1:
+            return self._of_one(x, weight, bias, slot, momentum)
         wide = x if x.dtype == torch.float64 else x.float()
         mean = _SumOverRanks.apply(wide.sum((0, 2, 3)), self.group) / n
         # Second pass on centred values: E[x^2] - E[x]^2 loses all digits when the mean is large.

@@ -60,7 +60,7 @@ class PlainPlacement(nn.Module):
 def scatter(x: Tensor, index: Tensor, width: int) -> Tensor:
     """Put channel c of x (B, C, H, W) at index[c] of (B, width, H, W), which is channels_last and elsewhere zero."""
     last = x.permute(0, 2, 3, 1)  # index_copy and index_select over channels are several times slower
-    out = last.new_zeros(*last.shape[:3], width)
+    out = last.new_zeros([last.shape[0], last.shape[1], last.shape[2], width])
     return out.scatter_(3, index.expand(last.shape), last).permute(0, 3, 1, 2)
 
 

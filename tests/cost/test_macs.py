@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from itertools import pairwise
+from itertools import pairwise, product
 
 import numpy as np
 import pytest
@@ -11,6 +11,7 @@ from oracle import Block, thin_net
 from refusals import refused
 from small_nets import NETS, full, random_subnets, tiny
 from torch import nn
+from torch.utils.flop_counter import FlopCounterMode
 
 from slimnb.cost.macs import count_macs, count_params, trace_macs
 from slimnb.cost.table import CostTable, macs_function
@@ -337,3 +338,30 @@ def test_a_table_says_which_resolution_it_is_for():
     table = CostTable.macs(net, space, resolution=16)
     assert table.of(Subnet(net.largest.widths, resolution=16)) == count_macs(net, net.largest, resolution=16)
     refused("SearchError", table.of, Subnet(net.largest.widths, resolution=32))
+
+
+# -- maps of one pixel -----------------------------------------------------------------------------------
+
+
+def test_small_sides_have_a_number():
+    cases = ((full(VGG, 10, 32), 24, 212_157_440), (full(MobileNetV1, 10, 32), 16, 11_596_288),
+             (full(MobileNetV1), 32, 12_610_048))
+    for net, side, number in cases:
+        assert count_macs(net, net.uniform(1.0, side)) == number == by_the_plain_net(net, net.largest, side)
+    refused("ParameterError", count_macs, full(VGG, 10, 32), full(VGG, 10, 32).uniform(1.0, 8), words="max-pooling")
+
+
+@every_net
+@pytest.mark.parametrize("size", (32, 224))
+def test_at_any_side_macs_are_those_of_a_plain_net_in_eval_mode(kind, size):
+    net = tiny(kind, size)
+    for subnet, side in product(random_subnets(net, 2), (4, 9)):
+        assert count_macs(net, subnet, resolution=side) == by_the_plain_net(net, subnet, side)
+
+
+def by_the_plain_net(net, subnet, side: int) -> int:
+    """MACs of convolutions and the classifier, for one image."""
+    thin = thin_net(net, subnet.widths)
+    with FlopCounterMode(display=False) as counter:
+        thin(torch.empty(1, 3, side, side, device="meta"))
+    return counter.get_total_flops() // 2

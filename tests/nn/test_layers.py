@@ -2,9 +2,12 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
+
 import pytest
 import torch
 import torch.nn.functional as F
+from refusals import refused
 from torch.testing import assert_close
 
 from slimnb.errors import SlimnbError
@@ -156,6 +159,22 @@ def test_batch_norm_statistics_have_unbiased_variance_and_the_given_momentum():
     after = layer.running_mean.clone()
     layer(x, Selection((5,), slot=1, batch_statistics=True, momentum=None))
     assert torch.equal(layer.running_mean, after)
+
+
+def test_batch_norm_of_one_value_adds_to_the_mean_and_has_the_variance_of_before():
+    layer, x = batch_norm("private"), noise(1, 5, 1, 1)
+    before = layer.running_mean.clone(), layer.running_var.clone()
+    s = Selection((5,), slot=1, batch_statistics=True, momentum=0.25)
+    refused("NumericsError", layer, x, s, words="channel unit 0")  # while training
+    with torch.no_grad():
+        for momentum in (None, 1.0):
+            refused("NumericsError", layer, x, replace(s, momentum=momentum))
+        assert torch.equal(layer.running_mean, before[0])
+        out = layer(x, s)
+    mean = 0.75 * before[0][1, :5] + 0.25 * x.flatten()
+    assert_close(layer.running_mean[1, :5], mean)
+    assert torch.equal(layer.running_var, before[1])
+    assert_close(out, plain_norm(x, mean, before[1][1, :5], layer.weight[1, :5], layer.bias[1, :5]))
 
 
 def test_reserve_grows_and_never_shrinks():

@@ -59,6 +59,13 @@ WIDTHS = ((8, 16, 16, 16), (8, 8, 24, 24), (8, 16, 24, 32))
 # -- the net ---------------------------------------------------------------------------------------------
 
 
+def test_images_and_maps_of_other_shapes():
+    net = detector().eval()
+    for x in (noise(2)[:, :2], noise(2).long()):
+        refused("DataError", net, x, net.largest, statistics="batch", words=r"\(B, 3, H, W\)")
+    assert detector_macs(net, Subnet(WIDTHS[0], resolution=8)) > 0  # one pixel at the last taps
+
+
 @pytest.mark.parametrize("bn", POLICIES)
 def test_a_mask_gives_what_a_slice_gives(bn):
     net, subnets = detector(bn), [Subnet(widths) for widths in WIDTHS]

@@ -137,6 +137,9 @@ class DynamicNet(nn.Module):
 
     def __init__(self, net: GatedNet, lowest: int | None = None, packed: bool = True, overhead: float = OVERHEAD):
         super().__init__()
+        if not isinstance(net, GatedNet):
+            raise ParameterError(f"a net of class {type(net).__name__[:40]}", "only gates route images",
+                                 "Give a GatedNet, e.g. DSMobileNet.")
         if not 0 <= overhead < float("inf"):
             raise ParameterError(f"overhead = {overhead!r}"[:60], "it is a finite number >= 0",
                                  f"Set {OVERHEAD}, or 0 to merge no groups.")
@@ -172,6 +175,7 @@ class DynamicNet(nn.Module):
     @torch.inference_mode()
     def route(self, x: Tensor) -> tuple[Tensor, Tensor]:
         """Return the logits (B, classes) of x (B, 3, H, W) and the choices (B, gates) int64 that led there."""
+        self.steps[0].conv.check_images(x)  # packed, it is a plain layer
         widths = [self.net.fixed.get(unit, 0) for unit in range(len(self.net.unit_names))]
         groups = [Group(torch.arange(len(x), device=x.device), x, widths)]
         choices = torch.zeros(len(x), len(self.splits), dtype=torch.int64, device=x.device)
@@ -185,8 +189,7 @@ class DynamicNet(nn.Module):
                 groups = _joined(groups)
         logits = x.new_empty(len(x), self.net.num_classes, dtype=torch.float32)
         for group in groups:
-            pooled = F.adaptive_avg_pool2d(group.x, 1).flatten(1)
-            logits[group.rows] = self.net.classifier(pooled).float()
+            logits[group.rows] = self.net.classify(group.x, Selection(group.widths))
         return logits, choices
 
     def _split(self, gate: Gate, group: Group, column: Tensor) -> list[Group]:

@@ -17,6 +17,7 @@ from torchvision.models.detection.image_list import ImageList
 from torchvision.models.detection.ssd import SSD, SSDHead
 from torchvision.ops import box_iou
 
+from slimnb.cost.macs import IMAGES
 from slimnb.errors import ParameterError
 from slimnb.nets.base import Masks, SlimmableNet
 from slimnb.nets.gated import GatedNet, routed_selection
@@ -221,8 +222,9 @@ def detector_macs(net: Detector, subnet: Subnet) -> int:
     tensors = {name: t.to("meta") for name, t in [*net.named_parameters(), *net.named_buffers()]}
     side = subnet.resolution or net.input_size
     with FlopCounterMode(display=False) as counter, torch.no_grad():
-        functional_call(net, tensors, (torch.empty(1, 3, side, side, device="meta"), subnet), {"statistics": "batch"})
-    return counter.get_total_flops() // 2
+        images = torch.empty(IMAGES, 3, side, side, device="meta")
+        functional_call(net, tensors, (images, subnet), {"statistics": "batch"})
+    return counter.get_total_flops() // (2 * IMAGES)
 
 
 # -- the loss --------------------------------------------------------------------------------------------
