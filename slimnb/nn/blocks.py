@@ -43,8 +43,7 @@ class ConvNormAct(nn.Module):
     def forward(self, x: Tensor, s: Selection) -> Tensor:
         """Map x (B, I, H, W) to (B, O, H / stride, W / stride)."""
         x = self.conv(x, s)  # rebinding lets the input die before the next activation is made
-        x = self.norm(x, s)
-        x = narrow(ACTIVATIONS[self.activation](x), s.widths[self.unit])
+        x = narrow(self.norm(x, s, self.activation), s.widths[self.unit])
         return x if self.place is None else self.place(x, s)
 
     def extract(self, s: Selection) -> nn.Sequential:

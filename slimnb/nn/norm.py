@@ -8,7 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from slimnb.errors import NumericsError, ParameterError
-from slimnb.nn.layers import Selection, _uninitialised
+from slimnb.nn.kernels import NormAct, serves
+from slimnb.nn.layers import ACTIVATIONS, Selection, _uninitialised
 from slimnb.nn.repairs import group_norm
 
 PRIVATE, SHARED_AFFINE, CALIBRATED, GROUP = "private", "shared_affine", "calibrated", "group"
@@ -73,8 +74,27 @@ class SwitchableBatchNorm2d(nn.Module):
 
         return super()._apply(cast, recurse)
 
-    def forward(self, x: Tensor, s: Selection) -> Tensor:
-        """Map x (B, C, H, W), C <= channels, to the same shape."""
+    def forward(self, x: Tensor, s: Selection, activation: str = "none") -> Tensor:
+        """Map x (B, C, H, W), C <= channels, to the same shape, and activate it."""
+        if s.batch_statistics and self.group is None and serves(x, self.weight, activation):
+            return self._compiled(x, s, activation)
+        return ACTIVATIONS[activation](self._normalise(x, s))
+
+    def _compiled(self, x: Tensor, s: Selection, activation: str) -> Tensor:
+        c, slot = x.shape[1], 0 if isinstance(s.slot, Tensor) else s.slot
+        row = slot if self.policy == PRIVATE else 0
+        out, mean, var = NormAct.apply(x, self.weight[row, :c], self.bias[row, :c], activation, self.eps)
+        if s.momentum is not None:
+            self._move_statistics(slot, mean, var, x.numel() // c, s.momentum)
+        return out
+
+    @torch.no_grad()
+    def _move_statistics(self, slot: int, mean: Tensor, var: Tensor, n: int, momentum: float) -> None:
+        """Move the running statistics towards those of a batch of n values per channel."""
+        self.running_mean[slot, : len(mean)].lerp_(mean, momentum)
+        self.running_var[slot, : len(mean)].lerp_(var * (n / max(n - 1, 1)), momentum)
+
+    def _normalise(self, x: Tensor, s: Selection) -> Tensor:
         c = x.shape[1]
         if isinstance(s.slot, Tensor) and not s.batch_statistics:
             return self._per_sample(x, s.slot)
@@ -120,7 +140,7 @@ class SwitchableBatchNorm2d(nn.Module):
 
     def _synchronised(self, x: Tensor, weight: Tensor, bias: Tensor, slot: int,
                       momentum: float | None) -> Tensor:
-        c, n = x.shape[1], x.shape[0] * x.shape[2] * x.shape[3] * dist.get_world_size(self.group)
+        n = x.shape[0] * x.shape[2] * x.shape[3] * dist.get_world_size(self.group)
         if n == 1:
             return self._of_one(x, weight, bias, slot, momentum)
         wide = x if x.dtype == torch.float64 else x.float()
@@ -129,9 +149,7 @@ class SwitchableBatchNorm2d(nn.Module):
         centred = wide - mean[:, None, None]
         var = _SumOverRanks.apply(centred.square().sum((0, 2, 3)), self.group) / n
         if momentum is not None:
-            with torch.no_grad():
-                self.running_mean[slot, :c].lerp_(mean, momentum)
-                self.running_var[slot, :c].lerp_(var * (n / max(n - 1, 1)), momentum)
+            self._move_statistics(slot, mean, var, n, momentum)
         scale = weight * (var + self.eps).rsqrt()
         return (centred * scale[:, None, None] + bias[:, None, None]).to(x.dtype)
 
@@ -164,7 +182,7 @@ class SlimmableGroupNorm(nn.Module):
         self.weight = nn.Parameter(torch.ones(channels))
         self.bias = nn.Parameter(torch.zeros(channels))
 
-    def forward(self, x: Tensor, s: Selection) -> Tensor:
+    def forward(self, x: Tensor, s: Selection, activation: str = "none") -> Tensor:
         """Map x (B, C, H, W) to the same shape; raises ParameterError unless channels_per_group divides C."""
         c = x.shape[1]
         if c % self.channels_per_group:
@@ -173,7 +191,8 @@ class SlimmableGroupNorm(nn.Module):
                                  f"Use {max(1, c // self.channels_per_group) * self.channels_per_group}.")
         dtype = x.dtype
         groups = c // self.channels_per_group
-        return group_norm(x, groups, self.weight[:c].to(dtype), self.bias[:c].to(dtype), self.eps)
+        weight, bias = self.weight[:c].to(dtype), self.bias[:c].to(dtype)
+        return ACTIVATIONS[activation](group_norm(x, groups, weight, bias, self.eps))
 
     def extract(self, s: Selection) -> nn.GroupNorm:
         """Copy the selected channels into a plain `nn.GroupNorm`."""

@@ -22,7 +22,7 @@ What the last four give is the data, whose own fingerprint is part of a run's id
 
 ENVIRONMENT = (
     "ATEN_CPU_CAPABILITY", "CUBLAS_WORKSPACE_CONFIG", "MKL_CBWR", "NVIDIA_TF32_OVERRIDE",
-    "ONEDNN_MAX_CPU_ISA",
+    "ONEDNN_MAX_CPU_ISA", "SLIMNB_KERNELS",
 )  # fmt: skip
 """The only environment variables ever recorded: those that choose other arithmetic."""
 
