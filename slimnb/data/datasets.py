@@ -182,9 +182,9 @@ def load_data(name: str | os.PathLike = "synthetic", root: str | os.PathLike | N
     else:
         known = ("synthetic", *CIFAR)
         close = difflib.get_close_matches(name, known, 1)
-        hint = f"Did you mean {close[0]!r}?" if close else f"Or make {shown(root / name)}/train."
+        hint = f"Did you mean {close[0]!r}?" if close else f"Or make {shown(root / name[:20])}/train."
         rule = f"known are {', '.join(known)} and folders of images"
-        raise ParameterError(f"data = {name[:40]!r}", rule, hint)
+        raise ParameterError(f"data = {repr(name)[:60]}", rule, hint)
     return data.to(device)
 
 

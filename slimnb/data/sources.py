@@ -321,7 +321,7 @@ def _list_images(folder: Path) -> tuple[list[str], Counter[str]]:
 
 
 def _listed(skipped: Counter[str]) -> str:
-    kinds = ", ".join(f"{count} {why}" for why, count in skipped.most_common(4))
+    kinds = ", ".join(f"{count} {why}" for why, count in sorted(skipped.items(), key=lambda kind: (-kind[1], kind))[:4])
     return f"{kinds}{', ...' * (len(skipped) > 4)}" or "no file"
 
 

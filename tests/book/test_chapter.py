@@ -11,7 +11,10 @@ from refusals import refused
 from slimnb.book.chapter import Chapter, find_root
 from slimnb.book.claims import Claim
 from slimnb.book.parameters import Float
+from slimnb.data.datasets import load_data
+from slimnb.data.sources import shown
 from slimnb.errors import SlimnbError
+from slimnb.runs.files import data_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = {"scale": "smoke", "seed": 3, "seeds": 2, "device": "cpu", "data": "auto", "out": ""}
@@ -64,6 +67,18 @@ def test_data_and_folders_mean_the_same_from_lab_and_papermill(tmp_path, monkeyp
     assert chapter(tmp_path).data_root == tmp_path / "data"
     monkeypatch.setenv("SLIMNB_DATA", "/elsewhere")
     assert chapter(tmp_path).data_root == Path("/elsewhere")
+
+
+def test_a_relative_folder_of_data_sets_counts_from_the_repository_wherever_a_process_stands(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for value, folder in (("sets", ROOT / "sets"), ("~/sets", tmp_path / "home/sets"), ("", ROOT / "data")):
+        monkeypatch.setenv("SLIMNB_DATA", value)
+        for place in (ROOT, ROOT / "notebooks", tmp_path):
+            monkeypatch.chdir(place)
+            assert data_folder() == chapter(ROOT).data_root == folder
+            with pytest.raises(SlimnbError, match="not there") as caught:
+                load_data("cifar10", cache=tmp_path / "cache")
+            assert caught.value.what == shown(folder / "cifar10")
 
 
 def test_only_results_above_smoke_go_where_they_are_committed(tmp_path):
