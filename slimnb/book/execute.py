@@ -34,7 +34,7 @@ from slimnb.book.notebook import (
     read_chapter,
     with_prose,
 )
-from slimnb.errors import BookError, BusyError, SlimnbError
+from slimnb.errors import BookError, BusyError, SlimnbError, printable
 
 KERNEL = "slimnb"  # the name of the temporary kernel specification that starts this very interpreter
 
@@ -80,7 +80,7 @@ def execute(
             "key": key, "code": code_hash(done), "parameters": values, "seconds": round(seconds, 1)}
         _write(done, out_path)
         failed.unlink(missing_ok=True)
-        print(f"[{notebook.stem}] {seconds:4.0f} s  done: {os.path.relpath(out_path)}", flush=True)
+        print(printable(f"[{notebook.stem}] {seconds:4.0f} s  done: {os.path.relpath(out_path)}"), flush=True)
     return out_path
 
 
@@ -112,7 +112,7 @@ def _run(book: NotebookNode, notebook: Path, echo: bool, timeout: int | None) ->
             for index, cell in enumerate(book.cells):
                 if title := heading(cell):
                     at = f"{next(number)}/{titles}"
-                    print(f"[{notebook.stem}] {time.monotonic() - started:4.0f} s  {at} {title}", flush=True)
+                    print(printable(f"[{notebook.stem}] {time.monotonic() - started:4.0f} s  {at} {title}"), flush=True)
                 client.execute_cell(cell, index)
             about = client.wait_for_reply(client.kc.kernel_info())
             book.metadata["language_info"] = about["content"]["language_info"]
