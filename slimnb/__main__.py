@@ -17,7 +17,7 @@ from typing import Annotated, Union
 import tyro
 
 from slimnb.book.parameters import COMMON, Choice, Int
-from slimnb.errors import BookError, ParameterError, SlimnbError, exit_with
+from slimnb.errors import BookError, ParameterError, SlimnbError, exit_with, printable
 from slimnb.rules import short
 from slimnb.runs.files import os_error
 from slimnb.runs.lock import stopping
@@ -255,13 +255,12 @@ def torch_kind(device: str) -> str:
 
 def fetch(command: FetchCommand) -> None:
     """Download and decode a public data set into $SLIMNB_DATA, else data/. Raises SlimnbError."""
-    from slimnb.book.chapter import find_root
     from slimnb.data.datasets import load_data
     from slimnb.data.sources import CIFAR
+    from slimnb.runs.files import find_root
 
     Choice(tuple(CIFAR)).check("fetch", command.name)
-    root = find_root() / "data"
-    print(load_data(command.name, os.environ.get("SLIMNB_DATA") or root, cache=root / "cache", download=True))
+    print(load_data(command.name, cache=find_root() / "data" / "cache", download=True))
 
 
 def figures(command: FiguresCommand) -> None:
@@ -299,7 +298,7 @@ def runs(command: RunsCommand) -> None:
     done = {record["run_id"] for record in records}
     for path in sorted(store.root.glob("*/")):
         if path.name not in done:
-            print(f"{path.name:58} unfinished; running its chapter again resumes it")
+            print(f"{printable(path.name):58} unfinished; running its chapter again resumes it")
     if not records:
         print("No run is finished yet. `make book` trains the smoke runs.")
 

@@ -5,21 +5,25 @@ from __future__ import annotations
 import sys
 
 
+def printable(text: str) -> str:
+    """Return `text` with whatever is not printable escaped: control characters, line ends, bytes that are not UTF-8."""
+    return "".join(c if c.isprintable() else c.encode("unicode_escape").decode() for c in text)
+
+
 class SlimnbError(Exception):
     """An error in one line: what was passed, which rule it breaks, and how to mend it.
 
     `what` names the parameter, file or step with its value. `why` is the rule it breaks. `fix` is the value or call
     that mends it. `state` says what was left untouched, if anything could have been written. Notebooks and the command
-    line show the line without a traceback. `exit_status` is the exit status of the process.
+    line show the line without a traceback; in it, what is not printable is escaped. `exit_status` is the exit status
+    of the process.
     """
 
     exit_status = 2
 
     def __init__(self, what: str, why: str, fix: str, state: str = ""):
         self.what, self.why, self.fix, self.state = what, why, fix, state
-        line = f"slimnb: {type(self).__name__}: {what} — {why}. {fix} {state}".strip()
-        # A file's name may hold what moves a terminal's cursor, or a line's end.
-        super().__init__("".join(c if c.isprintable() else ascii(c)[1:-1] for c in line))
+        super().__init__(printable(f"slimnb: {type(self).__name__}: {what} — {why}. {fix} {state}".strip()))
 
     def _render_traceback_(self) -> list[str]:
         # IPython asks an exception for its own rendering; a reader needs the line, not our call stack.

@@ -19,22 +19,10 @@ from typing import Any
 from slimnb.book.parameters import COMMON, Rule, check_parameters, refuse
 from slimnb.errors import BookError, ParameterError
 from slimnb.runs.definitions import shown
-from slimnb.runs.files import check_place, sweep
+from slimnb.runs.files import check_place, data_folder, find_root, sweep
 
 END = "slimnb_end"  # key in the metadata of the last cell's output: the chapter ran to its end
 FIRST_REAL_DATA = {"smoke": "synthetic", "small": "cifar100", "full": "cifar100"}
-
-
-def find_root(start: str | Path = ".") -> Path:
-    """Return the repository that `start` lies in, else the one slimnb was installed from, else `start` itself.
-
-    A kernel may stand in notebooks/, in build/ or on a node's scratch disk; figures and runs have one home.
-    """
-    start = Path(start).resolve()
-    for folder in (start, *start.parents, Path(__file__).resolve().parents[2]):
-        if (folder / "pyproject.toml").is_file() and (folder / "slimnb").is_dir():
-            return folder
-    return start
 
 
 def literature(paper: str) -> Path:
@@ -110,12 +98,12 @@ class Chapter:
         data = self.parameters["data"]
         if data == "auto":
             return FIRST_REAL_DATA[self.scale]
-        return str(self.root / Path(data).expanduser()) if re.search(r"[/\\]", data) else data
+        return str(self.root / os.path.expanduser(data)) if re.search(r"[/\\]", data) else data
 
     @property
     def data_root(self) -> Path:
-        """The folder of data sets: $SLIMNB_DATA, else data/ in the repository."""
-        return Path(os.environ.get("SLIMNB_DATA") or self.root / "data")
+        """The folder of data sets, see `slimnb.runs.files.data_folder`."""
+        return data_folder(self.root)
 
     @property
     def out(self) -> Path:

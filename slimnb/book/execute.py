@@ -36,7 +36,7 @@ from slimnb.book.notebook import (
     with_prose,
 )
 from slimnb.book.parameters import refuse
-from slimnb.errors import BookError, BusyError, SlimnbError
+from slimnb.errors import BookError, BusyError, SlimnbError, printable
 from slimnb.runs.files import Failpoint, check_place, sweep, write_file
 from slimnb.runs.lock import stopping
 
@@ -88,7 +88,7 @@ def execute(
             "key": key, "code": code_hash(done), "parameters": values, "seconds": round(seconds, 1)}
         _write(done, out_path)
         failed.unlink(missing_ok=True)
-        print(f"[{notebook.stem}] {seconds:4.0f} s  done: {os.path.relpath(out_path)}", flush=True)
+        print(printable(f"[{notebook.stem}] {seconds:4.0f} s  done: {os.path.relpath(out_path)}"), flush=True)
     return out_path
 
 
@@ -144,7 +144,7 @@ def _run(book: NotebookNode, notebook: Path, echo: bool, timeout: int | None) ->
             for index, cell in enumerate(book.cells):
                 if title := heading(cell):
                     at = f"{next(number)}/{titles}"
-                    print(f"[{notebook.stem}] {time.monotonic() - started:4.0f} s  {at} {title}", flush=True)
+                    print(printable(f"[{notebook.stem}] {time.monotonic() - started:4.0f} s  {at} {title}"), flush=True)
                 if stopping.requested:
                     return None
                 client.execute_cell(cell, index)

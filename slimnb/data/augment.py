@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from slimnb.rng import keyed_choice
-from slimnb.rng import keyed_uniform
-
 import math
 from collections.abc import Sequence
-from zlib import crc32
 
 import torch
 from torch import Tensor
 from torch.nn import functional as F
+
+from slimnb.rng import keyed_choice, keyed_uniform
 
 
 def crop_flip(images: Tensor, top: Tensor, left: Tensor, flip: Tensor, size: int, reflect: bool = False) -> Tensor:

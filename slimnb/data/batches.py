@@ -2,21 +2,21 @@
 
 from __future__ import annotations
 
-from typing import Annotated
-from annotated_types import Interval
-from slimnb.rules import Amount, Count, Portion, Pixels, Seed, Share, Whole, checked
 from collections.abc import Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from dataclasses import dataclass
+from typing import Annotated
 
 import torch
+from annotated_types import Interval
 from torch import Tensor
 
 from slimnb.data import colour
 from slimnb.data.augment import Normalise, centre_crop, crop_flip, draw_boxes, draw_crops, draw_flips, resized_crop
-from slimnb.rng import keyed_order, keyed_uniform
 from slimnb.data.auto_augment import auto_augment, draw_operations
 from slimnb.errors import DataError, ParameterError
+from slimnb.rng import keyed_order, keyed_uniform
+from slimnb.rules import Amount, Count, Pixels, Portion, Seed, Share, Whole, checked
 
 AUGMENTATIONS = ("crop_flip", "resized_crop", "none")
 

@@ -15,8 +15,8 @@ from filelock import FileLock
 from torch import Tensor
 from tqdm import tqdm
 
-from slimnb.errors import DataError, ResourceError
 from slimnb.data.sources import Rows, Source, check_labels, image_digest, shown
+from slimnb.errors import DataError, ResourceError
 
 SCHEMA = 1
 CHUNK_BYTES = 1 << 26  # decoded, checksummed and made durable at a time
@@ -86,6 +86,8 @@ def _build(source: Source, home: Path) -> None:
         raise ResourceError(shown(home.parent), f"needs {needed / 1e9:.1f} GB, has {free / 1e9:.1f} GB",
                             "Name another folder, load_data(..., cache=...), or a smaller size.")
     work.mkdir(exist_ok=True)
+    for note in (*source.counts, *source.notes):
+        print(f"{source.name}: {note}", flush=True)
     with tqdm(total=count, desc=f"decoding {source.name}", unit=" images", disable=None) as bar:
         index = {name: _write_part(work, name, rows, source, bar) for name, rows in parts.items()}
     about = {"schema": SCHEMA, "stamp": source.stamp, "parts": index}

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from slimnb.rules import Count, Pixels, Portion, Seed, checked
 import difflib
 import hashlib
 import inspect
@@ -21,11 +20,13 @@ from torch import Tensor
 from torch.nn.functional import interpolate
 
 from slimnb.data import synthetic
-from slimnb.rng import keyed_uniform
 from slimnb.data.batches import AUGMENTATIONS, Augmentation, Batches, Split, check_split
 from slimnb.data.cache import Part, load_cached
-from slimnb.errors import DataError, MissingDataError, ParameterError, SlimnbError
 from slimnb.data.sources import CIFAR, CIFAR_TRAIN, Source, find_cifar, find_folder, shown
+from slimnb.errors import DataError, MissingDataError, ParameterError, SlimnbError
+from slimnb.rng import keyed_uniform
+from slimnb.rules import Count, Pixels, Portion, Seed, checked
+from slimnb.runs.files import data_folder
 
 PUBLISHED = {"cifar100": (100, 32, "f8793db4136b2ae0b2b8399381f021042c233246470a20132b28861109b6f922")}
 """Classes, side in pixels and fingerprint (at the default val_fraction) of whole copies of the public sets."""
@@ -136,7 +137,8 @@ class Absent:
 
 
 @checked
-def load_or_absent(name: str = "synthetic", root: str | os.PathLike | None = None, device: torch.device | str = "cpu",
+def load_or_absent(name: str | os.PathLike = "synthetic", root: str | os.PathLike | None = None,
+                   device: torch.device | str = "cpu",
                    cache: str | os.PathLike = "data/cache",
                    like: tuple[int, int, str] | None = None) -> ImageData | Absent:
     """Return `load_data`, or for a public set that is not there an `Absent` that finds the finished runs on it.
@@ -146,31 +148,35 @@ def load_or_absent(name: str = "synthetic", root: str | os.PathLike | None = Non
     try:
         return load_data(name, root, device, cache=cache)
     except MissingDataError as error:
-        like = like or PUBLISHED.get(name)
+        like = like or PUBLISHED.get(os.fspath(name))
         if like is None:
             raise
-        return Absent(name, *like, error)
+        return Absent(os.fspath(name), *like, error)
 
 
 @checked
-def load_data(name: str = "synthetic", root: str | os.PathLike | None = None,
+def load_data(name: str | os.PathLike = "synthetic", root: str | os.PathLike | None = None,
               device: torch.device | str = "cpu", val_fraction: Portion = 0.1,
               cache: str | os.PathLike = "data/cache", **options) -> ImageData:
     """Load the data set `name`: "synthetic", "cifar10", "cifar100", or a folder with train/ and val/ or test/.
 
-    `root` (else $SLIMNB_DATA, else "data") holds cifar10/ and cifar100/, as Parquet in the Hugging Face layout or as
-    torchvision keeps them. Decoded images are kept in `cache`. `val_fraction` of train becomes val, the same rows
+    `root` (else $SLIMNB_DATA, else data in the repository) holds cifar10/ and cifar100/, as Parquet in the Hugging Face
+    layout or as torchvision keeps them. Decoded images are kept in `cache`. `val_fraction` of train becomes val, the same rows
     everywhere. A folder with both val/ and test/ keeps its own val; without test/ its val/ is the test split. A set too
     large for the device stays on the host, see `ImageData.to`.
 
     Options are `train`, `test` (numbers of images) and `seed` for synthetic; `download` (False) for CIFAR; for folders
     `size` (256: the short side in pixels, the middle of which is cut to what a net reads) and `allow_overlap` (False).
-    Raises DataError if images are missing, damaged or in two splits, ParameterError, ResourceError.
+    A relative $SLIMNB_DATA counts from the repository; ~ is the user's home. Raises DataError if images are missing,
+    damaged or in two splits, ParameterError, ResourceError.
     """
     if not 0 < val_fraction < 1:
         raise ParameterError(f"val_fraction = {val_fraction}", "it is between 0 and 1", "Set e.g. 0.1.")
-    root = Path(root if root is not None else os.environ.get("SLIMNB_DATA", "data"))
-    folder = next((path for path in (Path(name), root / name) if (path / "train").is_dir()), None)
+    if not isinstance(name, str | os.PathLike):
+        raise ParameterError(f"data = {str(name)[:40]}", "it is a name or the path of a folder", "Set e.g. 'cifar100'.")
+    name = os.path.expanduser(name)
+    root = data_folder() if root is None else Path(os.path.expanduser(root))
+    folder = next((path for path in (Path(name), root / name) if os.path.isdir(path / "train")), None)
     if name == "synthetic":
         data = _with(_synthetic, options, val_fraction)
     elif name in CIFAR:
@@ -180,9 +186,9 @@ def load_data(name: str = "synthetic", root: str | os.PathLike | None = None,
     else:
         known = ("synthetic", *CIFAR)
         close = difflib.get_close_matches(name, known, 1)
-        hint = f"Did you mean {close[0]!r}?" if close else f"Or make {shown(root / name)}/train."
+        hint = f"Did you mean {close[0]!r}?" if close else f"Or make {shown(root / name[:20])}/train."
         rule = f"known are {', '.join(known)} and folders of images"
-        raise ParameterError(f"data = {name!r}", rule, hint)
+        raise ParameterError(f"data = {repr(name)[:60]}", rule, hint)
     return data.to(device)
 
 
@@ -216,7 +222,7 @@ def _synthetic(val_fraction: float, train: Count = 6_000, test: Count = 1_200, s
 def _cifar(name: str, root: Path, val_fraction: float, cache: Path, download: bool = False) -> ImageData:
     source = find_cifar(name, root, download)
     parts = load_cached(source, cache)
-    train, notes = parts["train"], []
+    train, notes = parts["train"], list(source.notes)
     if len(train.labels) != CIFAR_TRAIN:
         notes.append(f"{len(train.labels):,} of the {CIFAR_TRAIN:,} published train images were found")
     cut = _share(len(train.labels), val_fraction)
@@ -232,12 +238,14 @@ def _folder(root: Path, val_fraction: float, cache: Path, size: Pixels = 256,
     parts = load_cached(source, cache)
     train, val, test = (parts.get(part) for part in ("train", "val", "test"))
     if val is not None and test is not None:
-        return _from_parts(source, train, val, test, 0, [], allow_overlap)
+        return _from_parts(source, train, val, test, 0, list(source.notes), allow_overlap)
     cut = _share(len(train.labels), val_fraction)
-    return _from_parts(source, train, None, test or val, cut, [], allow_overlap)
+    return _from_parts(source, train, None, test or val, cut, list(source.notes), allow_overlap)
 
 
 def _share(count: int, fraction: float) -> int:
+    if count < 2:
+        raise DataError(f"{count} train images", "one goes to val and one stays", "Add images, or a val/ beside test/.")
     return min(max(1, round(count * fraction)), count - 1)
 
 

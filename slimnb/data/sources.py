@@ -6,6 +6,7 @@ import hashlib
 import io
 import json
 import os
+from collections import Counter
 from collections.abc import Callable, Iterable
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import contextmanager
@@ -16,7 +17,7 @@ from pathlib import Path
 import numpy as np
 from PIL import Image, UnidentifiedImageError
 
-from slimnb.errors import DataError, MissingDataError, SlimnbError
+from slimnb.errors import DataError, MissingDataError, SlimnbError, printable
 
 CIFAR = {
     # name: classes, torchvision's class, its archive, its folder, size in MB, SHA-256 of the archive
@@ -27,7 +28,10 @@ CIFAR = {
 }
 CIFAR_TRAIN = 50_000  # published train images of either
 LABEL_COLUMNS = ("fine_label", "label")
-IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".webp", ".bmp", ".ppm")
+IMAGE_SUFFIXES = (".jpg", ".jpeg", ".png", ".ppm", ".bmp", ".pgm", ".tif", ".tiff", ".webp")  # torchvision's list
+DECODING = 2  # raised when files give other pixels than before: caches of folders are then made anew
+FORMATS = ("JPEG", "PNG", "PPM", "BMP", "TIFF", "WEBP", "GIF")
+"""Pillow's readers that are tried on a file, whatever its suffix: none of them runs another program."""
 
 
 @dataclass(frozen=True)
@@ -54,12 +58,28 @@ class Source:
     class_names: tuple[str, ...]
     open: Callable[[], dict[str, Rows]]
     published: bool = False  # a known set, whose own duplicates are reported and not refused
+    counts: tuple[str, ...] = ()  # what is in it, said when it is first read
+    notes: tuple[str, ...] = ()  # what a reader should always know: files that are no part of it
 
 
 def shown(path: str | os.PathLike) -> str:
-    """Return a path as an error line shows it: its last 50 characters."""
-    text = str(path)
+    """Return a path as a line shows it: its last 50 characters, escaped."""
+    text = printable(str(path))
     return text if len(text) <= 50 else "…" + text[-49:]
+
+
+def _reason(error: Exception, limit: int = 60) -> str:
+    return printable(" ".join(str(error).split()))[:limit]
+
+
+@contextmanager
+def _open_errors(path: Path):
+    """Turn the errors of opening or listing `path` into a DataError that names the file."""
+    try:
+        yield
+    except OSError as error:
+        raise DataError(shown(error.filename or path), f"cannot be read ({error.strerror})",
+                        "Mend or remove it.") from error
 
 
 def image_digest(image: np.ndarray) -> bytes:
@@ -80,16 +100,26 @@ def check_labels(labels: np.ndarray, classes: int, where: str) -> None:
 
 def _decode(data: bytes | Path, where: str, finish: Callable[[Image.Image], Image.Image]) -> np.ndarray:
     try:
-        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data) as image:
+        with Image.open(io.BytesIO(data) if isinstance(data, bytes) else data, formats=FORMATS) as image:
             return np.asarray(finish(image)).transpose(2, 0, 1)
     except SlimnbError:
         raise
     except Exception as error:  # Pillow's readers raise many kinds, and each means the same here
-        unknown = isinstance(error, UnidentifiedImageError)
-        reason = "unknown format" if unknown else " ".join(str(error).split())[:60]
+        reason = "unknown format" if isinstance(error, UnidentifiedImageError) else _reason(error)
         kept = "Images decoded so far are kept." if isinstance(data, Path) else "Nothing was written."
         raise DataError(where, f"not a readable image ({reason})", "Fetch the file again.",
                         kept) from error
+
+
+def _rgb(image: Image.Image) -> Image.Image:
+    """The image in 8-bit RGB as Pillow converts it; of deeper grey pixels the high byte, where Pillow cuts at 255."""
+    if image.mode.startswith("I;16") or (image.mode == "I" and image.format == "PPM"):
+        bits = image.tag_v2[258][0] if image.format == "TIFF" else 16  # tag 258: bits per sample
+        image = Image.fromarray((np.asarray(image) >> (bits - 8)).astype(np.uint8))
+    elif image.mode in ("I", "F"):
+        raise ValueError(f"pixels of mode {image.mode} have no known range")
+    image.info.pop("transparency", None)  # left out anyway, but in a palette Pillow would warn of it
+    return image.convert("RGB")
 
 
 def _square(image: Image.Image, size: int, where: str) -> Image.Image:
@@ -97,15 +127,17 @@ def _square(image: Image.Image, size: int, where: str) -> Image.Image:
         size_text = f"{image.width} x {image.height}"
         rule = f"its images are {size} x {size}"
         raise DataError(f"{where}: {size_text} pixels", rule, "Fetch the file again.")
-    return image.convert("RGB")
+    return _rgb(image)
 
 
 def _short_side(image: Image.Image, size: int) -> Image.Image:
     """Short side resized to `size`, then the middle square of it."""
+    if max(image.size) > 1000 * min(image.size):  # resized, it would fill the memory
+        raise ValueError(f"{image.width} x {image.height} pixels, too long a strip")
     image.draft("RGB", (size, size))  # JPEG only: decodes at 1/2, 1/4 or 1/8 where that is still larger
     scale = size / min(image.size)
     width, height = (max(size, round(side * scale)) for side in image.size)
-    image = image.convert("RGB").resize((width, height), Image.Resampling.BILINEAR)
+    image = _rgb(image).resize((width, height), Image.Resampling.BILINEAR)
     left, top = (width - size) // 2, (height - size) // 2
     return image.crop((left, top, left + size, top + size))
 
@@ -126,12 +158,10 @@ def _sorted_rows(images: np.ndarray, labels: np.ndarray) -> Rows:
 
 @contextmanager
 def _parquet_errors(path: Path):
-    import pyarrow as pa
-
     try:
         yield
-    except (pa.ArrowException, OSError, StopIteration, KeyError, TypeError, ValueError) as error:
-        reason = " ".join(str(error).split())[:50] or "no columns img.bytes and label"
+    except Exception as error:  # its readers raise many kinds, and each means the same here
+        reason = _reason(error, 50) or "no columns img.bytes and label"
         raise DataError(shown(path), f"not a readable Parquet file of images ({reason})",
                         "Fetch the file again.") from error
 
@@ -144,11 +174,15 @@ def _parquet_classes(path: Path, classes: int) -> tuple[str, ...]:
         about = json.loads((pq.read_schema(path).metadata or {}).get(b"huggingface", b"{}"))
         features = about.get("info", {}).get("features", {})
         named = next((features[label] for label in LABEL_COLUMNS if label in features), {})
-        return tuple(named.get("names", map(str, range(classes))))
+        names = tuple(named.get("names") or map(str, range(classes)))
+        if len(set(names)) != classes or not all(isinstance(name, str) for name in names):
+            raise ValueError(f"it names {len(set(names))} classes, not {classes}")
+        return names
 
 
 def _read_parquet(path: Path) -> tuple[list[bytes], np.ndarray]:
     """Encoded images and labels of one file."""
+    import pyarrow as pa
     import pyarrow.parquet as pq
 
     with _parquet_errors(path):
@@ -157,6 +191,8 @@ def _read_parquet(path: Path) -> tuple[list[bytes], np.ndarray]:
         image = next(name for name in ("img", "image") if name in names)
         label = next(name for name in LABEL_COLUMNS if name in names)
         table = file.read(columns=[f"{image}.bytes", label])
+        if not pa.types.is_integer(table[label].type) or table[label].null_count or not len(table):
+            raise ValueError(f"{len(table)} labels, and not one integer each" if len(table) else "no rows")
         encoded = table[image].combine_chunks().field("bytes").to_pylist()
         return encoded, table[label].to_numpy().astype(np.int64)
 
@@ -188,8 +224,7 @@ def _torchvision(name: str, folder: Path, train: bool, download: bool = False):
     except (RuntimeError, OSError, EOFError, KeyError, ValueError) as error:
         where = shown(folder / CIFAR[name][3])
         if download:
-            reason = " ".join(str(error).split())[:60]
-            raise MissingDataError(where, f"cannot be fetched ({reason})", "Try again later.") from error
+            raise MissingDataError(where, f"cannot be fetched ({_reason(error)})", "Try again later.") from error
         raise DataError(where, "its files fail torchvision's checks",
                         "Remove it and call load_data with download=True.") from error
 
@@ -197,7 +232,9 @@ def _torchvision(name: str, folder: Path, train: bool, download: bool = False):
 def _files_key(files: Iterable[Path]) -> str:
     digest = hashlib.sha256()
     for path in files:
-        with open(path, "rb") as file:
+        if not os.path.isfile(path):
+            raise DataError(shown(path), "it is no file, or a link to nothing", "Mend or remove it.")
+        with _open_errors(path), open(path, "rb") as file:
             digest.update(hashlib.file_digest(file, "sha256").digest())
     return digest.hexdigest()
 
@@ -222,9 +259,9 @@ def find_cifar(name: str, root: Path, download: bool = False) -> Source:
     parquet = {part: sorted((root / name).glob(f"**/{part}-*.parquet")) for part in ("train", "test")}
     if all(parquet.values()):
         files = [path for part in parquet.values() for path in part]
-        names = _parquet_classes(parquet["test"][0], classes)
+        key, names = _files_key(files), _parquet_classes(parquet["test"][0], classes)
         readers = {part: partial(_parquet_part, paths, classes) for part, paths in parquet.items()}
-        return Source(name, 32, _files_key(files), "", names, partial(_call_all, readers), published=True)
+        return Source(name, 32, key, "", names, partial(_call_all, readers), published=True)
     home = next((home for home in (root / name, root) if (home / unpacked).is_dir()), None)
     if home is None:
         packed = next((home for home in (root / name, root) if (home / archive).is_file()), None)
@@ -248,16 +285,50 @@ def _call_all(readers: dict[str, Callable[[], Rows]]) -> dict[str, Rows]:
 # ------------------------------------------------------------------------------------------------ folders
 
 
-def _list_images(folder: Path) -> list[str]:
-    """Image files below `folder` as class/.../file, in an order that looks random and is always the same."""
-    names = [path.relative_to(folder).as_posix() for path in folder.glob("*/**/*")
-             if path.suffix.lower() in IMAGE_SUFFIXES]
-    return sorted(names, key=lambda name: hashlib.blake2b(name.encode(), digest_size=16).digest())
+def _list_images(folder: Path) -> tuple[list[str], Counter[str]]:
+    """Image files below `folder` as class/.../file, and counts of what is no part of it, by why: (files, skipped).
+
+    These are the files that torchvision's ImageFolder finds, but for names that begin with a dot. Links are followed.
+    The order looks random and is always the same. Raises DataError for a class without images, a link into a folder
+    that it lies in, and whatever is neither a file nor a folder that can be read.
+    """
+    files, skipped, classes, pending = [], Counter(), set(), [("", ())]
+    while pending:
+        place, above = pending.pop()
+        here = folder / place
+        with _open_errors(here):
+            status, entries = here.stat(), list(os.scandir(here))
+            if (status.st_dev, status.st_ino) in above:
+                raise DataError(shown(here), "it is a link to a folder that it lies in", "Remove the link.")
+            for entry in entries:
+                if entry.name.startswith("."):
+                    skipped["hidden"] += 1
+                elif entry.is_dir():
+                    classes |= set() if place else {entry.name}
+                    pending.append((f"{place}{entry.name}/", (*above, (status.st_dev, status.st_ino))))
+                elif not entry.is_file():
+                    raise DataError(shown(entry.path), "it is a pipe, a device or a link to nothing", "Remove it.")
+                elif not place:
+                    skipped["in no class"] += 1
+                elif entry.name.lower().endswith(IMAGE_SUFFIXES):
+                    files.append(place + entry.name)
+                else:
+                    skipped[printable(Path(entry.name).suffix.lower())[:9] or "without a suffix"] += 1
+    if empty := sorted(classes - {name.split("/")[0] for name in files}):
+        raise DataError(f"class {shown(empty[0])} in {shown(folder)}", f"no image in it, of {_listed(skipped)} skipped",
+                        "Add its images, or remove it.")
+    return sorted(files, key=lambda name: hashlib.blake2b(os.fsencode(name), digest_size=16).digest()), skipped
+
+
+def _listed(skipped: Counter[str]) -> str:
+    kinds = ", ".join(f"{count} {why}" for why, count in sorted(skipped.items(), key=lambda kind: (-kind[1], kind))[:4])
+    return f"{kinds}{', ...' * (len(skipped) > 4)}" or "no file"
 
 
 def _stamp(folder: Path, files: list[str]) -> str:
     """Changes when one of the files does, as far as size and time of change tell."""
-    states = ((folder / file).stat() for file in files)
+    with _open_errors(folder):
+        states = [(folder / file).stat() for file in files]
     about = "\n".join(f"{state.st_size} {state.st_mtime_ns}" for state in states)
     return hashlib.sha256(about.encode()).hexdigest()
 
@@ -267,7 +338,7 @@ def _folder_part(folder: Path, files: list[str], class_names: tuple[str, ...], s
     owners = [file.split("/")[0] for file in files]
     strangers = sorted(set(owners) - set(class_names))
     if strangers:
-        raise DataError(f"class {strangers[0]!r} in {shown(folder)}", "train/ has no such class",
+        raise DataError(f"class {shown(strangers[0])!r} in {shown(folder)}", "train/ has no such class",
                         "Give every part the same class folders.")
 
     def read(start: int, stop: int) -> np.ndarray:
@@ -287,16 +358,20 @@ def _folder_part(folder: Path, files: list[str], class_names: tuple[str, ...], s
 def find_folder(root: Path, size: int) -> Source:
     """Find a folder of images, <root>/train/<class>/..., with val/ or test/ or both laid out the same way.
 
-    Each image's short side is resized to `size` pixels and the middle square kept. Raises DataError.
+    Each image's short side is resized to `size` pixels and the middle square kept. What is there and no image is
+    counted in `notes`. Raises DataError.
     """
-    folders = (part for part in ("train", "val", "test") if (root / part).is_dir())
-    parts = {part: _list_images(root / part) for part in folders}
-    if not parts.get("train") or not (parts.get("val") or parts.get("test")):
+    listed = {part: _list_images(root / part) for part in ("train", "val", "test") if os.path.lexists(root / part)}
+    parts = {part: files for part, (files, _) in listed.items()}
+    if "train" not in parts or len(parts) < 2 or not all(parts.values()):
         raise MissingDataError(shown(root), "it needs images as train/<class>/*.jpg and val/<class>/*.jpg",
                         "Name the folder that holds train/ and val/.")
-    key = hashlib.sha256(json.dumps([str(root.resolve()), parts]).encode()).hexdigest()
+    key = hashlib.sha256(json.dumps([DECODING, str(root.resolve()), parts]).encode()).hexdigest()
     stamp = "".join(_stamp(root / part, files) for part, files in parts.items())
     class_names = tuple(sorted({file.split("/")[0] for file in parts["train"]}))
     readers = {part: partial(_folder_part, root / part, files, class_names, size)
-               for part, files in parts.items() if files}
-    return Source(root.resolve().name, size, key, stamp, class_names, partial(_call_all, readers))
+               for part, files in parts.items()}
+    counts = ", ".join(f"{len(files)} {part}" for part, files in parts.items())
+    notes = tuple(f"skipped in {part}: {_listed(skipped)}" for part, (_, skipped) in listed.items() if skipped)
+    return Source(printable(root.resolve().name)[:80], size, key, stamp, class_names, partial(_call_all, readers),
+                  counts=(f"{counts} images, {len(class_names)} classes",), notes=notes)

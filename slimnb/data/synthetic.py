@@ -8,13 +8,13 @@ same shapes and textures; only the conjunction of shape and texture is left. All
 
 from __future__ import annotations
 
-from slimnb.rules import Count, Seed, checked
 import numpy as np
 import torch
 from torch import Tensor
 
-from slimnb.rng import keyed_bits, keyed_uniform
 from slimnb.errors import ParameterError
+from slimnb.rng import keyed_bits, keyed_uniform
+from slimnb.rules import Count, Seed, checked
 
 SIZE = 32
 """Side of an image, pixels."""

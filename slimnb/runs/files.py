@@ -15,7 +15,7 @@ from collections.abc import Iterable
 from pathlib import Path
 from typing import Any
 
-from slimnb.errors import ResourceError, SlimnbError, StoreError
+from slimnb.errors import ResourceError, SlimnbError, StoreError, printable
 
 MAX_DEPTH = 32
 MAX_INT = 2**63
@@ -130,9 +130,29 @@ def digest(data: bytes | str) -> str:
     return hashlib.sha256(data.encode() if isinstance(data, str) else data).hexdigest()
 
 
+def find_root(start: str | Path = ".") -> Path:
+    """Return the repository that `start` lies in, else the one slimnb was installed from, else `start` itself.
+
+    A kernel may stand in notebooks/, in build/ or on a node's scratch disk; figures and runs have one home.
+    """
+    start = Path(start).resolve()
+    for folder in (start, *start.parents, Path(__file__).resolve().parents[2]):
+        if (folder / "pyproject.toml").is_file() and (folder / "slimnb").is_dir():
+            return folder
+    return start
+
+
+def data_folder(root: Path | None = None) -> Path:
+    """Return the folder of data sets: $SLIMNB_DATA, else data; ~ is the user's home.
+
+    A relative one counts from the repository `root` (else `find_root()`), whatever folder a process stands in.
+    """
+    return (root or find_root()) / os.path.expanduser(os.environ.get("SLIMNB_DATA") or "data")
+
+
 def label(path: Path) -> str:
     """Return a path's last two parts: enough to find the file, short enough for a one-line error."""
-    return f"{path.parent.name[:60]}/{path.name[:60]}"
+    return printable(f"{path.parent.name[:60]}/{path.name[:60]}")
 
 
 def read_file(path: Path) -> bytes:

@@ -11,7 +11,10 @@ from refusals import refused
 from slimnb.book.chapter import Chapter, find_root
 from slimnb.book.claims import Claim
 from slimnb.book.parameters import Float
+from slimnb.data.datasets import load_data
+from slimnb.data.sources import shown
 from slimnb.errors import SlimnbError
+from slimnb.runs.files import data_folder
 
 ROOT = Path(__file__).resolve().parents[2]
 GOOD = {"scale": "smoke", "seed": 3, "seeds": 2, "device": "cpu", "data": "auto", "out": ""}
@@ -76,6 +79,18 @@ def test_a_folder_that_cannot_take_the_figures_is_refused_before_anything_is_tra
     (tmp_path / "build/figures/01/.tmp-0001-line.svg").symlink_to("/etc/passwd")
     Chapter.begin("01_tiny", GOOD | {"out": "mine"})
     assert list((tmp_path / "mine/01").iterdir()) == []
+
+
+def test_a_relative_folder_of_data_sets_counts_from_the_repository_wherever_a_process_stands(tmp_path, monkeypatch):
+    monkeypatch.setenv("HOME", str(tmp_path / "home"))
+    for value, folder in (("sets", ROOT / "sets"), ("~/sets", tmp_path / "home/sets"), ("", ROOT / "data")):
+        monkeypatch.setenv("SLIMNB_DATA", value)
+        for place in (ROOT, ROOT / "notebooks", tmp_path):
+            monkeypatch.chdir(place)
+            assert data_folder() == chapter(ROOT).data_root == folder
+            with pytest.raises(SlimnbError, match="not there") as caught:
+                load_data("cifar10", cache=tmp_path / "cache")
+            assert caught.value.what == shown(folder / "cifar10")
 
 
 def test_only_results_above_smoke_go_where_they_are_committed(tmp_path):

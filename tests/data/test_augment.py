@@ -12,7 +12,6 @@ from slimnb import rng
 from slimnb.data.augment import Normalise, centre_crop, crop_flip, draw_boxes, draw_crops, draw_flips, resized_crop
 from slimnb.rng import keyed_bits, keyed_order, keyed_uniform
 
-
 # ---------------------------------------------------------------------------------------- random numbers
 
 

@@ -7,9 +7,8 @@ from dataclasses import replace
 import numpy as np
 import pytest
 import torch
-from small_images import write_cifar10, write_folder
-
 from refusals import refused
+from small_images import write_cifar10, write_folder
 
 from slimnb.data import cache
 from slimnb.data.cache import load_cached
@@ -153,8 +152,9 @@ def test_labels_outside_the_classes_are_refused(tmp_path, wrong):
 
 def test_pixels_of_another_shape_are_refused(tmp_path):
     spy = Spy()
-    spy.images = np.zeros((50, 1, 4, 4), np.uint8)
-    refused("DataError", load_cached, spy.source(), tmp_path)
+    for images in (np.zeros((50, 1, 4, 4), np.uint8), np.full((50, 3, 4, 4), np.nan, np.float32)):
+        spy.images = images
+        refused("DataError", load_cached, spy.source(), tmp_path)
 
 
 def test_no_space_is_said_before_decoding(tmp_path, monkeypatch):

@@ -1,7 +1,5 @@
 """Real images in their layouts on disk, and what is said when they are missing or damaged."""
 
-import io
-import json
 from types import SimpleNamespace
 
 import numpy as np
@@ -9,12 +7,12 @@ import pyarrow as pa
 import pyarrow.parquet as pq
 import pytest
 from PIL import Image
-
 from small_images import NAMES, encode, pictures, write_cifar10, write_folder, write_parquet
 
 from slimnb.data import sources
 from slimnb.data.sources import find_cifar, find_folder
 from slimnb.errors import SlimnbError
+
 
 def line_of(caught, code):
     """The error's line, checked against the rules for all of them."""

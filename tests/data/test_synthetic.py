@@ -4,12 +4,10 @@ import hashlib
 
 import pytest
 import torch
-
 from refusals import refused
 
 from slimnb.data import synthetic
 from slimnb.data.synthetic import CLASS_NAMES, generate, render
-from slimnb.errors import SlimnbError
 
 PIXELS = "cb37926000eafaf3867796d48e88f4ac5a8b264a8b7436546f1fa7326ece4339"
 

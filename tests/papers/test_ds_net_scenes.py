@@ -209,5 +209,7 @@ def test_a_voc_that_is_not_there_or_damaged_is_refused_in_one_line(tmp_path):
     write_voc(tmp_path)
     (tmp_path / "VOCdevkit/VOC2007/JPEGImages/000003.jpg").write_bytes(b"\xff\xd8 no")
     refused("DataError", voc.load_voc, tmp_path, 40)
+    Image.new("RGB", (64, 64)).save(tmp_path / "VOCdevkit/VOC2007/JPEGImages/000003.jpg", format="ICO")
+    refused("DataError", voc.load_voc, tmp_path, 40, words="000003.jpg")  # no reader but those of photographs is tried
     (tmp_path / "VOCdevkit/VOC2007/ImageSets/Main/test.txt").unlink()
     refused("DataError", voc.load_voc, tmp_path, 40)

@@ -126,7 +126,7 @@ def test_normalised_images_of_any_strength_are_evaluated(scale):
 
 @pytest.mark.parametrize("images", (torch.rand(N, 3, 8, 8), torch.rand(N, 3, 8, 8) * 255, torch.zeros(N, 3, 8, 8).int(),
                                     torch.zeros(N, 8, 8, 3).byte(), torch.zeros(N, 1, 8, 8).byte(),
-                                    torch.zeros(N, 3, 8, 9).byte(), torch.zeros(N + 1, 3, 8, 8).byte()), ids=str)
+                                    torch.zeros(N, 3, 8, 9).byte(), torch.zeros(N + 1, 3, 8, 8).byte()))
 def test_a_split_holds_bytes(images):
     refused("DataError", Batches, Split(images, Y), 2, mean=[0] * 3, std=[1] * 3)
 

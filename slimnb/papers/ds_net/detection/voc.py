@@ -12,9 +12,10 @@ from PIL import Image
 from torch import Tensor
 from torchvision.datasets import VOCDetection
 
-from slimnb.data.sources import shown
+from slimnb.data.sources import FORMATS, shown
 from slimnb.errors import DataError, ParameterError
 from slimnb.papers.ds_net.detection.scenes import Scenes, SceneSplit, assemble
+from slimnb.runs.files import data_folder
 
 CLASS_NAMES = ("aeroplane", "bicycle", "bird", "boat", "bottle", "bus", "car", "cat", "chair", "cow", "diningtable",
                "dog", "horse", "motorbike", "person", "pottedplant", "sheep", "sofa", "train", "tvmonitor")
@@ -25,13 +26,14 @@ TEST = (("2007", "test"),)
 def load_voc(root: str | os.PathLike | None = None, side: int = 300, download: bool = False) -> Scenes:
     """Load VOC in images of `side` x `side` pixels, squeezed as SSD does it, which leaves overlaps as they are.
 
-    `root` (else $SLIMNB_DATA, else "data") holds VOCdevkit/VOC2007 and VOCdevkit/VOC2012; `download` fetches what is
-    missing (3 GB). It takes 6 GB of memory at 300 pixels. Raises DataError if a folder or list is missing, an image or
-    annotation cannot be read, a class is unknown or a box lies outside its image; ParameterError for a bad side.
+    `root` (else $SLIMNB_DATA, else data in the repository) holds VOCdevkit/VOC2007 and VOCdevkit/VOC2012; `download`
+    fetches what is missing (3 GB). It takes 6 GB of memory at 300 pixels. Raises DataError if a folder or list is
+    missing, an image or annotation cannot be read, a class is unknown or a box lies outside its image; ParameterError
+    for a bad side.
     """
     if side < 32:
         raise ParameterError(f"side = {side}", "scenes have 32 pixels a side or more", "Set side=300.")
-    root = Path(root if root is not None else os.environ.get("SLIMNB_DATA", "data"))
+    root = data_folder() if root is None else Path(os.path.expanduser(root))
     train, test = (_split([_opened(root, *part, download) for part in parts], side) for parts in (TRAIN, TEST))
     return assemble(f"VOC, {side} pixels", CLASS_NAMES, train, test)
 
@@ -55,6 +57,7 @@ def _split(sets: list[VOCDetection], side: int) -> SceneSplit:
         part, row = places[place]
         name = os.path.basename(part.images[row])
         try:
+            Image.open(part.images[row], formats=FORMATS).close()  # torchvision would try every reader of Pillow
             image, annotation = part[row]
             pixels = image.resize((side, side), Image.Resampling.BILINEAR)
             images[place] = np.asarray(pixels).transpose(2, 0, 1)
