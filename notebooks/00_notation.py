@@ -93,7 +93,7 @@ CLAIMS = claims.CLAIMS
 # weights that made it, digit by digit, the first input in the last place.
 
 # %%
-conv = SlimmableConv2d(3, 3, kernel=1, unit=0)
+conv = SlimmableConv2d(3, 3, kernel=1, unit=0, sources=(0,))
 weight = [[1, 2, 3], [4, 5, 6], [7, 8, 9]]
 conv.weight.data = conv.weight.new_tensor(weight).reshape(3, 3, 1, 1)
 x = conv.weight.new_tensor([1, 10, 100]).reshape(1, 3, 1, 1)

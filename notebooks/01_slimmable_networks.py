@@ -70,7 +70,7 @@ CLAIMS = claims.CLAIMS
 # 2x2 corner: two filters, each reading two channels. Nothing is copied and nothing is trained again.
 
 # %%
-conv = SlimmableConv2d(3, 3, kernel=1, unit=0)
+conv = SlimmableConv2d(3, 3, kernel=1, unit=0, sources=(0,))
 conv.weight.data = torch.tensor([[1., 2, 3], [-1, 1, 2], [2, -2, 1]]).reshape(3, 3, 1, 1)
 x = torch.tensor([1., 2, 3]).reshape(1, 3, 1, 1)
 for width in (1, 2, 3):
@@ -99,7 +99,7 @@ chapter.save(axes, "slicing")
 
 # %%
 rng = torch.Generator().manual_seed(chapter.seed)
-wide = SlimmableConv2d(64, 64, kernel=1, unit=0)
+wide = SlimmableConv2d(64, 64, kernel=1, unit=0, sources=(0,))
 wide.weight.data = torch.randn(64, 64, 1, 1, generator=rng)
 features = torch.randn(256, 64, 4, 4, generator=rng).relu()
 for width in (16, 32, 64):

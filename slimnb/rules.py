@@ -69,8 +69,10 @@ def short(value: Any, limit: int = 32) -> str:
     if isinstance(value, int) and abs(value) > 2**64:
         return f"about 2**{value.bit_length()}"  # Python refuses to write out an integer of 5,000 digits
     try:
-        text = " ".join(repr(value).split())
+        text = repr(value)
     except Exception:  # of a number in a list that is too long to be written out
+        text = "\n"
+    if "\n" in text:  # a net, an array, a frame
         text = f"a {type(value).__name__}"
     return text if len(text) <= limit else text[: limit - 1] + "…"
 

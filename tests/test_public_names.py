@@ -32,7 +32,7 @@ def test_there_are_few_of_them_and_all_are_listed():
 
 def test_the_stub_is_part_of_what_is_installed():
     settings = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text())
-    assert settings["tool"]["setuptools"]["package-data"]["slimnb"] == ["*.pyi"]
+    assert settings["tool"]["setuptools"]["package-data"]["slimnb"] == ["*.pyi", "nn/*.c"]
 
 
 def test_nothing_heavy_is_imported_with_the_package():

@@ -161,9 +161,9 @@ def load_data(name: str | os.PathLike = "synthetic", root: str | os.PathLike | N
     """Load the data set `name`: "synthetic", "cifar10", "cifar100", or a folder with train/ and val/ or test/.
 
     `root` (else $SLIMNB_DATA, else data in the repository) holds cifar10/ and cifar100/, as Parquet in the Hugging Face
-    layout or as torchvision keeps them. Decoded images are kept in `cache`. `val_fraction` of train becomes val, the same rows
-    everywhere. A folder with both val/ and test/ keeps its own val; without test/ its val/ is the test split. A set too
-    large for the device stays on the host, see `ImageData.to`.
+    layout or as torchvision keeps them. Decoded images are kept in `cache`. `val_fraction` of train becomes val, the
+    same rows everywhere. A folder with both val/ and test/ keeps its own val; without test/ its val/ is the test split.
+    A set too large for the device stays on the host, see `ImageData.to`.
 
     Options are `train`, `test` (numbers of images) and `seed` for synthetic; `download` (False) for CIFAR; for folders
     `size` (256: the short side in pixels, the middle of which is cut to what a net reads) and `allow_overlap` (False).

@@ -85,8 +85,7 @@ class Reader:
         """The lines of a definition as `shown` has them, comments too; "" of what is not found."""
         nodes = [(node, self.path(home)) for target in self._targets(name, strict=True)
                  for nodes, home in [self._nodes(target)] for node in nodes]
-        return "\n".join(shown(ast.get_source_segment(path.read_text(encoding="utf-8"), node, padded=True) or "")
-                         for node, path in nodes)
+        return "\n".join(shown(_text_of(node, path.read_text(encoding="utf-8"))) for node, path in nodes)
 
     def path(self, name: str) -> Path | None:
         """Return the file of a module, or None."""
@@ -282,6 +281,15 @@ def _chains(node: ast.AST) -> Iterator[list[str]]:
 
 
 # -- a definition as text ---------------------------------------------------------------------------------
+
+
+def _text_of(node: ast.stmt, text: str) -> str:
+    """The lines of a statement, from its first decorator on, those in SKIPPED_DECORATORS too."""
+    lines = text.splitlines(keepends=True)
+    first = min([node.lineno, *(decorator.lineno for decorator in getattr(node, "decorator_list", ()))])
+    while first > 1 and lines[first - 2].lstrip().startswith("@"):
+        first -= 1
+    return "".join(lines[first - 1: node.end_lineno])
 
 
 def shown(text: str) -> str:

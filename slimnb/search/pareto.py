@@ -102,6 +102,6 @@ def delayed_cost(epochs: Amount, delay: Amount, step: Amount) -> float:
 
 
 @checked
-def gpu_hours(epochs: Amount, minutes: Amount) -> float:
+def gpu_hours(epochs: Array, minutes: Array) -> Array:
     """Return the GPU hours of `epochs` epochs at `minutes` GPU minutes each."""
     return epochs * minutes / 60

@@ -76,7 +76,7 @@ def test_what_does_not_fit_is_refused_and_nothing_is_written(kind):
     net = kind(10, 224)
     before = {key: value.clone() for key, value in net.state_dict().items() if key != "_extra_state"}
     for bad, code in ((missing, "StoreError"), ({}, "StoreError"), ({**state, name: torch.zeros(3)}, "StoreError"),
-                      ({**state, name: None}, "StoreError"), (poisoned, "StoreError")):
+                      ({**state, name: None}, "ParameterError"), (poisoned, "StoreError")):
         with fails(code):
             load_torchvision_(net, bad)
     assert net.slots == {}

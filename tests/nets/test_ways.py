@@ -139,7 +139,7 @@ def test_groups_of_images_give_what_their_paths_give(case, packed):
 @torch.no_grad()
 def test_only_gates_route_images(case):
     net, _ = prepared(case)
-    refused("ParameterError", DynamicNet, net, words="only gates")
+    refused("ParameterError", DynamicNet, net, words="must be a GatedNet")
     refused("ParameterError", net, X, Gated(), words="Gated")
     refused("ParameterError", net.bind, Gated(), words="Gated")
     for route in (Gated(), Masks(tuple(torch.ones(1, most) for most in net.largest.widths), 0)):
