@@ -60,13 +60,12 @@ def interleave(variants: Variants, seconds: float, rounds: int = 5) -> dict[str,
     return taken
 
 
-def compare(gate: str, what: str, variants: Variants, goal: float | None, seconds: float, *,
-            scale: Callable[[int], float] = lambda turn: 1.0, rounds: int = 5,
-            note: str = "") -> Reading:
-    """The second variant's time over `scale(round)` times the first's, round by round."""
+def compare(gate: str, what: str, variants: Variants, goal: float | None, seconds: float, *, ideals: int = 1,
+            rounds: int = 5, note: str = "") -> Reading:
+    """The time of the variant behind the first `ideals` over that of the ideal of the least median, round by round."""
     taken = interleave(variants, seconds, rounds)
-    plain, ours = (taken[name] for name in list(variants)[:2])
-    ratios = [b / (a * scale(i)) for i, (a, b) in enumerate(zip(plain, ours, strict=True))]
+    times = list(taken.values())
+    ratios = [ours / plain for plain, ours in zip(min(times[:ideals], key=median), times[ideals], strict=True)]
     ms = {name: 1e3 * median(times) for name, times in taken.items()}
     return Reading(gate, what, median(ratios), min(ratios), max(ratios), goal, "ratio", ms, len(ratios), note)
 

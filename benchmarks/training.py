@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+import os
+from collections.abc import Iterator, Sequence
+from unittest import mock
 
 import torch
 import torch.nn.functional as F
@@ -11,9 +13,9 @@ from torch import Tensor, nn
 from torchvision import transforms
 
 from benchmarks.clock import Reading, compare
-from slimnb.cost.macs import count_macs
 from slimnb.data.batches import Batches, Split
 from slimnb.nets.base import SlimmableNet
+from slimnb.nn.kernels import kernels
 from slimnb.papers.slimmable.method import InplaceDistillation, Sandwich, any_width
 from slimnb.subnet import Subnet
 from slimnb.train.calibrate import calibrate_bn
@@ -23,46 +25,44 @@ from slimnb.train.optim import make_optimizer
 MEAN, STD = (0.5, 0.5, 0.5), (0.25, 0.25, 0.25)
 
 
-def sandwich(name: str, net: SlimmableNet, batch: int, mults: Sequence[float], dtype: torch.dtype,
-             goal: float, seconds: float, rounds: int = 5) -> Reading:
-    """C8: a sandwich step of four subnets over a plain net's step, times the ratio of their MACs.
+def sandwich(gate: str, name: str, net: SlimmableNet, batch: int, mults: Sequence[float], dtype: torch.dtype,
+             goal: float, seconds: float, rounds: int = 5) -> Iterator[Reading]:
+    """C7 and C8: a sandwich step of four subnets over a step each of four thin nets; with compiled kernels, too.
 
-    The plain net is the largest subnet as an ordinary module: float32, contiguous layout, fused SGD.
+    The thin nets are ordinary modules: float32, contiguous layout, fused SGD.
     """
     side, classes = net.input_size, net.num_classes
     rng = torch.Generator().manual_seed(0)
     images = torch.randn(batch, 3, side, side, generator=rng)
     labels = torch.randint(classes, (batch,), generator=rng)
-    plain_step = _plain_step(net, images, labels)
     sampler = Sandwich(net.largest, net.uniform(mults[0]), any_width(net, mults))
+    routes = {net.uniform(mult) for mult in mults}
+    passes = next(plan for plan in map(sampler.plan, range(10_000)) if {each.route for each in plan} == routes)
+    thin_steps = [_thin_step(net, subnet, images, labels) for subnet in routes]
     objective, optimizer = InplaceDistillation(), make_optimizer(net)
     for group in optimizer.param_groups:
         group["lr"] = 1e-3
     pixels_first = images.to(dtype).contiguous(memory_format=torch.channels_last)
-    macs: dict[Subnet, int] = {}
-    work: list[float] = []  # MACs of every sandwich, as a multiple of the plain step's
-
-    def sandwich_step() -> None:
-        passes = sampler.plan(len(work))
-        for made in passes:
-            if made.route not in macs:
-                macs[made.route] = count_macs(net, made.route)
-        work.append(sum(macs[made.route] for made in passes) / macs[net.largest])
-        train_step(net, pixels_first, labels, passes, objective, optimizer)
-
-    for mult in mults:
-        macs[net.uniform(mult)] = count_macs(net, net.uniform(mult))
     net.train()
+
     kind = "bfloat16" if dtype == torch.bfloat16 else "float32"
-    return compare("C8", f"{name}, batch {batch}, {side} px, {kind}: sandwich step / FLOP bound",
-                   {"plain": plain_step, "sandwich": sandwich_step}, goal, seconds, rounds=rounds,
-                   scale=lambda turn: work[turn + 1],  # the first was the warm-up
-                   note="C8: FLOP bound = a plain full-width step in float32 x the ratio of the MACs")
+    for compiled, how in (("0", ""), ("1", ", compiled kernels")):
+        with mock.patch.dict(os.environ, SLIMNB_KERNELS=compiled):
+            kernels.cache_clear()
+            if compiled == "1" and kernels() is None:
+                break
+            reading = compare(gate, f"{name}, batch {batch}, {side} px, {kind}{how}: sandwich step / four thin nets",
+                              {"thin": lambda: [thin_step() for thin_step in thin_steps],
+                               "sandwich": lambda: train_step(net, pixels_first, labels, passes, objective, optimizer)},
+                              goal, seconds, rounds=rounds,
+                              note="C7, C8: thin nets are plain modules in float32 and NCHW; compiled: SLIMNB_KERNELS=1")
+        kernels.cache_clear()
+        yield reading
 
 
-def _plain_step(net: SlimmableNet, images: Tensor, labels: Tensor):
-    calibrate_bn(net, [net.largest], [images])
-    plain = net.extract(net.largest).to(memory_format=torch.contiguous_format).train()
+def _thin_step(net: SlimmableNet, subnet: Subnet, images: Tensor, labels: Tensor):
+    calibrate_bn(net, [subnet], [images])
+    plain = net.extract(subnet).to(memory_format=torch.contiguous_format).train()
     optimizer = torch.optim.SGD(plain.parameters(), lr=1e-3, momentum=0.9, nesterov=True,
                                 weight_decay=1e-4, fused=True)
 

@@ -1,6 +1,8 @@
 """The benchmark program measures, prints and stores; how fast anything is, is not a test."""
 
 import json
+import os
+import shutil
 from math import isfinite
 from pathlib import Path
 
@@ -61,8 +63,8 @@ def test_every_gate_gives_readings_on_a_tiny_net(program):
     net = tiny()
     readings = [*inference.sliced("tiny", net, 2, MULTS, 0.0), inference.switching("tiny", net, MULTS, 0.0)]
     readings.append(inference.summary(readings[:3]))
-    for dtype in (torch.float32, torch.bfloat16):
-        readings.append(training.sandwich("tiny", net, 4, MULTS, dtype, 1.0, 0.0, rounds=2))
+    for gate, dtype in (("C8", torch.float32), ("C7", torch.bfloat16)):
+        readings += training.sandwich(gate, "tiny", net, 4, MULTS, dtype, 1.0, 0.0, rounds=2)
     readings.append(training.calibration("tiny", net, 4, MULTS, 2, None, 0.0, rounds=2))
     readings.append(training.augmentation(4, 32, 1.0, 0.0))
     readings.append(sampling.bookkeeping("tiny", net, MULTS, (0.25, 1.0), 4, 0.0, steps=300))
@@ -73,18 +75,19 @@ def test_every_gate_gives_readings_on_a_tiny_net(program):
     readings.append(structures.costed("tiny", net, 1000, 0.0))
     gated = DSMobileNet(5, 32, strides=(2, 2, 2), fixed=(8, 8), grid=((8, 8, 1),), num_choices=3)
     readings += dynamic.grouped("tiny", gated, (1, 64), 0.0)
-    assert [reading.gate for reading in readings] == ["C1", "C1", "C1", "C5", "C1", "C8", "C8", "C12", "C13", "C11",
-                                                      "C14", "C14", "C15", "C9", "C9", "C10", *["C16"] * 12]
-    assert readings[7].met is None and all(reading.value > 0 for reading in readings)
+    compiled = 1 + bool(shutil.which(os.environ.get("CC", "cc")))
+    assert [reading.gate for reading in readings] == [
+        "C1", "C1", "C1", "C5", "C1", *["C8"] * compiled, *["C7"] * compiled, "C12", "C13", "C11", "C14", "C14", "C15",
+        "C9", "C9", "C10", *["C16"] * 12]
+    assert next(each for each in readings if each.gate == "C12").met is None and all(reading.value > 0 for reading in readings)
     assert all(len(program.row(reading)) <= 130 for reading in readings)
 
 
-def test_ratios_are_of_the_same_round_and_scaled(program, monkeypatch):
+def test_ratios_are_of_the_same_round_and_of_the_faster_ideal(program, monkeypatch):
     from benchmarks import clock
 
-    taken = {"plain": [1.0, 2.0, 4.0], "ours": [3.0, 2.0, 16.0]}
+    taken = {"slow": [9.0, 0.1, 9.0], "plain": [1.0, 2.0, 4.0], "ours": [3.0, 2.0, 16.0]}
     monkeypatch.setattr(clock, "interleave", lambda variants, seconds, rounds: taken)
-    variants = {"plain": None, "ours": None}
-    found = clock.compare("C0", "what", variants, 1.5, 0.0, scale=lambda turn: turn + 1)
-    assert (found.value, found.low, found.high) == (4 / 3, 0.5, 3.0) and found.met
-    assert found.ms == {"plain": 2000.0, "ours": 3000.0} and found.rounds == 3
+    reading = clock.compare("C0", "what", dict.fromkeys(taken), 3.5, 0.0, ideals=2)
+    assert (reading.value, reading.low, reading.high) == (3.0, 1.0, 4.0) and reading.met
+    assert reading.ms == {"slow": 9000.0, "plain": 2000.0, "ours": 3000.0} and reading.rounds == 3
