@@ -38,7 +38,8 @@ def measure(gates: Sequence[str], quick: bool) -> Iterator[Reading]:
     for gate, dtype, goals in (("C7", torch.bfloat16, (0.42, 0.33)), ("C8", torch.float32, (0.55, 0.50))):
         for batch, goal in zip((64,) if quick else (64, 128), goals, strict=False):
             if gate in gates:
-                yield from training.sandwich(gate, "MobileNetV1", small, batch, WIDTHS, dtype, goal, 5 * seconds, rounds)
+                yield from training.sandwich(gate, "MobileNetV1", small, batch, WIDTHS, dtype, goal, 5 * seconds,
+                                             rounds)
     if "C9" in gates:
         for name, family in (("MobileNetV1", MobileNetV1), ("MobileNetV2", MobileNetV2)):
             for count, goal in ((1000, 20.0), (1, 1.0)):

@@ -53,7 +53,8 @@ def sandwich(gate: str, name: str, net: SlimmableNet, batch: int, mults: Sequenc
                 break
             reading = compare(gate, f"{name}, batch {batch}, {side} px, {kind}{how}: sandwich step / four thin nets",
                               {"thin": lambda: [thin_step() for thin_step in thin_steps],
-                               "sandwich": lambda: train_step(net, pixels_first, labels, passes, objective, optimizer)},
+                               "sandwich": lambda: train_step(net, pixels_first, labels, passes, objective,
+                                                              optimizer)},
                               goal, seconds, rounds=rounds,
                               note="C7, C8: thin nets are plain modules in float32 and NCHW; compiled: SLIMNB_KERNELS=1")
         kernels.cache_clear()

@@ -79,7 +79,8 @@ def test_every_gate_gives_readings_on_a_tiny_net(program):
     assert [reading.gate for reading in readings] == [
         "C1", "C1", "C1", "C5", "C1", *["C8"] * compiled, *["C7"] * compiled, "C12", "C13", "C11", "C14", "C14", "C15",
         "C9", "C9", "C10", *["C16"] * 12]
-    assert next(each for each in readings if each.gate == "C12").met is None and all(reading.value > 0 for reading in readings)
+    assert next(each for each in readings if each.gate == "C12").met is None
+    assert all(reading.value > 0 for reading in readings)
     assert all(len(program.row(reading)) <= 130 for reading in readings)
 
 
