@@ -56,7 +56,7 @@ def sandwich(gate: str, name: str, net: SlimmableNet, batch: int, mults: Sequenc
                                "sandwich": lambda: train_step(net, pixels_first, labels, passes, objective,
                                                               optimizer)},
                               goal, seconds, rounds=rounds,
-                              note="C7, C8: thin nets are plain modules in float32 and NCHW; compiled: SLIMNB_KERNELS=1")
+                              note="C7, C8: thin nets are plain, float32, NCHW; compiled: SLIMNB_KERNELS=1")
         kernels.cache_clear()
         yield reading
 
