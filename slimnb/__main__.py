@@ -306,15 +306,17 @@ def runs(command: RunsCommand) -> None:
 def claims(command: ClaimsCommand) -> None:
     """Print the ledger, one line per claim and scale."""
     from slimnb.book.chapter import find_root
-    from slimnb.book.claims import ledger_frame
+    from slimnb.book.claims import ledger_frame, tally
 
     path = find_root() / ("build/smoke/claims.csv" if command.smoke else "data/claims.csv")
     frame = ledger_frame(path)
-    columns = ["scale", "claim", "verdict", "n", "mean", "low", "high", "unit"]
+    columns = ["scale", "claim", "family", "verdict", "seeds_run", "mean", "low", "high", "unit"]
     if frame.empty:
         print(f"No claim is recorded yet in {path.relative_to(path.parents[1])}.")
     else:
-        print(frame[[c for c in columns if c in frame]].to_string(index=False))
+        print(frame[columns].to_string(index=False))
+        for scale, rows in frame.groupby("scale"):
+            print(f"{scale}: {tally(rows)}")
 
 
 COMMANDS = {RunCommand: run, TrainCommand: train, FetchCommand: fetch, FiguresCommand: figures, RunsCommand: runs,

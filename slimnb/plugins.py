@@ -13,7 +13,6 @@ Names stand in recipes and so in the ids of runs: they are keys, and stay as the
 from __future__ import annotations
 
 import importlib
-import importlib.util
 import textwrap
 from importlib.metadata import entry_points
 from typing import Any
@@ -22,7 +21,7 @@ from slimnb.errors import ParameterError
 
 OURS = {
     # a module with STAGES (see `slimnb.train.experiment.Stage`), and CHAPTER where the book has one on it; beside it,
-    # a module `claims` with CLAIMS
+    # its claims.toml (see `slimnb.book.registered`)
     "papers": {
         "slimmable": "slimnb.papers.slimmable.recipes",
         "sp_net": "slimnb.papers.sp_net.recipes",
@@ -51,16 +50,6 @@ OURS = {
 def names(kind: str) -> list[str]:
     """Return the names of all there are of a kind, ours first; a kind is "papers", "nets" or "resources"."""
     return list(dict.fromkeys([*OURS[kind], *sorted(entry.name for entry in entry_points(group=f"slimnb.{kind}"))]))
-
-
-def claims(paper: str) -> dict[str, Any]:
-    """The claims of the paper of that name (id -> `slimnb.book.claims.Claim`), of the module `claims` by its recipes.
-
-    Empty where a paper has none. Raises ParameterError if there is no such paper.
-    """
-    package = find("papers", paper).__name__.rpartition(".")[0]
-    found = package and importlib.util.find_spec(f"{package}.claims")
-    return dict(getattr(importlib.import_module(f"{package}.claims"), "CLAIMS", {})) if found else {}
 
 
 def find(kind: str, name: str) -> Any:

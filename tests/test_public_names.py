@@ -30,9 +30,9 @@ def test_there_are_few_of_them_and_all_are_listed():
         slimnb.Nett  # noqa: B018
 
 
-def test_the_stub_is_part_of_what_is_installed():
+def test_the_stub_and_the_claims_are_part_of_what_is_installed():
     settings = tomllib.loads((FOLDER.parent / "pyproject.toml").read_text())
-    assert settings["tool"]["setuptools"]["package-data"]["slimnb"] == ["*.pyi", "nn/*.c"]
+    assert settings["tool"]["setuptools"]["package-data"]["slimnb"] == ["*.pyi", "nn/*.c", "papers/*/claims.toml"]
 
 
 def test_nothing_heavy_is_imported_with_the_package():

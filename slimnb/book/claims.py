@@ -1,7 +1,8 @@
-"""Claims written down before they are run, the verdict the seeds allow, and the ledger of all verdicts.
+"""Claims written down before they are run, the verdicts that the seeds allow, and the ledger of all verdicts.
 
-Arms share their seeds, so every test is paired: d_i = s (A_i - B_i), s = -1 where less is better. Fewer
-seeds than planned decide nothing, fewer than five never can; a verdict is always one at a scale.
+Arms share their seeds, so every test is paired: d_i = A_i - B_i, shown with that sign, judged in the claim's
+direction. What one claim's seeds say depends on the chapter's others twice: their variances tell how seeds scatter
+(`slimnb.book.moderated`), and Holm's correction counts them. A verdict is always one at a scale.
 """
 
 from __future__ import annotations
@@ -10,10 +11,12 @@ import csv
 import html
 import io
 import re
-from collections.abc import Iterable
-from dataclasses import asdict, dataclass, fields, replace
+from collections import Counter
+from collections.abc import Iterable, Mapping
+from dataclasses import asdict, dataclass, field, fields, replace
+from itertools import groupby
 from pathlib import Path
-from typing import Annotated, Any
+from typing import Annotated, Any, Literal
 
 import numpy as np
 import pandas as pd
@@ -21,20 +24,23 @@ from annotated_types import Interval
 from filelock import FileLock
 from scipy import stats
 
+from slimnb.book.moderated import Prior, holm, quantile, two_sided
 from slimnb.book.parameters import refuse
 from slimnb.errors import ParameterError, StoreError
 from slimnb.rules import Amount, checked
 from slimnb.runs.files import Damaged, Failpoint, make_folder, read_file, write_file
 
-KINDS = ("exact", "superiority", "equivalence", "ordering", "quantity")
-ALPHA = 0.05  # a claim holds at p <= ALPHA after Holm; intervals cover 1 - ALPHA, two-sided
-MIN_SEEDS = 5  # an exact sign-flip test of n pairs cannot go below p = 2**-n: four seeds give .0625
-MAX_SEEDS = 16  # 65,536 sign flips: the test stays exact
-TEXT = ["claim", "scale", "verdict", "alone", "chapter", "kind", "metric", "unit", "arms",
+SEEDS = {"primary": 5, "secondary": 3, "timing": 5, "check": 3}
+"""The families and the seeds (for a timing: repeats) that each plans at least; an exact claim needs one. Verdicts are
+corrected within a family of a chapter. A check is of our own code, and outside the count of what papers claim."""
+ALPHA = 0.05  # a claim is decided at p <= ALPHA after Holm; intervals cover 1 - ALPHA, two-sided
+TEXT = ["claim", "scale", "verdict", "alone", "chapter", "family", "kind", "metric", "unit", "arms", "direction",
         "statement", "source", "runs"]
-NUMBERS = ["seeds_run", "seeds_planned", "mean", "low", "high", "p", "p_holm", "detectable",
-           "delta", "a_mean", "b_mean", "paper_value"]
-EDGE = {"holds": "#009E73", "contradicted": "#D55E00", "inconclusive": "#E69F00", "not run": "#888888"}
+NUMBERS = ["seeds_run", "seeds_planned", "mean", "sd", "low", "high", "p", "p_holm", "detectable",
+           "margin", "a_mean", "b_mean", "paper_value"]
+SETTLED = ["verdict", "alone", "low", "high", "p", "p_holm", "detectable"]  # what depends on other claims
+EDGE = {"holds": "#009E73", "contradicted": "#D55E00", "inconclusive": "#E69F00", "estimate only": "#56B4E9",
+        "not run": "#888888"}
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,46 +48,52 @@ EDGE = {"holds": "#009E73", "contradicted": "#D55E00", "inconclusive": "#E69F00"
 class Claim:
     """One statement of a paper with all that decides it, fixed before anything is run.
 
-    `delta` is the smallest effect of interest in `unit`s: what superiority must reach, the margin of an
+    `margin` is the smallest effect of interest in `unit`s: what superiority must reach, the margin of an
     equivalence or a quantity, the tolerance of an exact claim, the least Kendall tau of an ordering.
+    Raises ParameterError for a claim that is not one, and for a plan that could never reach a verdict.
     """
 
     id: str
     chapter: str
     statement: str
-    source: str  # paper and table or figure: "US-Net, Table 2"
+    source: str  # paper and table or figure: "US-Net, Table 2"; "ours"
     metric: str  # a column of the results: "top1", "ms", "macs"
-    kind: str  # one of KINDS
     arms: tuple[str, str]
-    delta: Amount
-    direction: str = "greater"  # the claim says A > B; "less": A < B
-    seeds: Annotated[int, Interval(ge=1, le=MAX_SEEDS)] = MIN_SEEDS  # planned: none dropped, none added
+    margin: Amount
+    kind: Literal["exact", "superiority", "equivalence", "ordering", "quantity"] = "superiority"
+    direction: Literal["greater", "less"] = "greater"  # the claim says A > B, or A < B
+    family: Literal["primary", "secondary", "timing", "check"] = "secondary"
+    seeds: Annotated[int, Interval(ge=0, le=1000)] = 0  # planned: none dropped, none added; 0: as its family
     paper_value: float | None = None  # the paper's A - B (or its tau, its quantity) in `unit`s
     unit: str = "points"
+    where: Mapping[str, Any] = field(default_factory=dict, hash=False)  # what narrows the rows: {"net": "resnet"}
 
     def __post_init__(self):
-        rules = [
-            ("id", re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,79}", self.id), "1 to 80 of a-z 0-9 . _ -"),
-            ("kind", self.kind in KINDS, f"one of {', '.join(KINDS)}"),
-            ("direction", self.direction in ("greater", "less"), "'greater' or 'less'"),
-            ("delta", np.isfinite(self.delta) and self.delta >= 0, "a finite number >= 0"),
-            ("seeds", 1 <= self.seeds <= MAX_SEEDS, f"1 to {MAX_SEEDS}"),
-        ]
-        for name, ok, rule in rules:
-            if not ok:
-                raise refuse(f"Claim.{name}", getattr(self, name), f"must be {rule}", "Correct the claim.")
         for f in fields(self):
             for value in (self.arms if f.name == "arms" else [getattr(self, f.name)]):
                 _check_cell(f"Claim.{f.name}", value)
+        least = 1 if self.kind == "exact" else SEEDS[self.family]
+        object.__setattr__(self, "seeds", self.seeds or least)
+        object.__setattr__(self, "arms", tuple(self.arms))
+        undecided = self.kind in ("equivalence", "quantity")
+        rules = [
+            ("id", re.fullmatch(r"[a-z0-9][a-z0-9._-]{0,79}", self.id), "1 to 80 of a-z 0-9 . _ -"),
+            ("seeds", self.seeds >= least, f"at least {least}, or the claim can never be decided"),
+            ("margin", self.margin > 0 or not undecided, f"above 0, or {self.kind} can never be shown"),
+            ("margin", self.margin <= 1 or self.kind != "ordering", "a Kendall tau of at most 1"),
+            ("paper_value", self.paper_value is not None or self.kind != "quantity", "there for a quantity")]
+        for name, ok, rule in rules:
+            if not ok:
+                raise refuse(f"Claim.{name}", getattr(self, name), f"must be {rule}", "Correct the claim.")
 
     @property
     def rule(self) -> str:
         """When it holds, in words: "top1: A above B by at least 0.5 points"."""
         a, b = self.arms
         side = "above" if self.direction == "greater" else "below"
-        rules = {"superiority": f"{a} {side} {b} by at least {self.delta:g} {self.unit}",
-                 "ordering": f"{a} ordered as {b}, Kendall tau at least {self.delta:g}"}
-        return f"{self.metric}: " + rules.get(self.kind, f"{a} equal to {b} within {self.delta:g} {self.unit}")
+        rules = {"superiority": f"{a} {side} {b} by at least {self.margin:g} {self.unit}",
+                 "ordering": f"{a} ordered as {b}, Kendall tau at least {self.margin:g}"}
+        return f"{self.metric}: " + rules.get(self.kind, f"{a} equal to {b} within {self.margin:g} {self.unit}")
 
     @property
     def cited(self) -> str:
@@ -95,22 +107,12 @@ def _check_cell(name: str, value: Any) -> None:
         raise refuse(name, value, "a cell of the ledger has no leading = + - @, tab or line's end", "Correct the text.")
 
 
-def by_id(claims: Iterable[Claim]) -> dict[str, Claim]:
-    """Claims under their ids, in their order. Raises ParameterError for an id that two of them have."""
-    table: dict[str, Claim] = {}
-    for claim in claims:
-        if claim.id in table:
-            raise ParameterError(f"Claim.id = {claim.id!r}", "two claims have it", "Rename one.")
-        table[claim.id] = claim
-    return table
-
-
 def overview(claims: Iterable[Claim]) -> Any:
     """What claims say and when they hold, as a table for a chapter (Markdown)."""
     from IPython.display import Markdown
 
-    rows = [("id", "claim", "holds if", "seeds", "source"), ("---",) * 5]
-    rows += [(f"`{c.id}`", c.statement, c.rule, str(c.seeds), c.cited) for c in claims]
+    rows = [("id", "claim", "holds if", "family", "seeds", "source"), ("---",) * 6]
+    rows += [(f"`{c.id}`", c.statement, c.rule, c.family, str(c.seeds), c.cited) for c in claims]
     return Markdown("\n".join("| " + " | ".join(row) + " |" for row in rows))
 
 
@@ -118,16 +120,17 @@ def overview(claims: Iterable[Claim]) -> Any:
 class Verdict:
     """What the seeds say about a claim at a scale; shows itself as a card in a notebook.
 
-    `alone` judges the claim on its own; `verdict` is the same until the ledger corrects for all the claims
-    of the scale (`p_holm`). `mean`, `low`, `high`, `detectable` are in units, in the claim's direction.
+    `verdict` is "holds", "contradicted", "inconclusive", "estimate only" (fewer seeds than planned) or "not run";
+    `alone` is that before Holm's correction. `mean`, `sd`, `low` and `high` are of A - B, in units.
     """
 
     claim: Claim
     scale: str
-    alone: str  # "holds" | "contradicted" | "inconclusive" | "not run"
+    alone: str
     verdict: str
     n: int = 0
     mean: float = np.nan
+    sd: float = np.nan
     low: float = np.nan
     high: float = np.nan
     p: float = np.nan
@@ -142,41 +145,45 @@ class Verdict:
             _check_cell("Verdict", text)
 
     def row(self) -> dict:
-        """The ledger row, flat: the fields of the claim and of the verdict."""
+        """The ledger row, flat: the fields of the claim and of the verdict, numbers as the file has them."""
         row = asdict(self.claim) | asdict(self) | {"seeds_run": self.n, "seeds_planned": self.claim.seeds}
         row |= {"claim": self.claim.id, "arms": " / ".join(self.claim.arms), "runs": " ".join(self.runs)}
-        return {name: row[name] for name in TEXT + NUMBERS}
+        numbers = {name: np.nan if row[name] is None else float(f"{row[name]:.6g}") for name in NUMBERS}
+        return {name: row[name] for name in TEXT} | numbers
 
     def __str__(self) -> str:
         return f"{self.claim.id}: {self.headline}"
 
     @property
     def headline(self) -> str:
-        """The verdict in one line: "holds at small: observed +1.2 points, 95% interval +0.4 to +2.0"."""
+        """The verdict in one line: "holds at small: A - B = +1.2 points, 95% interval +0.4 to +2.0, 5 seeds"."""
         unit = "" if self.claim.kind == "ordering" else f" {self.claim.unit}"
         line = f"{self.verdict} at {self.scale}"
         if self.n == 0:
             return line
         if self.claim.kind == "exact":
             return f"{line}: largest difference {self.mean:,.7g}{unit}"
+        what, of = ("tau" if self.claim.kind == "ordering" else "A - B"), f"{self.n}"
         if self.n < self.claim.seeds:
-            line += f" with the planned seeds ({self.n} of {self.claim.seeds})"
-        elif self.verdict == "not run":
+            of += f" of {self.claim.seeds}"
+        elif self.verdict == "estimate only":
             line += ", a quantity is judged at full scale only"
-        line += f": observed {self.mean:+.3g}{unit}"
+        line += f": {what} = {self.mean:+.3g}{unit}"
         if self.n > 1:
-            line += f", 95% interval {self.low:+.3g} to {self.high:+.3g}, {self.n} seeds"
+            line += f", 95% interval {self.low:+.3g} to {self.high:+.3g}"
+        line += f", {of} {'repeats' if self.claim.family == 'timing' else 'seed' + 's' * (of != '1')}"
+        if self.verdict == "inconclusive":
+            line += f", which could have shown {self.detectable:.2g}{unit}"
         return line + (f" ({self.alone} before Holm's correction)" if self.verdict != self.alone else "")
 
     def lines(self) -> list[tuple[str, str]]:
         """The card as (label, text) pairs."""
         c = self.claim
         out = [("Claim", c.statement), ("Source", c.cited),
-               ("Rule", c.rule),
-               ("Verdict", self.headline)]
+               ("Rule", c.rule), ("Family", f"{c.family}, of {c.chapter}"), ("Verdict", self.headline)]
         if not np.isnan(self.p):
             holm = "" if np.isnan(self.p_holm) else f" ({self.p_holm:.3g} after Holm's correction)"
-            effect = f"smallest detectable effect {self.detectable:.2g}"
+            effect = f"smallest detectable effect {self.detectable:.2g} {c.unit}"
             out.append(("Evidence", f"p = {self.p:.3g}{holm}, {effect}"))
         return out
 
@@ -188,58 +195,12 @@ class Verdict:
         return f'<table class="slimnb-verdict" style="{edge}">{rows}</table>'
 
 
-def sign_flip(d: np.ndarray) -> float:
-    """Exact one-sided p of mean(d) > 0 over all 2^n sign flips of d (n,); NaN for one seed."""
-    if len(d) < 2:
-        return np.nan
-    return float(stats.permutation_test((d,), np.mean, permutation_type="samples", alternative="greater",
-                                        n_resamples=2**MAX_SEEDS, vectorized=True).pvalue)
-
-
-def interval(d: np.ndarray) -> tuple[float, float]:
-    """Two-sided 95 % paired-t interval of the mean of d (n,); NaN for one seed, a point without spread."""
-    if len(d) < 2:
-        return np.nan, np.nan
-    if _constant(d):
-        return float(d.mean()), float(d.mean())
-    low, high = stats.ttest_1samp(d, 0.0).confidence_interval(1 - ALPHA)
-    return float(low), float(high)
-
-
-def tost(d: np.ndarray, delta: float) -> float:
-    """p of two one-sided paired-t tests that |mean(d)| < delta (Schuirmann 1987); NaN for one seed."""
-    if len(d) < 2:
-        return np.nan
-    if _constant(d):
-        return float(abs(d.mean()) > delta)
-    return float(max(stats.ttest_1samp(d, -delta, alternative="greater").pvalue,
-                     stats.ttest_1samp(d, delta, alternative="less").pvalue))
-
-
-def detectable(d: np.ndarray) -> float:
-    """The smallest true effect that n pairs with this spread show with 80 % power; NaN for one seed."""
-    if len(d) < 2:
-        return np.nan
-    level, power = stats.t.ppf([1 - ALPHA / 2, 0.8], len(d) - 1)
-    return float((level + power) * stats.sem(d))
-
-
-def holm(p: np.ndarray) -> np.ndarray:
-    """Holm's p values of p (m,): the k-th smallest times m - k + 1, made monotone, at most 1."""
-    order = np.argsort(p, kind="stable")
-    adjusted = np.minimum(1.0, np.maximum.accumulate(p[order] * np.arange(len(p), 0, -1)))
-    return adjusted[np.argsort(order, kind="stable")]
-
-
-def _constant(d: np.ndarray) -> bool:
-    return bool(np.ptp(d) <= 1e-12 * np.abs(d).max())  # scipy would divide by a spread of rounding errors
-
-
 def judge(claim: Claim, a, b=None, *, scale: str, runs: Iterable[str] = ()) -> Verdict:
-    """The verdict on `claim` from arm A `a` and arm B `b` at `scale`.
+    """The verdict on `claim` from arm A `a` and arm B `b` at `scale`, as if it were the only one of its chapter.
 
     Shapes: (seeds,), paired; an ordering takes `a` (seeds, subnets) and the order to find in `b`, which
-    broadcasts; an exact claim any. `b` defaults to the paper's value. An empty `a` is "not run".
+    broadcasts; an exact claim any. `b` defaults to the paper's value. An empty `a` is "not run". Seeds beyond
+    the planned ones, which another claim on the same arms may have, are not looked at.
     """
     if np.size(a) == 0:
         return Verdict(claim, scale, "not run", "not run", runs=tuple(runs))
@@ -247,32 +208,30 @@ def judge(claim: Claim, a, b=None, *, scale: str, runs: Iterable[str] = ()) -> V
     numbers = {"runs": tuple(runs), "n": len(a), "a_mean": float(a.mean()), "b_mean": float(b.mean())}
     if claim.kind == "exact":
         worst = float(np.abs(a - b).max())
-        word, numbers["mean"] = "holds" if worst <= claim.delta else "contradicted", worst
-        return Verdict(claim, scale, word, word, **numbers)
+        word = "holds" if worst <= claim.margin else "contradicted"
+        return Verdict(claim, scale, word, word, mean=worst, **numbers)
     d = _differences(claim, a, b)
-    low, high = interval(d)
-    numbers |= {"mean": float(d.mean()), "low": low, "high": high, "detectable": detectable(d)}
-    if len(d) < claim.seeds or (claim.kind == "quantity" and scale != "full"):
-        return Verdict(claim, scale, "not run", "not run", **numbers)
-    if claim.kind in ("equivalence", "quantity"):
-        p = tost(d, claim.delta)
-        holds, contradicted = p <= ALPHA, low > claim.delta or high < -claim.delta
-    else:
-        p = sign_flip(d)
-        holds, contradicted = p <= ALPHA and low > 0 and d.mean() >= claim.delta, high < claim.delta
-    word = "holds" if holds else "contradicted" if contradicted else "inconclusive"
-    word = word if len(d) >= MIN_SEEDS else "inconclusive"
-    return Verdict(claim, scale, word, word, p=p, **numbers)
+    alike = np.ptp(d) <= 1e-12 * np.abs(d).max()  # a spread of rounding errors is none
+    sd = np.nan if len(d) < 2 else 0.0 if alike else float(d.std(ddof=1))
+    verdict = Verdict(claim, scale, "", "", mean=float(d.mean()), sd=sd, **numbers)
+    return _with(verdict, settle([verdict.row()])[0])
 
 
 def paired(frame: pd.DataFrame, claim: Claim, **where) -> tuple[np.ndarray, np.ndarray]:
     """Both arms' `claim.metric` (seeds,), by ascending seed, from rows with columns arm and seed.
 
-    `where` narrows the rows (mult=0.25). A seed that one arm lacks is left out: the claim is "not run".
+    `claim.where` and `where` narrow the rows: net="resnet"; "smallest" and "largest" are of a column's numbers in these
+    arms' rows. A seed that one arm lacks is left out. Raises ParameterError for an unknown column, and for several rows
+    of an arm and a seed.
     """
-    for column, value in where.items():
-        frame = frame[frame[column] == value]
+    narrow = dict(claim.where) | where
+    if unknown := sorted(set(narrow) - set(frame.columns)):
+        raise ParameterError(f"claim {claim.id}: where {unknown[0]!r}", f"columns are {', '.join(frame.columns)}"[:120],
+                             "Correct the claim's where.")
     frame = frame[frame["arm"].isin(claim.arms)]
+    for column, value in sorted(narrow.items(), key=lambda pair: pair[1] in ("smallest", "largest")):
+        ends = {"smallest": frame[column].min, "largest": frame[column].max}
+        frame = frame[frame[column] == (ends[value]() if isinstance(value, str) and value in ends else value)]
     if frame.duplicated(["arm", "seed"]).any():
         raise ParameterError(f"claim {claim.id}: several rows per arm and seed",
                              "one value each is compared", "Narrow the rows: paired(frame, claim, mult=0.25).")
@@ -289,23 +248,26 @@ def _checked(claim: Claim, a, b) -> tuple[np.ndarray, np.ndarray]:
         raise ParameterError(f"claim {claim.id}: {str(error)[:60]}", "arms are numbers, paired by seed",
                              "Use claims.paired.") from None
     dims = 2 if claim.kind == "ordering" else 1
-    n, free = len(np.atleast_1d(a)), claim.kind == "exact"
+    free = claim.kind == "exact"
     rules = [(np.isfinite(a).all() and np.isfinite(b).all(), "a value is missing or not finite",
               "a diverged seed is a result", "Give the accuracy it reached; without b, a paper_value."),
-             (free or a.ndim == dims, f"shape {a.shape}", f"{dims} axes are needed, seeds first", "Reshape."),
-             (free or n <= claim.seeds, f"{n} seeds, {claim.seeds} planned", "none is added after the plan",
-              "Give the planned seeds.")]
+             (free or a.ndim == dims, f"shape {a.shape}", f"{dims} axes are needed, seeds first", "Reshape.")]
     for ok, what, why, fix in rules:
         if not ok:
             raise ParameterError(f"claim {claim.id}: {what}", why, fix)
-    return np.atleast_1d(a), np.atleast_1d(b)
+    planned = slice(None) if free else slice(claim.seeds)
+    return np.atleast_1d(a)[planned], np.atleast_1d(b)[planned]
 
 
 def _differences(claim: Claim, a: np.ndarray, b: np.ndarray) -> np.ndarray:
     d = a - b
     if claim.kind == "ordering":  # tau is NaN where all subnets tie: no order was found
         d = np.nan_to_num([stats.kendalltau(x, y).statistic for x, y in zip(a, b, strict=True)])
-    return -d if claim.direction == "less" else d
+    return d
+
+
+def _with(verdict: Verdict, row: Mapping[str, Any]) -> Verdict:
+    return replace(verdict, **{name: row[name] for name in SETTLED})
 
 
 def ledger_frame(path: str | Path) -> pd.DataFrame:
@@ -338,7 +300,7 @@ def _not_a_ledger(path: Path, what: str) -> StoreError:
 
 
 def record(path: str | Path, verdicts: Verdict | Iterable[Verdict]) -> list[Verdict]:
-    """Put the verdicts into the ledger at `path`; they come back with Holm's correction at their scale.
+    """Put the verdicts into the ledger at `path`; they come back as all the ledger's claims settle them.
 
     A row of the same claim and scale is replaced. Rows are sorted, the file is written whole or not at
     all, and two chapters that record at the same time wait for each other.
@@ -348,18 +310,69 @@ def record(path: str | Path, verdicts: Verdict | Iterable[Verdict]) -> list[Verd
     with FileLock(path.with_name(f".{path.name}.lock")):
         rows = {(r["claim"], r["scale"]): r for r in ledger_frame(path).to_dict("records")}
         rows |= {(v.claim.id, v.scale): v.row() for v in verdicts}
-        ledger = settle(pd.DataFrame([rows[key] for key in sorted(rows)], columns=TEXT + NUMBERS))
-        text = ledger.to_csv(index=False, float_format="%.6g", lineterminator="\n")
+        ledger = settle(rows[key] for key in sorted(rows))
+        frame = pd.DataFrame(ledger, columns=TEXT + NUMBERS)
+        text = frame.to_csv(index=False, float_format="%.6g", lineterminator="\n")
         write_file(path, text.encode(), Failpoint(), "ledger")
-    rows = ledger.set_index(["claim", "scale"])[["verdict", "p_holm"]].to_dict("index")
-    return [replace(v, **rows[v.claim.id, v.scale]) for v in verdicts]
+    settled = {(row["claim"], row["scale"]): row for row in ledger}
+    return [_with(v, settled[v.claim.id, v.scale]) for v in verdicts]
 
 
-def settle(ledger: pd.DataFrame) -> pd.DataFrame:
-    """The ledger with `p_holm` over the claims of each scale and the verdicts that survive it."""
-    ledger = ledger.astype(dict.fromkeys(NUMBERS, float))
-    ledger["p_holm"] = np.nan
-    for _, tested in ledger[ledger["p"].notna()].groupby("scale"):
-        ledger.loc[tested.index, "p_holm"] = holm(tested["p"].to_numpy())
-    fails = (ledger["alone"] == "holds") & (ledger["p_holm"] > ALPHA)
-    return ledger.assign(verdict=ledger["alone"].where(~fails, "inconclusive"))
+def settle(rows: Iterable[Mapping[str, Any]]) -> list[dict]:
+    """Rows of a ledger with `SETTLED` anew, each from all the rows; those of exact claims stay as they are.
+
+    The variances of a chapter's claims on one metric at one scale give the prior of the moderated t. Holm's
+    correction is over a family of the chapter, in which a claim that is not decided yet counts as one.
+    """
+    rows = [dict(row) for row in rows]
+    tested = [row for row in rows if row["kind"] != "exact"]
+    family, metric = (lambda row, name=name: (row["scale"], row["chapter"], row[name]) for name in ("family", "metric"))
+    sizes = Counter(map(family, tested))
+    for _, group in groupby(sorted(tested, key=metric), metric):
+        group = list(group)
+        sd, n = np.array([(row["sd"], row["seeds_run"]) for row in group if row["seeds_run"] > 1]).reshape(-1, 2).T
+        prior = Prior.of(sd**2, n - 1)
+        for row in group:
+            row |= _alone(row, prior, sizes[family(row)])
+    for _, group in groupby(sorted(tested, key=family), family):
+        group = list(group)
+        p = np.array([row["p"] for row in group])
+        for row, p_holm in zip(group, holm(np.nan_to_num(p, nan=1.0)), strict=True):
+            if not np.isnan(row["p"]):
+                row |= {"p_holm": p_holm, "verdict": row["alone"] if p_holm <= ALPHA else "inconclusive"}
+    return rows
+
+
+def _alone(row: Mapping[str, Any], prior: Prior, tests: int) -> dict:
+    """`SETTLED` of a row before Holm's correction over so many `tests`.
+
+    The mean decides what is tested: that the effect is above 0 where it reaches the margin, else that it stays
+    below the margin; of an equivalence, that it is within the margin, else that it is outside.
+    """
+    n, mean, margin = int(row["seeds_run"]), row["mean"], row["margin"]
+    out = dict.fromkeys(SETTLED, np.nan)
+    if n > 1:
+        error, df = prior.error(row["sd"], n)
+        half = quantile(df, 1 - ALPHA / 2) * error
+        shown = quantile(df, 1 - ALPHA / (2 * tests)) + quantile(df, 0.8)  # with 80 % power, at Holm's first step
+        out |= {"low": mean - half, "high": mean + half, "detectable": shown * error}
+    if n < row["seeds_planned"] or (row["kind"] == "quantity" and row["scale"] != "full"):
+        return out | dict.fromkeys(["verdict", "alone"], "estimate only" if n else "not run")
+    effect = -mean if row["direction"] == "less" else mean
+    if row["kind"] in ("equivalence", "quantity"):
+        for_it, gap = abs(mean) <= margin, abs(abs(mean) - margin)
+    else:
+        for_it = effect >= margin
+        gap = effect if for_it else margin - effect
+    out["p"] = two_sided(gap, error, df)
+    word = "inconclusive" if out["p"] > ALPHA else "holds" if for_it else "contradicted"
+    return out | {"verdict": word, "alone": word}
+
+
+def tally(ledger: pd.DataFrame) -> str:
+    """How many claims have each verdict, and apart from them how many checks of ours, in one line."""
+    def count(rows: pd.DataFrame) -> str:
+        return ", ".join(f"{rows['verdict'].eq(word).sum()} {word}" for word in EDGE if rows["verdict"].eq(word).any())
+
+    ours = ledger["family"].eq("check")
+    return f"{(~ours).sum()} claims: {count(ledger[~ours])}; {ours.sum()} checks of ours: {count(ledger[ours])}"

@@ -23,6 +23,7 @@ from slimnb.runs.definitions import Reader, mentioned
 
 PACKAGE = Path(__file__).resolve().parents[1]
 RECIPES = re.compile(r"slimnb\.papers\.\w+(\.\w+)*\.recipes:")
+CLAIMED = re.compile(r'claims_of\("(\w+)"\)')
 PRINTERS = ("source", "getsource")  # functions by which a chapter prints a definition as its file has it
 PROGRESS = re.compile(r"(.+?): step \d+/\d+\b")  # as slimnb.train.loop prints it
 SEE = "Run that cell in JupyterLab, or read the .failed.ipynb."
@@ -94,8 +95,9 @@ def _python(book: NotebookNode) -> str:
 def content_key(notebook: str | Path, parameters: Mapping[str, Any] | None = None) -> str:
     """Hash what decides a chapter's outputs: its code cells, what they reach, parameters, Python and torch.
 
-    The statements of every definition that the code reaches count, with those that run and clean a chapter. Prose does
-    not count, nor do the library's comments and docstrings, unless the chapter prints them, nor the words of errors.
+    The statements of every definition that the code reaches count, with those that run and clean a chapter, and the
+    claims of its papers. Prose does not count, nor do the library's comments and docstrings, unless the chapter prints
+    them, nor the words of errors.
     Nets and papers that a recipe names by a text count whole. Torch is not imported.
     """
     book, reader = read_chapter(notebook), Reader({"slimnb": PACKAGE})
@@ -105,7 +107,9 @@ def content_key(notebook: str | Path, parameters: Mapping[str, Any] | None = Non
     texts = reader.reached([name for paper in papers for name in _modules(f"papers/{paper}")])
     parts = [code_hash(book), dict(parameters or {}), sys.version, importlib.metadata.version("torch"),
              sorted({f"{name.partition(':')[2]}={text}" for name, text in texts.items()}),
-             [reader.source(name) for name in mentioned(code, PRINTERS)]]
+             [reader.source(name) for name in mentioned(code, PRINTERS)],
+             [path.read_text("utf-8") for path in sorted(PACKAGE.glob("papers/*/claims.toml"))
+              if path.parent.name in CLAIMED.findall(code)]]
     return hashlib.sha256(json.dumps(parts, sort_keys=True).encode()).hexdigest()[:32]
 
 

@@ -116,7 +116,7 @@ def test_a_figure_drawn_twice_has_the_same_bytes_and_says_what_it_shows(tmp_path
 
 def test_a_claim_is_judged_at_the_chapters_scale_and_entered(tmp_path):
     claim = Claim(
-        "macs-equal", "01_tiny", "They are equal", "Table 1", "macs", "exact", ("ours", "paper"), delta=0
+        "macs-equal", "01_tiny", "They are equal", "Table 1", "macs", ("ours", "paper"), margin=0, kind="exact"
     )
     verdict = chapter(tmp_path).claim(claim, [569.0], [569.0])
     assert (verdict.verdict, verdict.scale) == ("holds", "smoke")

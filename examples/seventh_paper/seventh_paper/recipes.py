@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from dataclasses import dataclass, replace
 
-from seventh_paper.claims import CONTROL, OURS
 from seventh_paper.method import HalfSandwich
 from slimnb import InplaceDistillation, Recipe
 from slimnb.nets.base import SlimmableNet
@@ -13,6 +12,8 @@ from slimnb.runs.store import RunStore
 from slimnb.train.experiment import Context
 from slimnb.train.protocols import Objective, Sampler
 from slimnb.train.recipe import check_scale
+
+OURS, CONTROL = "Half-sandwich", "US-Net"
 
 
 @dataclass(frozen=True)

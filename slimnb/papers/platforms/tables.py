@@ -144,8 +144,3 @@ def paper_table_2(path: Path) -> pd.DataFrame:
     """Table 2 of `data/literature/platforms.csv` as `weighted` has it: in market U, -W would be -U."""
     rows = pd.read_csv(path).query("table == '2'").rename(columns={"row": "market", "value": "top1"}).assign(seed=0)
     return rows[(rows["market"] != "U") | rows["arm"].str.endswith("-U")]
-
-
-def shared_units_in_paper(path: Path) -> float:
-    """Units to which the paper's OWS gives #6 and #7 the same width, of 14 (section 4.3), in that file."""
-    return pd.read_csv(path).query("row == '#6 = #7'")["value"].item()

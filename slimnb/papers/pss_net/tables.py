@@ -202,13 +202,6 @@ def paper_by_resource(path: Path, resources: Sequence[str]) -> pd.DataFrame:
     return pd.concat(parts, ignore_index=True)[["resource", "arm", "row", "cost", "top1"]].assign(seed=0)
 
 
-def paper_lead(path: Path, resource: str, arms: tuple[str, str]) -> float:
-    """By how many points Table 1 has the first arm ahead within a resource, mean over three budgets of MobileNetV1."""
-    rows, prefix = paper(path, "1"), {"MACs": "MAC", "CPU latency": "CPU"}[resource]
-    means = rows[rows["row"].str.startswith(prefix)].groupby("arm")["top1"].mean()
-    return round(float(means[arms[0]] - means[arms[1]]), 2)
-
-
 def rivals(path: Path, dearer: float = 1.04) -> pd.DataFrame:
     """Return Table 2: each PSS-Net beside the most accurate other net of at most `dearer` times its MACs."""
     rows = []
