@@ -47,10 +47,11 @@ from slimnb import InplaceDistillation, MobileNetV1, Pass, Sandwich, SlimnbError
 from slimnb.book.chapter import Chapter, source
 from slimnb.book.claims import overview, paired
 from slimnb.book.parameters import Float, Int
+from slimnb.book.registered import claims_of
 from slimnb.data.datasets import load_or_absent
 from slimnb.nn.layers import Selection, SlimmableConv2d
 from slimnb.nn.norm import SwitchableBatchNorm2d
-from slimnb.papers.slimmable import claims, figures, recipes
+from slimnb.papers.slimmable import figures, recipes
 from slimnb.papers.slimmable.diagnostics import diagnose
 from slimnb.papers.slimmable.latency import latencies
 from slimnb.papers.slimmable.method import any_width
@@ -61,7 +62,7 @@ from slimnb.train.experiment import study
 chapter = Chapter.begin("01_slimmable_networks", globals(),
                         latency_mult=Float(0, 1), latency_rounds=Int(1, 1000))
 WIDTHS = recipes.WIDTHS
-CLAIMS = claims.CLAIMS
+CLAIMS = claims_of("slimmable")
 
 # %% [markdown]
 # ## The idea on three channels
@@ -115,7 +116,7 @@ for width in (16, 32, 64):
 # The claims come before the runs, so that the results cannot choose them. The last one is about time.
 
 # %%
-overview([*claims.WIDTHS, *claims.TIME])
+overview(claim for claim in CLAIMS.values() if claim.chapter == chapter.name)
 
 # %%
 images = load_or_absent(chapter.data_name, chapter.data_root, chapter.device,
@@ -133,18 +134,17 @@ print(f"{len(results)} runs, {minutes:.1f} minutes of training")
 # as each batch is normalised by its own statistics. The test shows what the running statistics are worth.
 
 # %%
-slimmest, widest = min(WIDTHS), max(WIDTHS)
 shown = frame[frame["mult"].isin(WIDTHS)]
 shown.pivot_table(index="arm", columns="mult", values="top1", sort=False).round(1)
 
 # %%
-def verdict(claim, mult):
+def verdict(claim):
     """Judge a claim about two arms at one width, seed by seed."""
     runs = sorted({r.run_id for r in results if r.recipe.arm in claim.arms})
-    return chapter.claim(claim, *paired(frame, claim, mult=mult), runs)
+    return chapter.claim(claim, *paired(frame, claim), runs)
 
 
-verdict(CLAIMS["one-bn-fails"], slimmest)
+verdict(CLAIMS["one-bn-fails"])
 
 # %% [markdown]
 # To see the cause, we take a network whose statistics we may set at will (US-Net, below) and lend the statistics
@@ -201,10 +201,10 @@ chapter.save(axes, "training")
 # statistics take over, which is why a training curve would never have shown it.
 
 # %%
-verdict(CLAIMS["snet-matches-individual"], widest)
+verdict(CLAIMS["snet-matches-individual"])
 
 # %%
-verdict(CLAIMS["snet-helps-slim"], slimmest)
+verdict(CLAIMS["snet-helps-slim"])
 
 # %% [markdown]
 # ## Any width: the sandwich rule and in-place distillation
@@ -288,7 +288,7 @@ ax = figures.accuracy(working, "One set of weights serves every budget")
 chapter.save(ax, "accuracy")
 
 # %%
-verdict(CLAIMS["usnet-matches-snet"], widest)
+verdict(CLAIMS["usnet-matches-snet"])
 
 # %% [markdown]
 # The generated images come with a known difficulty, so that at `smoke` scale we can ask who needs the width.

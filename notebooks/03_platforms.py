@@ -50,9 +50,10 @@ from slimnb import CostTable, PlatformSandwich, Trellis, WidthSearch, best_under
 from slimnb.book.chapter import Chapter, literature, source
 from slimnb.book.claims import overview
 from slimnb.book.parameters import Int
+from slimnb.book.registered import claims_of
 from slimnb.cost.latency_model import fit_latency
 from slimnb.data.datasets import load_or_absent
-from slimnb.papers.platforms import claims, figures, market, recipes, search_figures, tables
+from slimnb.papers.platforms import figures, market, recipes, search_figures, tables
 from slimnb.papers.platforms.method import platform_subnets
 from slimnb.papers.slimmable import figures as slimmable_figures
 from slimnb.rng import rng_at
@@ -64,7 +65,7 @@ from slimnb.train.experiment import study
 chapter = Chapter.begin("03_platforms", globals(), realisations=Int(1000), random_subnets=Int(1),
                         latency_subnets=Int(120), latency_rounds=Int())
 WEIGHTS, MULTS, PLATFORMS = market.WEIGHTS, recipes.MULTS, recipes.PLATFORMS
-CLAIMS = claims.CLAIMS
+CLAIMS = claims_of("platforms")
 
 # %% [markdown]
 # ## The market
@@ -246,10 +247,7 @@ source(search._to_go, search._walk)
 
 # %%
 of_paper = tables.paper_table_2(literature("platforms"))
-overview(CLAIMS[name] for name in claims.IN_TABLE_2)
-
-# %%
-overview([*claims.GAINS, *claims.of_widths()])
+overview(CLAIMS.values())
 
 # %%
 store = RunStore(chapter.root / "data/runs", chapter.root / "data/results")
@@ -408,8 +406,8 @@ title = (f"OWS-U is ahead of Slim-U in {(gain > 0).sum()} of {len(gain)} markets
          f"on average by {minus(gain.mean())} points")
 chapter.save(figures.weighted_accuracy(accuracy, title, of_paper), "weighted-accuracy")
 all_arms = tables.with_best(accuracy, "top1_val")
-verdicts = [chapter.claim(claim, *tables.over_markets(all_arms, claim.arms, markets), ids("platforms", *claim.arms))
-            for markets, claim in ((markets, CLAIMS[name]) for name, markets in claims.IN_TABLE_2.items())]
+verdicts = [chapter.claim(claim, *tables.over_markets(all_arms, claim.arms, claim.where["markets"]),
+                          ids("platforms", *claim.arms)) for claim in CLAIMS.values() if claim.where]
 print(*verdicts, sep="\n")
 verdicts[0]
 

@@ -51,9 +51,10 @@ from slimnb import MobileNetV1, MobileNetV2, SlimnbError, Subnet, count_macs
 from slimnb.book.chapter import Chapter, literature, source
 from slimnb.book.claims import overview
 from slimnb.book.parameters import Int
+from slimnb.book.registered import claims_of
 from slimnb.data.datasets import load_or_absent
 from slimnb.papers.platforms import figures as platforms_figures
-from slimnb.papers.pss_net import claims, figures, recipes, structure_samplers, switcher, tables, timing
+from slimnb.papers.pss_net import figures, recipes, structure_samplers, switcher, tables, timing
 from slimnb.papers.pss_net.method import PrioritizedSubnetSampling
 from slimnb.papers.pss_net.pools import Pool
 from slimnb.papers.pss_net.structures import Buckets, Resource, StructureCosts, structure_space
@@ -64,7 +65,7 @@ from slimnb.train import experiment
 
 chapter = Chapter.begin("04_pss_net", globals(), samples=Int(1000), proposals=Int(256), top_k=Int(),
                         subnets=Int(2), batches=Int(10), batch_images=Int())
-CLAIMS = claims.CLAIMS
+CLAIMS = claims_of("pss_net")
 
 # %% [markdown]
 # ## The idea on four subnets
@@ -214,10 +215,7 @@ for call in wrong:
 
 # %%
 printed_file = literature("pss_net")
-overview([*(CLAIMS[name] for name in claims.IN_TABLE_1), *claims.FIGURE_1, *claims.PARTS])
-
-# %%
-overview([*claims.CHOICES, *claims.COSTS])
+overview(CLAIMS.values())
 
 # %%
 images = load_or_absent(chapter.data_name, chapter.data_root, chapter.device,
@@ -325,7 +323,7 @@ for name, *bounds in mine["PSS-M"].recipe.buckets:
     budgets[name] = [held.bounds(at)[1] for at in (0, len(held) // 2, len(held) - 1)]
 budgets = {name: budgets[name] for name in panels}
 offers = tables.within(prices, budgets)
-in_table_1 = {CLAIMS[name]: resource for name, resource in claims.IN_TABLE_1.items()}
+in_table_1 = {claim: claim.where["resource"] for claim in CLAIMS.values() if claim.where}
 leads = {claim.arms: tables.over_targets(offers[offers["resource"] == resource], claim.arms)
          for claim, resource in in_table_1.items()}
 title = f"PSS-F against MutualNet within three budgets of MACs: {ahead(*leads['PSS-F', 'MutualNet'])}"
@@ -357,10 +355,11 @@ offered.pivot_table("top1", ["resource", "budget"], "arm", sort=False).round(1)
 # %%
 arms = ["MutualNet", "Uniform pools", "Random", "PSS-F", "Exact sampling"]
 parts = frame[frame["arm"].isin(arms) & ~frame["name"].isin(tables.ENDS)]
-a, b = tables.over_targets(frame, claims.PARTS[0].arms)
+of_parts = [CLAIMS[f"pss-{name}"] for name in ("pools-beat-random", "structures-beat-uniform-pools", "exact-beats-eq4")]
+a, b = tables.over_targets(frame, of_parts[0].arms)
 title = f"Pools against random structures: {ahead(a, b)}"
 chapter.save(slimmable_figures.accuracy(parts.assign(platform=parts["name"]), title), "parts")
-for claim in claims.PARTS:
+for claim in of_parts:
     print(chapter.claim(claim, *tables.over_targets(frame, claim.arms), ids(*claim.arms)))
 pools = {arm: len(mine[arm].findings["pools"]) for arm in ("PSS-F", "Exact sampling")}
 print("targets with structures:", ", ".join(f"{arm} {many}" for arm, many in pools.items()))
@@ -502,7 +501,8 @@ print(f"chosen subnets, validation less test accuracy: {dropped:+.2f} points, me
 # - A metric says when a structure came, and little about how good it is. Ranks within a pool are weak evidence, and
 #   calibrating more of a pool gained next to nothing on test images at `small`, seed 0.
 # - The tables of latencies age with the machine: the error above is as large as the step between two targets.
-# - Which arm leads by less than a point, one seed cannot tell: such claims stay "not run" until five have run.
+# - Which arm leads by less than a point, one seed cannot tell: such claims stay an estimate until all planned
+#   seeds have run.
 #
 # ## Summary
 #

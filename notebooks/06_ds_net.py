@@ -48,10 +48,11 @@ from slimnb import CostTable, DynamicNet, SlimnbError, load_data
 from slimnb.book.chapter import Chapter, source
 from slimnb.book.claims import overview, paired
 from slimnb.book.parameters import Int
+from slimnb.book.registered import claims_of
 from slimnb.data.datasets import load_or_absent
 from slimnb.nn.gate import Gate, Gated
-from slimnb.papers.ds_net import claims, method, tables
 from slimnb.papers.ds_net import figures as ds_net_figures
+from slimnb.papers.ds_net import method, tables
 from slimnb.papers.ds_net import recipes as ds_net
 from slimnb.papers.ds_net.detection import detector, recipes
 from slimnb.papers.ds_net.dynamic import path_macs
@@ -63,7 +64,7 @@ from slimnb.train.experiment import run, study
 
 chapter = Chapter.begin("06_ds_net", globals(), schemes=Int(2), largest_batch=Int(), throughput_rounds=Int(),
                         latency_rounds=Int(1, 1000))
-CLAIMS = claims.CLAIMS
+CLAIMS = claims_of("ds_net")
 
 # %% [markdown]
 # ## Why one width for all is a waste
@@ -264,7 +265,7 @@ for attempt in wrong:
 # Written down before the runs. A gate's *gain* is its accuracy less that of the static paths at its mean MACs.
 
 # %%
-overview([*claims.TRAINING, *claims.LOSSES, *claims.GATES])
+overview(CLAIMS.values())
 
 # %%
 def load(name, like=None, **options):
@@ -325,7 +326,8 @@ trained = mbnet[mbnet["arm"].isin([*SCHEMES, "Temperature 4"])]
 title = "Accuracy of the paths of one DS-MBNet, trained in three ways"
 chapter.save(slimmable_figures.accuracy(trained[trained["arm"].isin(SCHEMES) & (trained["name"] != "largest")], title), "schemes")
 both_ends = ends(trained)
-print(*[chapter.claim(claim, *paired(both_ends, claim), ids(*claim.arms, among=mbnet)) for claim in claims.TRAINING], sep="\n")
+print(*[chapter.claim(claim, *paired(both_ends, claim), ids(*claim.arms, among=mbnet))
+        for claim in CLAIMS.values() if claim.metric in both_ends], sep="\n")
 in_paper = literature[literature["table"].isin(["5", "10"])][["table", "method", "temperature", "slimmest", "widest"]]
 both_ends.groupby("arm", sort=False)[["slimmest", "widest"]].mean().round(1)
 
@@ -404,7 +406,8 @@ chapter.save(ds_net_figures.loss_ablation(named[["setting", "macs", "top1", "see
 
 # %%
 in_millions = of_resnet.assign(macs=of_resnet["macs"] / 1e6)
-print(*[chapter.claim(claim, *paired(in_millions, claim), ids(*claim.arms, among=resnet)) for claim in claims.LOSSES], sep="\n")
+print(*[chapter.claim(claim, *paired(in_millions, claim), ids(*claim.arms, among=resnet))
+        for claim in CLAIMS.values() if set(claim.arms) <= set(everything)], sep="\n")
 of_resnet = of_resnet.assign(static=[tables.static_at(tables.one(results, "ds_resnet", "IEB", row.seed), row.macs)
                                      for row in of_resnet.itertuples()])
 gate = of_resnet[of_resnet["arm"] == "DS-Net-L"]
