@@ -48,22 +48,22 @@ def read_claims(text: str, paper: str) -> dict[str, Claim]:
         raise wrong(str(error), "it must be TOML, each id once", "Correct that line.") from None
     chapter, *arms = (table.pop(name, None) for name in ("chapter", "trained", "derived"))
     allowed = {f.name: f.default is MISSING and f.default_factory is MISSING for f in fields(Claim) if f.name != "id"}
-    known, found = {str(arm) for group in arms if isinstance(group, list) for arm in group}, {}
-    for id, given in table.items():
-        if not isinstance(given, dict):
-            raise wrong(f"{id} = {given!r}", "must be a table, or chapter, trained, derived", "Remove or correct it.")
-        given = {"chapter": chapter} | given
-        if unknown := sorted(set(given) - set(allowed)):
+    known, claims = {str(arm) for group in arms if isinstance(group, list) for arm in group}, {}
+    for id, values in table.items():
+        if not isinstance(values, dict):
+            raise wrong(f"{id} = {values!r}", "must be a table, or chapter, trained, derived", "Remove or correct it.")
+        values = {"chapter": chapter} | values
+        if unknown := sorted(set(values) - set(allowed)):
             raise wrong(f"claim {id}: {unknown[0]!r}", "is no field of a claim", "Remove or correct it.")
-        if missing := sorted(name for name, needed in allowed.items() if needed and given.get(name) is None):
+        if missing := sorted(name for name, needed in allowed.items() if needed and values.get(name) is None):
             raise wrong(f"claim {id}: no {missing[0]}", "a claim needs it", "Add it.")
-        claim = found[id] = Claim(id=id, **given)
+        claim = claims[id] = Claim(id=id, **values)
         unknown = sorted(set(claim.arms) - known)
         if unknown and claim.kind != "exact":  # those of an exact claim are figures, not arms
             raise wrong(f"claim {id}: unknown arm {unknown[0]!r}", f"there are {', '.join(sorted(known))}",
                         "Correct it, or add it to trained or derived.")
-    primary = Counter(claim.chapter for claim in found.values() if claim.family == "primary")
+    primary = Counter(claim.chapter for claim in claims.values() if claim.family == "primary")
     for chapter, many in primary.items():
         if many > MOST_PRIMARY:
             raise wrong(f"{many} primary claims in {chapter}", f"there may be {MOST_PRIMARY}", "Make some secondary.")
-    return found
+    return claims
