@@ -383,8 +383,9 @@ display(*map(verdict, sorted(of_nets, key=lambda claim: list(nets).index(claim.w
 
 # %%
 judged = [verdict(claim) for claim in ablations]
-pd.DataFrame([(v.claim.statement, v.claim.paper_value, round(v.mean, 2), v.n, v.verdict) for v in judged],
-             columns=["claim", "paper, points", "here, points", "seeds", "verdict"])
+print(*judged, sep="\n")
+pd.DataFrame([(v.claim.statement, v.claim.paper_value, round(v.mean, 2)) for v in judged],
+             columns=["claim", "error, A - B: paper, points", "here, points"])
 
 # %% [markdown]
 # What a pruned subnet is worth against architecture search is a matter of other people's budgets. The paper's Table 4
