@@ -40,7 +40,7 @@ def claims_of(paper: str) -> dict[str, Claim]:
 def read_claims(text: str, paper: str) -> dict[str, Claim]:
     """Return the claims that `text` (TOML) registers, by their ids; `paper` is for messages. Raises ParameterError."""
     def wrong(what: str, why: str, fix: str) -> ParameterError:
-        return ParameterError(f"{paper[:40]}/claims.toml: {' '.join(what.split())[:90]}", why[:70], fix)
+        return ParameterError(f"{paper[:40]}/claims.toml: {what[:90]}", why[:70], fix)
 
     try:
         table = tomllib.loads(text)
@@ -54,13 +54,16 @@ def read_claims(text: str, paper: str) -> dict[str, Claim]:
             raise wrong(f"{id} = {values!r}", "must be a table, or chapter, trained, derived", "Remove or correct it.")
         values = {"chapter": chapter} | values
         if unknown := sorted(set(values) - set(allowed)):
-            raise wrong(f"claim {id}: {unknown[0]!r}", "is no field of a claim", "Remove or correct it.")
+            raise wrong(f"{id}: {unknown[0]!r}", "is no field of a claim", "Remove or correct it.")
         if missing := sorted(name for name, needed in allowed.items() if needed and values.get(name) is None):
-            raise wrong(f"claim {id}: no {missing[0]}", "a claim needs it", "Add it.")
-        claim = claims[id] = Claim(id=id, **values)
+            raise wrong(f"{id}: no {missing[0]}", "a claim needs it", "Add it.")
+        try:
+            claim = claims[id] = Claim(id=id, **values)
+        except ParameterError as error:
+            raise wrong(f"{id}: {error.what}", error.why, error.fix) from None
         unknown = sorted(set(claim.arms) - known)
         if unknown and claim.kind != "exact":  # those of an exact claim are figures, not arms
-            raise wrong(f"claim {id}: unknown arm {unknown[0]!r}", f"there are {', '.join(sorted(known))}",
+            raise wrong(f"{id}: unknown arm {unknown[0]!r}", f"there are {', '.join(sorted(known))}",
                         "Correct it, or add it to trained or derived.")
     primary = Counter(claim.chapter for claim in claims.values() if claim.family == "primary")
     for chapter, many in primary.items():

@@ -47,23 +47,23 @@ def test_claims_are_read_field_by_field():
 
 
 @pytest.mark.parametrize("old, new, words", [
-    ('arms = ["A", "B"]', 'arms = ["A", "Bee"]', "claim one: unknown arm 'Bee' — there are A, B, best A"),
-    ("margin = 1", "margin = 0", "margin of two = 0 — must be above 0"),
+    ('arms = ["A", "B"]', 'arms = ["A", "Bee"]', "one: unknown arm 'Bee' — there are A, B, best A"),
+    ("margin = 1", "margin = 0", "two: Claim.margin = 0 — must be above 0"),
     ("[two]", "[one]", "Cannot declare .*one.* twice"),
     ("margin = 1", "margin = 1" + PRIMARY + PRIMARY[:PRIMARY.index("[p1]")].replace("p0", "p9"),
      "4 primary claims in 01_x — there may be 3"),
-    ("margin = 1", 'margin = "1"', "margin of two = '1' — must be a finite number"),
-    ("margin = 1", "margin = 1\\nseeds = 1", "seeds of two = 1 — must be at least 3, or .* never be decided"),
-    ("margin = 1", "margin = 1\\ndelta = 1", "claim two: 'delta' — is no field"),
-    ("margin = 1", "margin = 1\\nid = 'x'", "claim two: 'id' — is no field"),
-    ("margin = 1", "", "claim two: no margin — a claim needs it"),
-    ('metric = "top1"\\nwhere', "where", "claim two: no metric"),
-    ('chapter = "01_x"', "", "claim one: no chapter"),
+    ("margin = 1", 'margin = "1"', "two: Claim.margin = '1' — must be a valid number"),
+    ("margin = 1", "margin = 1\\nseeds = 1", "two: Claim.seeds = 1 — must be at least 3, or .* never be decided"),
+    ("margin = 1", "margin = 1\\ndelta = 1", "two: 'delta' — is no field"),
+    ("margin = 1", "margin = 1\\nid = 'x'", "two: 'id' — is no field"),
+    ("margin = 1", "", "two: no margin — a claim needs it"),
+    ('metric = "top1"\\nwhere', "where", "two: no metric"),
+    ('chapter = "01_x"', "", "one: no chapter"),
     ('derived = ["best A"]', "derived = 3", "unknown arm 'best A'"),
     ('chapter = "01_x"', 'chapter = "01_x"\\narm = "A"', "arm = 'A' — must be a table"),
-    ('family = "check"', 'family = "main"', "family of two = 'main' — must be one of primary, secondary"),
+    ('family = "check"', 'family = "main"', "two: Claim.family = 'main' — must be 'primary', 'secondary'"),
     ("[two]", "[T w o]", "must be TOML"),
-    ("[two]", '["T w o"]', "id of T w o = 'T w o' — must be 1 to 80 of a-z")])
+    ("[two]", '["T w o"]', "T w o: Claim.id = 'T w o' — must be 1 to 80 of a-z")])
 def test_a_mistake_is_one_line(old, new, words):
     old, new = old.replace("\\n", "\n"), new.replace("\\n", "\n")
     assert old in GOOD
