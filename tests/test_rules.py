@@ -140,9 +140,9 @@ CALLS = {
     "Buckets": (Buckets, {"start": 1.0, "stop": 9.0, "step": 1.0}, {
         "start": ("1", True, NAN, INF, 10.0), "stop": ("9", NAN, INF, 0.0), "step": POSITIVE}),
     "Claim": (Claim, {"id": "a", "chapter": "01", "statement": "s", "source": "t", "metric": "top1",
-                      "kind": "superiority", "arms": ("A", "B"), "delta": 0.5}, {
-        "id": ("", "A B", 3, None), "chapter": (3, None), "kind": CHOICE, "delta": AMOUNT, "arms": ("x", ("A",), 3),
-        "seeds": ("5", 0, -1, 17, True, 1.5, NAN), "direction": CHOICE, "paper_value": ("1", NAN, INF)}),
+                      "kind": "superiority", "arms": ("A", "B"), "margin": 0.5}, {
+        "id": ("", "A B", 3, None), "chapter": (3, None), "kind": CHOICE, "margin": AMOUNT, "family": CHOICE,
+        "arms": ("x", ("A",), 3), "seeds": ("5", -1, 2, True, 1.5, NAN), "direction": CHOICE, "paper_value": ("1", NAN, INF)}),
     **{kind.__name__: (kind, {"num_classes": 10, "input_size": 32, "layout": layout},
                        {"num_classes": COUNT, "input_size": COUNT, "seed": SEED, "bn": CHOICE,
                         "layout": ("x", 3, (), (3,), ((0,) * len(layout[0]),), (("8",) * len(layout[0]),)),
