@@ -142,7 +142,8 @@ CALLS = {
     "Claim": (Claim, {"id": "a", "chapter": "01", "statement": "s", "source": "t", "metric": "top1",
                       "kind": "superiority", "arms": ("A", "B"), "margin": 0.5}, {
         "id": ("", "A B", 3, None), "chapter": (3, None), "kind": CHOICE, "margin": AMOUNT, "family": CHOICE,
-        "arms": ("x", ("A",), 3), "seeds": ("5", -1, 2, True, 1.5, NAN), "direction": CHOICE, "paper_value": ("1", NAN, INF)}),
+        "arms": ("x", ("A",), 3), "seeds": ("5", -1, 2, True, 1.5, NAN), "direction": CHOICE,
+        "paper_value": ("1", NAN, INF)}),
     **{kind.__name__: (kind, {"num_classes": 10, "input_size": 32, "layout": layout},
                        {"num_classes": COUNT, "input_size": COUNT, "seed": SEED, "bn": CHOICE,
                         "layout": ("x", 3, (), (3,), ((0,) * len(layout[0]),), (("8",) * len(layout[0]),)),
