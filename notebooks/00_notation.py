@@ -43,7 +43,6 @@ import itertools
 
 import numpy as np
 import pandas as pd
-import torch
 
 from slimnb import CostTable, MobileNetV1, MobileNetV2, SlimnbError, Subnet, count_macs, count_params, load_data
 from slimnb.book.chapter import Chapter
@@ -318,7 +317,7 @@ chapter.save(figures.cost_histogram(costs, uniform, title), "random_subnets")
 images = load_data("synthetic")
 scenes = [(k, k, (step + 0.5) / 8) for k in range(10) for step in range(8)]
 index, labels, difficulty = zip(*scenes, strict=True)
-pixels, *_ = synthetic.render(torch.tensor(index), labels=torch.tensor(labels), difficulty=torch.tensor(difficulty))
+pixels, *_ = synthetic.render(index, labels=labels, difficulty=difficulty)
 title = "One dial takes every scene from easy to hard"
 axes = figures.image_grid(pixels, labels, difficulty, images.class_names, title)
 chapter.save(axes, "difficulty")

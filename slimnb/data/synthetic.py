@@ -14,7 +14,7 @@ from torch import Tensor
 
 from slimnb.errors import ParameterError
 from slimnb.rng import keyed_bits, keyed_uniform
-from slimnb.rules import Count, Seed, checked
+from slimnb.rules import Array, Count, Seed, checked
 
 SIZE = 32
 """Side of an image, pixels."""
@@ -159,15 +159,15 @@ def _add_noise(images: np.ndarray, seed: int, part: str, index: Tensor, difficul
 
 
 @checked
-def render(index: Tensor, seed: Seed = 0, part: str = "train", labels: Tensor | int | None = None,
-           difficulty: Tensor | float | None = None) -> tuple[Tensor, Tensor, Tensor]:
+def render(index: Array, seed: Seed = 0, part: str = "train", labels: Array | None = None,
+           difficulty: Array | None = None) -> tuple[Tensor, Tensor, Tensor]:
     """Draw the images number `index` (n,) of the endless sequence (seed, part): (images, labels, difficulty).
 
     Images are (n, 3, 32, 32) uint8, labels (n,) int64, difficulty (n,) float32 in [0, 1]. `labels` or `difficulty`, a
     number or one per image, replace the random ones and leave the rest of the scene as it is. Raises ParameterError for
     values out of range.
     """
-    index = torch.as_tensor(index, dtype=torch.int64)
+    index = torch.as_tensor(index, dtype=torch.int64).reshape(-1)
     draw = _Draws(seed, part, index)
     label = draw.choice("class", 10) if labels is None else np.asarray(labels, dtype=np.int64)
     hard = draw("difficulty") if difficulty is None else np.asarray(difficulty, dtype=np.float32)
