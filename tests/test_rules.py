@@ -280,7 +280,8 @@ CALLS = {
         "split": OBJECT, "batch_size": COUNT, "seed": SEED, "size": COUNT, "rank": WHOLE, "world": COUNT,
         "shuffle": BOOL, "augment": CHOICE, "mean": ("x", ("a",) * 3), "std": ("x", 3)}),
     "generate": (synthetic.generate, {"count": 4}, {"count": COUNT, "seed": SEED, "part": (3, None)}),
-    "render": (synthetic.render, {"index": torch.arange(2)}, {"index": ("x", ["a"], {}, object()), "seed": SEED, "labels": ("x", 10, -1),
+    "render": (synthetic.render, {"index": torch.arange(2)},
+               {"index": ("x", ["a"], {}, object()), "seed": SEED, "labels": ("x", 10, -1),
                                                              "difficulty": ("x", 2.0, NAN)}),
     "rng_at": (rng_at, {"seed": 0, "stream": "a", "step": 0}, {"seed": SEED[:1] + SEED[2:], "step": ("0", -1, 0.5)}),
 }
