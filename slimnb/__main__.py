@@ -123,14 +123,21 @@ def main(arguments: list[str] | None = None) -> None:
             COMMANDS[type(command)](command)
         sys.stdout.flush()
     except BrokenPipeError:  # whoever read the output, as `head` does, has gone: leave as other programs do
-        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())  # else Python complains at its end
+        _drop_output()
         raise SystemExit(141) from None
     except (SlimnbError, OSError) as error:
+        if isinstance(error, OSError) and error.filename is None:  # the output itself could not be written
+            _drop_output()
         if debug:
             raise
         exit_with(error if isinstance(error, SlimnbError) else os_error(error, Path(error.filename or "output")))
     except KeyboardInterrupt:
         raise SystemExit(130) from None
+
+
+def _drop_output() -> None:
+    """Send what is left to print nowhere, or Python would try again at its end, and complain."""
+    os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
 
 
 def read_command(arguments: list[str]) -> object:

@@ -157,6 +157,7 @@ class SearchSpace:
         return [Subnet(tuple(choices[at] for choices, at in zip(self.widths, row, strict=True)))
                 for row in index.tolist()]
 
+    @checked
     def sample(self, rng: np.random.Generator) -> Subnet:
         """Draw one subnet, every choice uniformly; it is in canonical form."""
         widths = tuple(int(w) for w in self.sample_widths(rng, 1)[0])

@@ -33,12 +33,14 @@ from slimnb.papers.platforms.recipes import PlatformRecipe
 from slimnb.papers.pss_net.pools import Pool
 from slimnb.papers.pss_net.recipes import StructureRecipe
 from slimnb.papers.pss_net.structures import Buckets, structure_space
+from slimnb.papers.pss_net.switcher import PricedSubnet, SubnetSwitcher
 from slimnb.papers.slimmable.method import any_of, any_width
 from slimnb.papers.slimmable.recipes import SMOKE, SlimmableRecipe
 from slimnb.papers.sp_net.method import EmbeddedSwitches, Sparsity
 from slimnb.papers.sp_net.recipes import PrunedRecipe
 from slimnb.rng import rng_at
 from slimnb.rules import checked
+from slimnb.runs.store import RunStore
 from slimnb.search import pareto
 from slimnb.search.evolution import evolve, random_search
 from slimnb.search.random_paths import random_under
@@ -89,8 +91,9 @@ def sampler(**changes):
 
 
 def a_run(**changes):
-    return train(**{"net": NET, "batches": None, "sampler": sampler(), "objective": Labels(),
-                    "schedule": Schedule(0.1, 1), "optimizer": None} | changes)
+    batches = Batches(DATA.train, 4, mean=DATA.mean, std=DATA.std)
+    return train(**{"net": NET, "batches": batches, "sampler": sampler(), "objective": Labels(),
+                    "schedule": Schedule(0.1, 1), "optimizer": make_optimizer(NET)} | changes)
 
 
 TIMING = {"rounds": COUNT, "warmup": COUNT, "min_ms": AMOUNT}
@@ -268,7 +271,8 @@ CALLS = {
     "evaluate": (slimnb.evaluate, {"net": NET, "subnets": [LARGEST],
                                    "batches": [(torch.ones(2, 3, 32, 32), torch.zeros(2).long())]}, {
         "net": OBJECT, "batches": (3, None), "subnets": ("x", 3, None)}),
-    "train": (a_run, None, {"net": OBJECT, "schedule": OBJECT, "seed": SEED, "save_seconds": AMOUNT,
+    "train": (a_run, None, {"net": OBJECT, "batches": OBJECT, "sampler": OBJECT, "objective": OBJECT,
+                            "optimizer": OBJECT, "schedule": OBJECT, "seed": SEED, "save_seconds": AMOUNT,
                             "intervals": COUNT, "quiet": BOOL}),
     "run": (lambda **bad: run(**{"recipe": recipe(Recipe)(), "data": DATA} | bad), None,
             {"recipe": OBJECT, "data": OBJECT}),
@@ -282,7 +286,16 @@ CALLS = {
     "generate": (synthetic.generate, {"count": 4}, {"count": COUNT, "seed": SEED, "part": (3, None)}),
     "render": (synthetic.render, {"index": torch.arange(2)},
                {"index": ("x", ["a"], {}, object()), "seed": SEED, "labels": ("x", 10, -1),
-                                                             "difficulty": ("x", 2.0, NAN)}),
+                "difficulty": ("x", 2.0, NAN)}),
+    "SubnetSwitcher": (SubnetSwitcher, {"net": NET, "choices": [PricedSubnet(LARGEST, 1.0, 50.0)]}, {
+        "net": OBJECT, "choices": (*OBJECT, None, (3,), [LARGEST], [PricedSubnet(LARGEST, NAN, 50.0)])}),
+    "RunStore": (RunStore, {}, {"root": (3, b"x", ["a"], None), "committed": (3, b"x", ["a"], None)}),
+    "net": (NET, {"x": torch.ones(2, 3, 32, 32), "route": LARGEST}, {
+        "x": ("x", 3, None, np.ones((2, 3, 32, 32))), "route": (*OBJECT, (1, 2))}),
+    "reserve": (NET.reserve, {"subnets": [LARGEST]}, {"subnets": (*OBJECT, None, [3], ["x"]), "shared": BOOL}),
+    "masks": (NET.masks, {"widths": torch.tensor([LARGEST.widths])}, {
+        "widths": (*OBJECT, torch.zeros(2, 3).long(), torch.zeros(3).long(), torch.ones(1, len(LARGEST.widths)))}),
+    "sample": (SPACE.sample, {"rng": RNG}, {"rng": (*OBJECT, None)}),
     "rng_at": (rng_at, {"seed": 0, "stream": "a", "step": 0}, {"seed": SEED[:1] + SEED[2:], "step": ("0", -1, 0.5)}),
 }
 BAD = [(name, argument, value) for name, (_, _, rules) in CALLS.items() for argument, values in rules.items()

@@ -6,16 +6,17 @@ import copy
 import math
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass, replace
+from typing import Literal
 
 import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from slimnb.errors import NumericsError, ParameterError
+from slimnb.errors import DataError, NumericsError, ParameterError
 from slimnb.nets.slots import Slots
 from slimnb.nn.blocks import Chain, Resize, resize
 from slimnb.nn.gate import RoutedLogits
-from slimnb.nn.layers import Selection, SlimmableConv2d, SlimmableLinear
+from slimnb.nn.layers import PLAIN_ACTIVATIONS, Selection, SlimmableConv2d, SlimmableLinear
 from slimnb.nn.norm import GROUP, SlimmableGroupNorm, SwitchableBatchNorm2d
 from slimnb.nn.zero_padding import ENDS, place_, places_of, reach_of
 from slimnb.rules import Classes, Pixels, Seed, checked
@@ -74,7 +75,8 @@ class SlimmableNet(Slots):
     channels_per_group = 8  # of group norm
 
     @checked
-    def __init__(self, num_classes: Classes, input_size: int, bn: str, activation: str, seed: Seed):
+    def __init__(self, num_classes: Classes, input_size: int, bn: str, activation: Literal[tuple(PLAIN_ACTIVATIONS)],
+                 seed: Seed):
         super().__init__(bn)
         if input_size not in (32, 224):
             raise ParameterError(f"input_size = {input_size!r}"[:60],
@@ -218,7 +220,10 @@ class SlimmableNet(Slots):
     @checked
     def masks(self, widths: Tensor, subnets: list[Subnet] | None = None) -> Masks:
         """Return masks of `widths` (B, units) ints; with `subnets`, one per sample, each has statistics of its own."""
-        device = next(self.parameters()).device
+        device, units = next(self.parameters()).device, len(self.unit_names)
+        if widths.dim() != 2 or widths.shape[1] != units or widths.is_floating_point():
+            raise ParameterError(f"widths {tuple(widths.shape)} {widths.dtype}"[:60],
+                                 f"they are (B, {units}) whole numbers, one per channel unit", "Mend them.")
         widths = widths.to(device)
         each = tuple((torch.arange(most, device=device) < widths[:, unit, None]).float()
                      for unit, most in enumerate(self.largest.widths))
@@ -275,6 +280,9 @@ class SlimmableNet(Slots):
         training, where the policy tracks them). `dropout` acts before the classifier; `generator` draws its mask. For a
         route that gates choose (`slimnb.nn.gate.Gated`) the logits come with the gates' decisions.
         """
+        if not isinstance(x, Tensor):
+            raise DataError(f"images that are a {type(x).__name__[:40]}", "they are a tensor (B, 3, H, W)",
+                            "Convert them, e.g. with torch.as_tensor.")
         route = self.largest if route is None else route
         self._touched = self._touched or torch.is_grad_enabled()
         return self.run(x, self.select(route, momentum, statistics), dropout, generator)

@@ -11,6 +11,7 @@ from torch import Tensor, nn
 from slimnb.errors import NumericsError, ParameterError, StoreError
 from slimnb.nn.norm import BN_POLICIES, CALIBRATED, GROUP, SwitchableBatchNorm2d
 from slimnb.rng import keyed_bits
+from slimnb.rules import checked
 from slimnb.subnet import Subnet
 
 EXTRA = "_extra_state"  # PyTorch's name of what is saved beside tensors
@@ -41,7 +42,8 @@ class Slots(nn.Module):
         """List the switchable batch-norm layers in order."""
         return [m for m in self.modules() if isinstance(m, SwitchableBatchNorm2d)]
 
-    def reserve(self, subnets: list[Subnet], shared: bool = False) -> None:
+    @checked
+    def reserve(self, subnets: Sequence[Subnet], shared: bool = False) -> None:
         """Give each subnet a row of batch-norm statistics, and of gamma and beta where they are private.
 
         Do it before making the optimiser. With `shared` all of them use one row: the single batch norm that

@@ -19,6 +19,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from slimnb.errors import BusyError, StoreError
+from slimnb.rules import checked
 from slimnb.runs import checkpoint, files, lock, results
 from slimnb.runs.checkpoint import check_like
 from slimnb.runs.files import STAGES, Damaged, Failpoint, from_json, label, plain, to_json
@@ -50,7 +51,8 @@ FAILPOINTS = (
 class RunStore:
     """Runs under `root` (large, local) and their small committed results under `committed`."""
 
-    def __init__(self, root: str | Path = "data/runs", committed: str | Path = "data/results"):
+    @checked
+    def __init__(self, root: str | os.PathLike = "data/runs", committed: str | os.PathLike = "data/results"):
         self.root, self.committed = Path(root), Path(committed)
 
     def open(

@@ -11,11 +11,12 @@ from contextlib import closing
 import torch
 import torch.distributed as dist
 from torch import Tensor
+from torch.optim import Optimizer
 
 from slimnb.data.batches import class_numbers
 from slimnb.errors import BusyError, ParameterError
 from slimnb.nets.base import SlimmableNet
-from slimnb.rules import Amount, Count, Seed, checked
+from slimnb.rules import Amount, Count, Seed, checked, short
 from slimnb.train.history import History, Reporter, Watch
 from slimnb.train.optim import Schedule
 from slimnb.train.protocols import Objective, Outcome, Pass, Penalty, Probe, Sampler
@@ -80,7 +81,7 @@ CHECK_INTERVAL = 50
 
 @checked
 def train(net: SlimmableNet, batches, sampler: Sampler, objective: Objective, schedule: Schedule,
-          optimizer, *, seed: Seed = 0, label: str = "train", run=None, save_seconds: Amount = 60.0,
+          optimizer: Optimizer, *, seed: Seed = 0, label: str = "train", run=None, save_seconds: Amount = 60.0,
           intervals: Count = 20, stop: Callable[[], bool] = lambda: False, group=None,
           quiet: bool = False, penalty: Penalty | None = None, probe: Probe | None = None,
           span: tuple[int, int] | None = None) -> list[dict]:
@@ -94,10 +95,16 @@ def train(net: SlimmableNet, batches, sampler: Sampler, objective: Objective, sc
     `save_seconds`. It ends in the same bits however often it was interrupted. `stop` is called when losses are read,
     every `CHECK_INTERVAL` steps on a GPU. If it returns true, the state is saved and BusyError is raised.
 
-    Raises ParameterError for a span outside the schedule and for an optimiser that lacks one of the net's parameters;
+    Raises ParameterError for a span outside the schedule, an optimiser that lacks one of the net's parameters, and
+    parts that cannot do their work;
     DataError for labels that are not (B,) whole numbers of classes; NumericsError where `Watch` does.
     """
     rank, ranks = (dist.get_rank(group), dist.get_world_size(group)) if group is not None else (0, 1)
+    for name, part, method in (("batches", batches, "batch"), ("sampler", sampler, "plan"),
+                               ("objective", objective, "begin")):
+        if not callable(getattr(part, method, None)):
+            raise ParameterError(f"{name} = {short(part)}", f"it has a method `{method}`",
+                                 "See slimnb/train/protocols.py.")
     first, last = span or (0, schedule.steps)
     if not 0 <= first < last <= schedule.steps:
         raise ParameterError(f"span = {span}", f"it lies in the schedule's steps, 0 to {schedule.steps}",

@@ -13,6 +13,7 @@ from torch import Tensor
 from slimnb.errors import SearchError
 from slimnb.nets.base import SlimmableNet
 from slimnb.nn.layers import Selection
+from slimnb.rules import checked
 from slimnb.search.pareto import pareto_front
 from slimnb.subnet import Subnet
 
@@ -50,6 +51,7 @@ class SubnetSwitcher:
     NumericsError for subnets without statistics of these weights.
     """
 
+    @checked
     def __init__(self, net: SlimmableNet, choices: Sequence[PricedSubnet]):
         self.net = net
         self._table = self._table_of(choices)
@@ -63,6 +65,7 @@ class SubnetSwitcher:
     def choices(self, choices: Sequence[PricedSubnet]) -> None:
         self._table = self._table_of(choices)
 
+    @checked
     def _table_of(self, choices: Sequence[PricedSubnet]) -> _Table:
         for choice in choices:
             if not (0 < choice.cost < float("inf") and 0 <= choice.top1_val <= 100):
