@@ -151,9 +151,9 @@ def read_command(arguments: list[str]) -> object:
     # tyro would name a command by its class.
     kinds = tuple(Annotated[kind, tyro.conf.subcommand(work.__name__)] for kind, work in COMMANDS.items())
     about = (__doc__ or "").partition("\n")[0]  # there is none under python -OO
-    told = io.StringIO()
+    messages = io.StringIO()
     try:
-        with contextlib.redirect_stderr(told):
+        with contextlib.redirect_stderr(messages):
             return tyro.cli(
                 tyro.conf.OmitSubcommandPrefixes[tyro.conf.FlagCreatePairsOff[Union[kinds]]],  # noqa: UP007 - it is not known before
                 args=arguments,
@@ -164,7 +164,7 @@ def read_command(arguments: list[str]) -> object:
         if isinstance(end, SystemExit) and not end.code:
             raise
         # tyro draws a box around its reasons; its title says the same again.
-        lines = [line.strip("│ ") for line in told.getvalue().splitlines() if line.startswith("│")]
+        lines = [line.strip("│ ") for line in messages.getvalue().splitlines() if line.startswith("│")]
         why = re.sub(r"─+| For full helptext.*", "", " ".join(" ".join(lines).split())) or str(end)
         raise ParameterError("command line", why[:140].strip(". "), "See `slimnb --help`.") from None
 

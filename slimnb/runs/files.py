@@ -305,8 +305,8 @@ def os_error(error: OSError, path: Path) -> SlimnbError:
     return StoreError(label(path), f"disk error: {error.strerror}", "Run again.", state)
 
 
-def _not_a_file(path: Path, kind: str, wanted: str = "a regular file") -> SlimnbError:
-    why = f"is {kind} where {wanted} belongs; links are never followed"
+def _not_a_file(path: Path, kind: str, expected: str = "a regular file") -> SlimnbError:
+    why = f"is {kind} where {expected} belongs; links are never followed"
     return StoreError(label(path), why, "Move it away.", "Nothing was read or written.")
 
 

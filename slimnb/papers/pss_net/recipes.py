@@ -66,8 +66,8 @@ class StructureRecipe(Recipe):
 
     def parts(self) -> list[Callable]:
         """The net's class, and of each resource that is no measured one its function; of a class method the class."""
-        found = [plugins.find("resources", name) for name, *_ in self.buckets if name in plugins.names("resources")]
-        return [*super().parts(), *(getattr(each, "__self__", each) for each in found)]
+        resources = [plugins.find("resources", name) for name, *_ in self.buckets if name in plugins.names("resources")]
+        return [*super().parts(), *(getattr(each, "__self__", each) for each in resources)]
 
     def structures(self, net: SlimmableNet) -> Structures:
         """Return the space of structures: widths down to the least of `train_mults`, and `resolutions`."""

@@ -75,7 +75,7 @@ def serve(switcher: SubnetSwitcher, batches: Sequence[tuple[Tensor, Tensor]], bu
         rows.append({"batch": batch, "budget": budget, "cost": choice.cost, "top1_val": choice.top1_val,
                      "right": round(right, 4), "ms": round(ms, 4)})
     with ThreadPoolExecutor(2) as threads:
-        again = list(threads.map(lambda given: switcher(given[0][0], given[1]).cpu(),
+        again = list(threads.map(lambda pair: switcher(pair[0][0], pair[1]).cpu(),
                                  zip(batches, budgets, strict=True)))
     picks = timeit.repeat(lambda: switcher.pick(budgets[0]), number=1000, repeat=9)
     return {"rows": rows, "pick_us": round(1e3 * statistics.median(picks), 3), "about": conditions(x),
