@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from types import SimpleNamespace
+
 import pytest
 import torch
 from refusals import refused
@@ -155,7 +157,8 @@ def test_checkpoint_of_the_last_step_ends_at_once():
         )
     again, sampler, objective = make("US-Net")
     history = train(
-        again, None, sampler, objective, Schedule(0.05, 8), make_optimizer(again), run=store, quiet=True
+        again, SimpleNamespace(batch=pytest.fail), sampler, objective, Schedule(0.05, 8), make_optimizer(again),
+        run=store, quiet=True,
     )
     assert [row["step"] for row in history] == [4, 4, 4, 8, 8, 8]
     assert all(torch.equal(p, q) for p, q in zip(net.parameters(), again.parameters(), strict=True))
