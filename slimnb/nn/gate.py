@@ -1,4 +1,7 @@
-"""Double-headed gates (DS-Net, section 3.2): attention over channels, and the width an image needs from here on."""
+"""Double-headed gates (DS-Net, section 3.2): attention over channels, and the width an image needs from here on.
+
+Widths are masks here, one per image; `slimnb/papers/ds_net/dynamic.py` groups images of one path and slices.
+"""
 
 from __future__ import annotations
 

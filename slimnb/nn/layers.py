@@ -1,4 +1,8 @@
-"""Layers take their width with every call: as an int (they slice), or as a mask (one width per sample)."""
+"""Layers take their width with every call: as an int (they slice), or as a mask (one width per sample).
+
+`unit` is a layer's place in `Selection.widths`; `sources` are the units that its input comes from. Weights are not
+initialised here: `SlimmableNet.finish` does it, and a module of another kind must do it itself.
+"""
 
 from __future__ import annotations
 

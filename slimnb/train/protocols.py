@@ -38,7 +38,8 @@ class Outcome:
 class Sampler(Protocol):
     """Chooses the subnets that each step trains.
 
-    `plan` depends on the seed, the step and the sampler's state only. Every plan contains the largest subnet in use.
+    `plan` depends on the seed, the step and the sampler's state only. Every plan contains the largest subnet in use. A
+    run gets its sampler from `Recipe.sampler_and_objective`.
     """
 
     def subnets(self) -> list[Subnet]:

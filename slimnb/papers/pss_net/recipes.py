@@ -203,7 +203,8 @@ class Family:
     batch: int = 1  # images whose latency is measured
 
 
-# Section 4.1 and the released code; US-Net's width and steps are its own.
+# Section 4.1 and the released code; US-Net's width and steps are its own. What is not named here comes from the shared
+# FULL, SMALL and SMOKE of slimnb/papers/slimmable/recipes.py; a change of either gives new run ids.
 _FULL = FULL.into(
     StructureRecipe, paper="pss_net", method="prioritized", bn="calibrated", mults=(), n_random=1, lr=0.3,
     schedule="cosine", calibration_images=8 * 1024, train_mults=mults_from(0.75), resolutions=RESOLUTIONS[224],

@@ -109,7 +109,11 @@ def _nearest(grid: Sequence[float]) -> np.ndarray:
 
 @dataclass(frozen=True, eq=False)
 class Resource:
-    """A cost that subnets are held to, as one table for each resolution."""
+    """A cost that subnets are held to, as one table for each resolution.
+
+    A new one is a function (net, structures) that returns a `Resource` of `slimnb.cost.table.CostTable`s and has a name
+    in `slimnb.plugins` or an entry point; a recipe holds subnets to it by that name in its `buckets`.
+    """
 
     name: str  # "MACs" | "CPU latency" | "GPU latency"
     unit: str  # "MACs" | "ms"
