@@ -9,6 +9,7 @@ import contextlib
 import io
 import os
 import re
+import signal
 import sys
 from dataclasses import dataclass
 from pathlib import Path
@@ -114,8 +115,12 @@ def main(arguments: list[str] | None = None) -> None:
     """Parse `arguments` (default: the process's own) and run the command; exit status as in slimnb.errors."""
     arguments = list(sys.argv[1:] if arguments is None else arguments)
     debug = "--debug" in arguments
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
+    for number, name in enumerate(("stdout", "stderr"), 1):
+        if getattr(sys, name) is None:  # it was closed before we began, as by >&-
+            os.dup2(os.open(os.devnull, os.O_WRONLY), number)
+            os.set_inheritable(number, True)  # for the kernel
+            setattr(sys, name, open(number, "w", encoding="utf-8"))  # noqa: SIM115 - it stays open to the end
+        if hasattr(stream := getattr(sys, name), "reconfigure"):
             stream.reconfigure(errors="backslashreplace")  # an ASCII terminal shows an arrow as \\u2192
     try:
         command = read_command([a for a in arguments if a != "--debug"])
@@ -163,9 +168,9 @@ def read_command(arguments: list[str]) -> object:
     except (SystemExit, AssertionError) as end:
         if isinstance(end, SystemExit) and not end.code:
             raise
-        # tyro draws a box around its reasons; its title says the same again.
-        lines = [line.strip("│ ") for line in messages.getvalue().splitlines() if line.startswith("│")]
-        why = re.sub(r"─+| For full helptext.*", "", " ".join(" ".join(lines).split())) or str(end)
+        # tyro draws a box around its reasons, with dashes on an ASCII terminal; its title says the same again.
+        lines = [line.strip("│ ") for line in messages.getvalue().splitlines()[1:] if re.search(r"[^\s│╰╯─-]", line)]
+        why = re.sub(r" For full helptext.*", "", " ".join(" ".join(lines).split())) or str(end)
         raise ParameterError("command line", why[:140].strip(". "), "See `slimnb --help`.") from None
 
 
@@ -331,4 +336,8 @@ COMMANDS = {RunCommand: run, TrainCommand: train, FetchCommand: fetch, FiguresCo
 
 
 if __name__ == "__main__":
-    main()
+    try:
+        main()
+    finally:
+        for number in stopping.SIGNALS:
+            signal.signal(number, signal.SIG_IGN)  # nothing is left to stop, and Python takes a second to end

@@ -236,7 +236,7 @@ def _own_kernel() -> Iterator[None]:
         spec = Path(scratch, "kernels", KERNEL)
         spec.mkdir(parents=True)
         argv = [sys.executable, "-Xfrozen_modules=off", "-m", "ipykernel_launcher", "-f", "{connection_file}"]
-        argv += ["--log-level=ERROR"]  # else each kernel warns that loopback TCP is not encrypted
+        argv += ["--log-level=CRITICAL"]  # else it tells the terminal of loopback TCP, and of being interrupted
         text = json.dumps({"argv": argv, "display_name": "Python 3", "language": "python"})
         (spec / "kernel.json").write_text(text)
         kernel = {

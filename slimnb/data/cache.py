@@ -130,7 +130,7 @@ def _resume(journal: Path, file, rows: Rows, chunk: int, pixels: int) -> tuple[l
     """Checksums and digests of the chunks that need no decoding; file and journal are cut after them."""
     sums: list[str] = []
     digests: list[bytes] = []
-    lines = journal.read_text().splitlines(keepends=True) if journal.is_file() else []
+    lines = journal.read_bytes().splitlines(keepends=True) if journal.is_file() else []
     file.seek(0)
     for start, line in zip(range(0, len(rows.labels), chunk), lines, strict=False):
         stop = min(start + chunk, len(rows.labels))
@@ -141,16 +141,16 @@ def _resume(journal: Path, file, rows: Rows, chunk: int, pixels: int) -> tuple[l
         sums.append(sha256)
         digests += [image_digest(image) for image in np.frombuffer(data, np.uint8).reshape(-1, pixels)]
     file.truncate(min(len(sums) * chunk, len(rows.labels)) * pixels)
-    _write(journal, "".join(lines[: len(sums)]).encode())
+    _write(journal, b"".join(lines[: len(sums)]))
     return sums, digests
 
 
-def _entry(sha256: str, stamp: str) -> str:
-    return json.dumps({"sha256": sha256, "stamp": stamp}) + "\n"
+def _entry(sha256: str, stamp: str) -> bytes:
+    return json.dumps({"sha256": sha256, "stamp": stamp}).encode() + b"\n"
 
 
-def _append(path: Path, line: str) -> None:
-    with open(path, "a") as file:
+def _append(path: Path, line: bytes) -> None:
+    with open(path, "ab") as file:
         file.write(line)
         file.flush()
         os.fsync(file.fileno())

@@ -117,7 +117,8 @@ class Stopping(ContextDecorator):
             if not self._depth:
                 for number, handler in self._before.items():
                     signal.signal(number, handler)
-            if kind is None:
+            # What is cut short may make an error of its own out of ours.
+            if kind is None or (issubclass(kind, Exception) and not issubclass(kind, SlimnbError)):
                 self.check()
 
     @contextmanager

@@ -275,6 +275,34 @@ def test_a_full_disk_under_the_output_is_one_line(book):
     assert done.returncode == 6 and done.stderr.startswith("slimnb: ResourceError: ") and done.stderr.count("\n") == 1
 
 
+@pytest.mark.parametrize("streams", [(1,), (2,), (1, 2), (0, 1, 2)])
+def test_closed_streams_are_no_error_for_the_command_nor_for_what_it_starts(book, streams):
+    child = "import sys; sys.exit(None in (sys.stdout, sys.stderr))"
+    code = f"import subprocess, sys; from slimnb.__main__ import main; main(['runs'])\n" \
+           f"assert not subprocess.run([sys.executable, '-c', {child!r}]).returncode"
+    done = subprocess.run([sys.executable, "-c", code], cwd=book, capture_output=True, text=True, timeout=120, check=False,
+                          preexec_fn=lambda: [os.close(number) for number in streams])
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert ("No run is finished" in done.stdout) == (1 not in streams)
+
+
+@pytest.mark.parametrize("arguments", [["nope"], ["run", "00", "--nope"], ["run", "--scale"]], ids=" ".join)
+def test_an_ascii_terminal_is_told_what_is_wrong(book, arguments):
+    line = command(*arguments, env=os.environ | {"PYTHONIOENCODING": "ascii"}, cwd=book).stderr
+    assert line.isascii() and arguments[-1] in line and "---" not in line and line.count("\n") == 1, line
+
+
+def test_a_signal_after_the_end_of_a_command_changes_nothing(book):
+    code = """import atexit, os, runpy, signal, sys
+for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
+    atexit.register(os.kill, os.getpid(), number)
+sys.argv[1:] = ["claims"]
+runpy.run_module("slimnb", run_name="__main__", alter_sys=True)"""
+    done = subprocess.run([sys.executable, "-c", code], cwd=book, capture_output=True, text=True, timeout=120, check=False)
+    assert (done.returncode, done.stderr) == (0, ""), done.stderr
+    assert "No claim" in done.stdout
+
+
 def test_python_without_docstrings_runs_and_refuses(book):
     done = command("--help", python=["-OO"], stdout=subprocess.PIPE, cwd=book)
     assert done.returncode == 0 and "figures" in done.stdout, done.stderr

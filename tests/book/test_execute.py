@@ -180,8 +180,9 @@ def test_a_chapter_must_reach_its_end(tmp_path):
     assert not (tmp_path / "out.ipynb").exists() and (tmp_path / "out.failed.ipynb").exists()
 
 
-def test_a_cell_that_never_ends_is_stopped(tmp_path):
-    assert "longer than 2 s" in fails(tmp_path, "import time\ntime.sleep(60)", "BookError", timeout=2)
+def test_a_cell_that_never_ends_is_stopped_and_its_kernel_says_nothing_of_it(tmp_path, capfd):
+    assert "longer than 2 s" in fails(tmp_path, "while True: pass", "BookError", timeout=2)
+    assert not capfd.readouterr().err
 
 
 def test_a_loop_that_prints_is_stopped_at_the_limit(tmp_path):

@@ -106,15 +106,16 @@ def test_an_interrupted_build_goes_on_where_it_stopped(tmp_path):
 
 
 @pytest.mark.parametrize("tail", [b"half a chunk", b""])
-def test_a_half_written_chunk_is_cut_off(tmp_path, tail):
+@pytest.mark.parametrize("line", [b'{"sha256": "0', b"\xff\n"])
+def test_a_half_written_or_damaged_chunk_is_cut_off(tmp_path, tail, line):
     spy = Spy(fail_at=22)
     with pytest.raises(SlimnbError):
         load_cached(spy.source(), tmp_path)
     work = home_of(tmp_path)
     with open(work / "train.images", "ab") as file:
         file.write(tail)
-    with open(work / "train.jsonl", "a") as file:
-        file.write('{"sha256": "0')
+    with open(work / "train.jsonl", "ab") as file:
+        file.write(line)
     spy.fail_at = None
     assert same(load_cached(spy.source(), tmp_path)["train"], spy)
     assert spy.read_from == [0, 10, 20, 30, 40]

@@ -12,7 +12,7 @@ import torch
 from refusals import fails
 from small_runs import MACHINE, RECIPE, ROWS, begin, finish, refused, tensors
 
-from slimnb.errors import SlimnbError
+from slimnb.errors import SlimnbError, StoreError
 from slimnb.runs import files
 from slimnb.runs.lock import Stopping, stopping
 from slimnb.runs.store import RunStore
@@ -275,6 +275,19 @@ def test_a_request_that_was_swallowed_is_not_lost():
             signal.raise_signal(signal.SIGTERM)
         with stopping:
             pytest.fail("went on")
+
+
+def test_an_error_that_was_made_of_a_request_is_the_request_and_another_one_is_itself():
+    with fails("BusyError"), stopping:
+        try:
+            signal.raise_signal(signal.SIGTERM)
+        except Exception as error:
+            raise ValueError("cannot transform a tree") from error  # as parsers do with what their callbacks raise
+    with fails("StoreError"), stopping, stopping.later():
+        signal.raise_signal(signal.SIGTERM)
+        raise StoreError("it", "the disk is broken", "Buy another.")
+    with pytest.raises(ValueError, match="ours"), stopping:
+        raise ValueError("ours")
 
 
 def test_a_second_signal_during_a_save_or_a_finish_leaves_it_whole(store, monkeypatch):
