@@ -280,7 +280,7 @@ def test_closed_streams_are_no_error_for_the_command_nor_for_what_it_starts(book
     child = "import sys; sys.exit(None in (sys.stdout, sys.stderr))"
     code = f"import subprocess, sys; from slimnb.__main__ import main; main(['runs'])\n" \
            f"assert not subprocess.run([sys.executable, '-c', {child!r}]).returncode"
-    done = subprocess.run([sys.executable, "-c", code], cwd=book, capture_output=True, text=True, timeout=120, check=False,
+    done = subprocess.run([sys.executable, "-c", code], cwd=book, capture_output=True, text=True, timeout=120,
                           preexec_fn=lambda: [os.close(number) for number in streams])
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     assert ("No run is finished" in done.stdout) == (1 not in streams)
@@ -298,7 +298,7 @@ for number in (signal.SIGTERM, signal.SIGUSR1, signal.SIGINT):
     atexit.register(os.kill, os.getpid(), number)
 sys.argv[1:] = ["claims"]
 runpy.run_module("slimnb", run_name="__main__", alter_sys=True)"""
-    done = subprocess.run([sys.executable, "-c", code], cwd=book, capture_output=True, text=True, timeout=120, check=False)
+    done = subprocess.run([sys.executable, "-c", code], cwd=book, capture_output=True, text=True, timeout=120)
     assert (done.returncode, done.stderr) == (0, ""), done.stderr
     assert "No claim" in done.stdout
 
