@@ -128,7 +128,7 @@ def _run(book: NotebookNode, notebook: Path, echo: bool, timeout: int | None) ->
     from nbclient.exceptions import CellExecutionError, CellTimeoutError, DeadKernelError
 
     place = {"metadata": {"path": str(notebook.resolve().parent)}}
-    client = _client(echo)(book, kernel_name=KERNEL, timeout=timeout, startup_timeout=120,
+    client = _client(echo)(book, kernel_name=KERNEL, timeout=timeout, startup_timeout=120, iopub_timeout=60,
                            raise_on_iopub_timeout=True, resources=place)
     started, number = time.monotonic(), itertools.count(1)
     titles = sum(1 for cell in book.cells if heading(cell))
