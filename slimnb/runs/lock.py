@@ -117,8 +117,8 @@ class Stopping(ContextDecorator):
             if not self._depth:
                 for number, handler in self._before.items():
                     signal.signal(number, handler)
-            # What is cut short may make an error of its own out of ours.
-            if kind is None or (issubclass(kind, Exception) and not issubclass(kind, SlimnbError)):
+            # What was cut short may have made an error of its own out of ours.
+            if kind is None or (not self._depth and issubclass(kind, Exception) and not issubclass(kind, SlimnbError)):
                 self.check()
 
     @contextmanager

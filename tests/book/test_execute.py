@@ -449,6 +449,6 @@ def test_asked_to_stop_the_command_tells_its_kernel_and_ends_with_75(tmp_path, m
     assert re.fullmatch(r"slimnb: BusyError: stopped[^\n]{,200}\n", said)
     assert out.read_text() == "the last good one" and not list(tmp_path.glob("*.failed.ipynb"))
     if moment == "training":
-        assert " kept." in said and list(tmp_path.glob("first/*/ck-*"))
+        assert "Progress is kept" in said and list(tmp_path.glob("first/*/ck-*"))
         execute(path, out)
         assert "same: True True True" in text_of(out)
