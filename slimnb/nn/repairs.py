@@ -63,7 +63,7 @@ class PointwiseConv2d(torch.autograd.Function):
     """A 1 x 1 convolution at stride 1 is a product of matrices: pixels by channels, and channels by filters.
 
     `apply(x, weight)` takes x (B, I, H, W) in channels_last and weight (O, I, 1, 1). Output and gradients are those of
-    `F.conv2d`, up to the order of summation. It is differentiable once.
+    `F.conv2d`, up to the order of summation.
     """
 
     @staticmethod
@@ -77,7 +77,6 @@ class PointwiseConv2d(torch.autograd.Function):
         ctx.save_for_backward(*inputs)
 
     @staticmethod
-    @once_differentiable
     def backward(ctx, gradient: Tensor) -> tuple[Tensor | None, Tensor | None]:
         """Return the gradients of x and weight."""
         x, weight = ctx.saved_tensors
@@ -94,7 +93,7 @@ def _pixels(x: Tensor) -> Tensor:
 
 def _maps(rows: Tensor, like: Tensor) -> Tensor:
     """View (B * H * W, C) as (B, C, H, W), with the batch and the sides of `like`."""
-    return rows.view(len(like), *like.shape[2:], -1).permute(0, 3, 1, 2)
+    return rows.view(len(like), *like.shape[2:], rows.shape[1]).permute(0, 3, 1, 2)
 
 
 def backward_is_slow(x: Tensor, kernel: int, stride: int) -> bool:

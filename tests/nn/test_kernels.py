@@ -6,10 +6,13 @@ import shutil
 import pytest
 import torch
 import torch.nn.functional as F
+from refusals import refused
+from torch._subclasses.fake_tensor import FakeTensorMode
 from torch.testing import assert_close
+from torch.utils.flop_counter import FlopCounterMode
 
 from slimnb.nets.mobilenet import MobileNetV1
-from slimnb.nn.kernels import BOUNDS, NormAct, kernels, serves
+from slimnb.nn.kernels import BOUNDS, NormAct, _work, kernels, serves
 from slimnb.nn.layers import ACTIVATIONS
 
 compiled = pytest.mark.skipif(not shutil.which(os.environ.get("CC", "cc")), reason="needs a C compiler")
@@ -90,13 +93,59 @@ def test_infinite_and_missing_numbers_stay_visible(switch):
         assert out[:, 3].isnan().any() and not out[:, :3].isnan().any()
 
 
+@compiled
+def test_parameters_need_not_lie_densely(switch):
+    switch("1")
+    x, one = maps(3, 64, 4, torch.float32), torch.full((1,), 0.7)
+    out = NormAct.apply(x, one.expand(64), torch.zeros(64, 9)[:, 0], "relu", 1e-5)[0]
+    assert_close(out, F.batch_norm(x, None, None, one.expand(64), None, training=True).relu(), **CLOSE[torch.float32])
+
+
+@compiled
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float64])
+def test_workspace_is_float32_whatever_the_default_is(switch, dtype):
+    switch("1")
+    torch.set_default_dtype(dtype)
+    try:
+        with torch.device("meta"):
+            work = _work(torch.ones(300, dtype=torch.float32, device="cpu"))
+    finally:
+        torch.set_default_dtype(torch.float32)
+    assert (work.dtype, work.device.type, work.numel()) == (torch.float32, "cpu", 1200)
+
+
+@compiled
+def test_what_looks_on_sees_pytorchs_functions(switch, monkeypatch):
+    switch("1")
+    weight, x = torch.ones(8), maps(2, 8, 4, torch.float32)
+    assert serves(x, weight, "relu")
+    seen = []
+    with FakeTensorMode() as mode:
+        seen.append(serves(mode.from_tensor(x), mode.from_tensor(weight), "relu"))
+    with FlopCounterMode(display=False):
+        seen.append(serves(x, weight, "relu"))
+    torch.func.grad(lambda w: seen.append(serves(x, w, "relu")) or w.sum())(weight)
+    monkeypatch.setattr(torch.jit, "is_tracing", lambda: True)
+    seen.append(serves(x, weight, "relu"))
+    assert seen == [False] * 4
+
+
 def test_they_are_used_only_where_they_serve(switch):
     weight, x = torch.ones(8), maps(2, 8, 4, torch.float32)
     switch("0")
     assert kernels() is None and not serves(x, weight, "relu")
-    switch("1", CC="no-such-compiler")
-    with pytest.warns(UserWarning, match="no C compiler works here"):
-        assert not serves(x, weight, "relu")
+    for compiler in ("no-such-compiler", "true", "'"):  # true says that all went well, and makes nothing
+        switch("1", CC=compiler)
+        with pytest.warns(UserWarning, match="no C compiler works here"):
+            assert not serves(x, weight, "relu")
+    switch("yes")
+    refused("ParameterError", serves, x, weight, "relu", words="it is 0 or 1")
+
+
+@compiled
+def test_a_compiler_may_come_with_options(switch):
+    switch("1", CC=f"{os.environ.get('CC', 'cc')} -DNOTHING")
+    assert kernels()
 
 
 @compiled

@@ -5,7 +5,15 @@ import torch
 import torch.nn.functional as F
 
 from slimnb.nets.mobilenet import MobileNetV1
-from slimnb.nn.repairs import DepthwiseConv2d, backward_is_slow, conv2d, depthwise_conv2d, group_norm, relu6
+from slimnb.nn.repairs import (
+    DepthwiseConv2d,
+    PointwiseConv2d,
+    backward_is_slow,
+    conv2d,
+    depthwise_conv2d,
+    group_norm,
+    relu6,
+)
 
 SHAPES = [(side, stride, kernel) for side in (1, 2, 3, 4, 5, 8) for stride in (1, 2)
           for kernel in (1, 3, 5, 7)]
@@ -98,6 +106,16 @@ def test_convolutions_are_those_of_pytorch(kernel, stride):
                            (depthwise_conv2d(x, depthwise, stride), F.conv2d(x, depthwise, None, stride, kernel // 2,
                                                                              groups=6))):
         torch.testing.assert_close(ours, expected, rtol=1e-12, atol=1e-12)
+
+
+def test_a_pointwise_convolution_takes_an_empty_batch_and_can_be_differentiated_twice():
+    weight = torch.ones(4, 6, 1, 1, dtype=torch.bfloat16).requires_grad_()
+    of_x, of_weight = torch.autograd.grad(PointwiseConv2d.apply(empty := torch.zeros(
+        0, 6, 3, 3, dtype=torch.bfloat16).requires_grad_(), weight).sum(), (empty, weight))
+    assert of_x.shape == empty.shape and not of_weight.any()
+    x, weight, _ = tensors(5, 1, torch.float64)
+    weight = weight[:4].expand(4, 6, 1, 1).clone()
+    assert torch.autograd.gradgradcheck(PointwiseConv2d.apply, (x.requires_grad_(), weight.requires_grad_()))
 
 
 def test_group_norm_is_that_of_pytorch_in_either_memory_format():
