@@ -172,8 +172,6 @@ def load_data(name: str | os.PathLike = "synthetic", root: str | os.PathLike | N
     """
     if not 0 < val_fraction < 1:
         raise ParameterError(f"val_fraction = {val_fraction}", "it is between 0 and 1", "Set e.g. 0.1.")
-    if not isinstance(name, str | os.PathLike):
-        raise ParameterError(f"data = {str(name)[:40]}", "it is a name or the path of a folder", "Set e.g. 'cifar100'.")
     name = os.path.expanduser(name)
     root = data_folder() if root is None else Path(os.path.expanduser(root))
     folder = next((path for path in (Path(name), root / name) if os.path.isdir(path / "train")), None)

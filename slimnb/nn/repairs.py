@@ -52,8 +52,8 @@ def relu6(x: Tensor) -> Tensor:
 def matrices_are_faster(x: Tensor) -> bool:
     """Say whether 1 x 1 convolutions of x (B, C, H, W) train faster as matrix products on the CPU.
 
-    In bfloat16 they do: oneDNN's convolution takes 1.0 to 1.8 times as long forward and for the input gradient, and
-    1.1 to 3.3 times for the weight gradient, most on small maps. In float32 they do not wherever MKL is slow (AMD).
+    In bfloat16 they do, most for the weight gradient and on small maps. In float32 they do not wherever MKL is slow
+    (AMD).
     """
     return (x.dtype == torch.bfloat16 and x.device.type == "cpu" and torch.is_grad_enabled()
             and x.is_contiguous(memory_format=torch.channels_last))
