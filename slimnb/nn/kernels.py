@@ -1,7 +1,8 @@
 """Batch norm and activation in one go, for training on the CPU: compiled if SLIMNB_KERNELS=1 and there is a C compiler.
 
 PyTorch takes longer for them in channels_last, for it reads and writes every map several times (C7 and C8 in
-data/benchmarks.json). Compiling takes part of a second in each process. Without a compiler PyTorch's functions are used, and a warning says so.
+data/benchmarks.json). Compiling takes part of a second in each process. Without a compiler PyTorch's functions are
+used, and a warning says so.
 """
 
 from __future__ import annotations
